@@ -3,4 +3,6 @@
 pub mod diagnostic;
 pub mod machine;
 pub mod model;
+pub mod schedule;
+pub mod timeline;
 pub mod units;

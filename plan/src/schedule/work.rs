@@ -1,0 +1,212 @@
+//! What an operation costs, stated without a machine: bytes, shapes and ways of moving.
+
+use std::collections::BTreeMap;
+
+use crate::model::Precision;
+use crate::units::Bytes;
+
+/// How a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DiskIo {
+    /// `O_DIRECT`: past the page cache, at the depth the profile was measured with.
+    Direct,
+    /// Ordinary reads through the page cache.
+    Buffered,
+    /// A memory map touched page by page by one thread.
+    PageFault,
+}
+
+/// What kind of host memory a copy engine meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostMemory {
+    /// Page-locked: one asynchronous transfer.
+    Pinned,
+    /// Ordinary: the driver stages it through a small pinned buffer, synchronously.
+    Pageable,
+}
+
+/// A matrix product `rows x inputs` by `inputs x outputs`, `copies` of them (experts).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Linear {
+    /// Rows of the activation, for each copy.
+    pub rows: u64,
+    /// Output features.
+    pub outputs: u64,
+    /// Input features.
+    pub inputs: u64,
+    /// Independent products of this shape.
+    pub copies: u32,
+    /// How the weights are stored.
+    pub precision: Precision,
+    /// Whether dequantisation happens inside the product; where not, a 16-bit copy is written first.
+    pub fused: bool,
+}
+
+/// Causal attention of `rows` new positions of each sequence over `context` positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attention {
+    /// Sequences in the micro-batch.
+    pub sequences: u64,
+    /// New positions of each sequence.
+    pub rows: u64,
+    /// Positions attended to by the last row, itself included.
+    pub context: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Features of one head.
+    pub head_dim: u64,
+    /// How the cache is stored.
+    pub precision: Precision,
+    /// Whether a quantised cache is read directly; where not, a 16-bit copy is written first.
+    pub fused: bool,
+}
+
+impl Attention {
+    /// Query-key pairs: row `i` of `rows` sees `context - rows + i + 1` positions.
+    pub fn pairs(&self) -> u64 {
+        let before = self.context.saturating_sub(self.rows);
+        self.sequences * (self.rows * before + self.rows * (self.rows + 1) / 2)
+    }
+
+    /// Two products (scores, values) of two operations for each pair and feature.
+    pub fn flops(&self) -> u64 {
+        4 * self.heads * self.head_dim * self.pairs()
+    }
+
+    /// Cache bytes read: every position once for each sequence.
+    pub fn cache_bytes(&self) -> Bytes {
+        let features = 2 * self.kv_heads * self.head_dim;
+        self.precision.matrix_bytes(self.sequences * self.context, features)
+    }
+}
+
+/// The arithmetic of one unit for one micro-batch (and one chunk of its prompt).
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Compute {
+    /// Matrix products, in order.
+    pub linears: Vec<Linear>,
+    /// Attention over the cache, where the unit has it.
+    pub attention: Option<Attention>,
+    /// Bytes moved by norms, residuals, rotary embedding and lookups.
+    pub elementwise: Bytes,
+    /// Kernels launched.
+    pub launches: u32,
+}
+
+/// One thing to be paid for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Work {
+    /// Read `bytes` of a file in requests of `request` bytes.
+    DiskRead {
+        /// Bytes read.
+        bytes: Bytes,
+        /// Size of one request.
+        request: Bytes,
+        /// How.
+        io: DiskIo,
+    },
+    /// Write `bytes` to a file in requests of `request` bytes.
+    DiskWrite {
+        /// Bytes written.
+        bytes: Bytes,
+        /// Size of one request.
+        request: Bytes,
+    },
+    /// Copy within host memory by one thread.
+    HostCopy {
+        /// Bytes copied.
+        bytes: Bytes,
+    },
+    /// Copy to the GPU.
+    H2d {
+        /// Bytes copied.
+        bytes: Bytes,
+        /// From what memory.
+        memory: HostMemory,
+    },
+    /// Copy from the GPU.
+    D2h {
+        /// Bytes copied.
+        bytes: Bytes,
+        /// To what memory.
+        memory: HostMemory,
+    },
+    /// Read a file into GPU memory without a host buffer.
+    DiskToGpu {
+        /// Bytes read.
+        bytes: Bytes,
+    },
+    /// Expand compressed weights on the GPU.
+    Decompress {
+        /// Bytes read.
+        compressed: Bytes,
+        /// Bytes written.
+        dense: Bytes,
+    },
+    /// Arithmetic on the GPU.
+    Gpu(Compute),
+    /// Arithmetic on the CPU.
+    Cpu(Compute),
+    /// Look up embedding rows on the CPU.
+    Gather {
+        /// Bytes of the rows.
+        bytes: Bytes,
+    },
+    /// A global synchronisation.
+    Barrier,
+}
+
+impl Work {
+    /// Bytes moved between tiers, or zero for arithmetic.
+    pub fn bytes(&self) -> Bytes {
+        match self {
+            Self::DiskRead { bytes, .. }
+            | Self::DiskWrite { bytes, .. }
+            | Self::HostCopy { bytes }
+            | Self::H2d { bytes, .. }
+            | Self::D2h { bytes, .. }
+            | Self::DiskToGpu { bytes }
+            | Self::Gather { bytes } => *bytes,
+            Self::Decompress { dense, .. } => *dense,
+            Self::Gpu(_) | Self::Cpu(_) | Self::Barrier => Bytes::ZERO,
+        }
+    }
+}
+
+/// Index into a [`WorkTable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkId(pub u32);
+
+/// Distinct works, each stored and costed once however many operations share it.
+#[derive(Debug, Clone, Default)]
+pub struct WorkTable {
+    works: Vec<Work>,
+    ids: BTreeMap<Work, WorkId>,
+}
+
+impl WorkTable {
+    /// The id of a work, new or known.
+    pub fn intern(&mut self, work: Work) -> WorkId {
+        if let Some(&id) = self.ids.get(&work) {
+            return id;
+        }
+        let id = WorkId(u32::try_from(self.works.len()).unwrap_or(u32::MAX));
+        self.works.push(work.clone());
+        self.ids.insert(work, id);
+        id
+    }
+
+    /// The works in order of their ids.
+    pub fn as_slice(&self) -> &[Work] {
+        &self.works
+    }
+}
+
+impl std::ops::Index<WorkId> for WorkTable {
+    type Output = Work;
+    fn index(&self, id: WorkId) -> &Work {
+        &self.works[id.0 as usize]
+    }
+}
