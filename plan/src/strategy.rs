@@ -36,7 +36,9 @@ pub use residency::Order;
 pub use units::Granularity;
 
 /// Where the KV cache, or the part of it that is not on the GPU, lives.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum KvTier {
     /// On the GPU.
@@ -49,7 +51,9 @@ pub enum KvTier {
 }
 
 /// Which processor does something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Processor {
     /// The GPU.

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Bytes, Nanos};
 
 /// What a plan is judged by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
     /// New tokens of all sequences over the time of the whole request, prefill included. This is

@@ -245,9 +245,8 @@ fn options_that_change_tensors_are_seen() {
 
 #[test]
 fn a_model_is_named_by_its_folder() {
-    let name = |path: &str, text: &str| {
-        Model::from_config(&Document::new(path, text)).unwrap().name
-    };
+    let name =
+        |path: &str, text: &str| Model::from_config(&Document::new(path, text)).unwrap().name;
     let hash = "0e9e39f249a16976918f6564b8830bc894c89659";
     let cached = format!("hub/models--meta-llama--Llama-3.1-8B/snapshots/{hash}/config.json");
     assert_eq!(name(&cached, LLAMA), "Llama-3.1-8B");

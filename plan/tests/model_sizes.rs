@@ -91,8 +91,8 @@ fn bytes_and_parameters_agree_in_half_precision() {
         for part in Part::ALL {
             assert_eq!(model.bytes(part, Precision::Bf16).0, 2 * model.parameters(part));
         }
-        let bits = model.total_bytes(Precision::Int4).as_f64() * 8.0
-            / model.total_parameters() as f64;
+        let bits =
+            model.total_bytes(Precision::Int4).as_f64() * 8.0 / model.total_parameters() as f64;
         assert!((4.5..4.66).contains(&bits), "{name} has {bits} bits a weight in int4");
     }
 }
@@ -103,10 +103,7 @@ fn a_tied_head_is_present_but_counted_once() {
     let untied = Model { tied_embeddings: false, ..tied.clone() };
     let matrix = Precision::Int4.matrix_bytes(50_272, 768);
     assert_eq!(tied.bytes(Part::Head, Precision::Int4), untied.bytes(Part::Head, Precision::Int4));
-    assert_eq!(
-        untied.total_bytes(Precision::Int4),
-        tied.total_bytes(Precision::Int4) + matrix
-    );
+    assert_eq!(untied.total_bytes(Precision::Int4), tied.total_bytes(Precision::Int4) + matrix);
 }
 
 /// The engine lays tensors out in this order: a change here is a change of the store's format.

@@ -44,6 +44,11 @@ impl Precision {
         }
     }
 
+    /// Whether a weight must be expanded before it can be multiplied.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
     /// Bits a weight in a wide matrix: for headlines. Sizes come from [`Precision::matrix_bytes`].
     pub fn bits(self) -> f64 {
         match self {

@@ -152,9 +152,8 @@ impl Frame {
             }
             _ => 0,
         };
-        let total = |tier: fn(&Home) -> Bytes| {
-            homes.iter().map(tier).sum::<Bytes>() - Bytes(shared(tier))
-        };
+        let total =
+            |tier: fn(&Home) -> Bytes| homes.iter().map(tier).sum::<Bytes>() - Bytes(shared(tier));
         layout.allocate("weights, resident", Tier::Gpu, total(|h| h.gpu));
         layout.allocate("weights, resident", host, total(|h| h.host));
         layout.allocate("weights", Tier::Disk, total(|h| h.disk));

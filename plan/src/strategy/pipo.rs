@@ -26,13 +26,15 @@ use super::units::Granularity;
 use super::{KvTier, LowerError, Processor};
 use crate::plan::Plan;
 use crate::schedule::{
-    Builder, DiskIo, HostMemory, Layout, LaneKind, OpId, OpKind, Phase, Program, QueueId, RingId,
+    Builder, DiskIo, HostMemory, LaneKind, Layout, OpId, OpKind, Phase, Program, QueueId, RingId,
     Schedule, Tier, Work,
 };
 use crate::units::Bytes;
 
 /// Where host-resident weights are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum HostWeights {
     /// In pinned memory: copied to the GPU directly.
@@ -43,7 +45,9 @@ pub enum HostWeights {
 }
 
 /// How the weight file is read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum FileReads {
     /// Past the page cache.
@@ -54,7 +58,9 @@ pub enum FileReads {
 }
 
 /// Where the embedding table is looked up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Embedding {
     /// By the CPU in host memory; only the rows that are needed travel.
@@ -65,7 +71,9 @@ pub enum Embedding {
 }
 
 /// Which experts are loaded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpertLoads {
     /// All of a layer, ahead of time.
@@ -191,7 +199,10 @@ pub fn lower(plan: &Plan, knobs: &Pipo) -> Result<Schedule, LowerError> {
     let host_ring = stream::host_ring(&mut layout, &placed, staged, knobs.host_slots, knobs.block);
     let streams_kv = kv_on_gpu.iter().any(|&on| !on) && knobs.attention == Processor::Gpu;
     let room = frame.cache_room();
-    let (kv_slots, kv_bytes) = if streams_kv { (knobs.kv_slots, room) } else { (1, frame_prefill_kv(&frame, &kv_on_gpu)) };
+    // A cache that leaves the GPU needs room there for one layer's new rows while they are saved.
+    let leaves = kv_on_gpu.iter().any(|&on| !on);
+    let new_rows = if leaves { frame.new_cache(0) } else { Bytes::ZERO };
+    let (kv_slots, kv_bytes) = if streams_kv { (knobs.kv_slots, room) } else { (1, new_rows) };
     let kv_ring = layout.ring("KV slots", Tier::Gpu, kv_slots, kv_bytes);
     let kv_host = if knobs.kv == KvTier::Disk && streams_kv { room } else { Bytes::ZERO };
     let kv_host_ring = layout.ring("KV slots", Tier::Pinned, 2, kv_host);
@@ -235,11 +246,6 @@ pub fn lower(plan: &Plan, knobs: &Pipo) -> Result<Schedule, LowerError> {
     Ok(Schedule { layout, program: Box::new(program) })
 }
 
-/// A cache that leaves the GPU needs room there for one layer's new rows while they are saved.
-fn frame_prefill_kv(frame: &Frame, kv_on_gpu: &[bool]) -> Bytes {
-    if kv_on_gpu.iter().all(|&on| on) { Bytes::ZERO } else { frame.new_cache(0) }
-}
-
 fn check(plan: &Plan, knobs: &Pipo) -> Result<(), LowerError> {
     let at_least_one = [
         ("pipo.gpu_slots", knobs.gpu_slots),
@@ -267,7 +273,11 @@ fn check(plan: &Plan, knobs: &Pipo) -> Result<(), LowerError> {
             stream::MOST_BLOCKS,
             smallest_block.exact()
         );
-        return Err(LowerError::new("pipo.block", message, "blocks of 4 MiB or more use a link well"));
+        return Err(LowerError::new(
+            "pipo.block",
+            message,
+            "blocks of 4 MiB or more use a link well",
+        ));
     }
     if knobs.read_block == Bytes::ZERO {
         return Err(LowerError::new("pipo.read_block", "it is 0B", "set it to 1MiB or more"));
@@ -277,6 +287,10 @@ fn check(plan: &Plan, knobs: &Pipo) -> Result<(), LowerError> {
     {
         let message = "routed loads need a model with experts and granularity `layer` or `part`";
         return Err(LowerError::new("pipo.experts", message, "set it to \"all\""));
+    }
+    if knobs.attention == Processor::Cpu && knobs.hidden == Processor::Cpu {
+        let message = "attention on the CPU keeps hidden states on the GPU between its two halves";
+        return Err(LowerError::new("pipo.hidden", message, "set it to \"gpu\""));
     }
     if knobs.attention == Processor::Cpu && knobs.kv != KvTier::Host {
         let message = "attention on the CPU needs the cache in host memory";
@@ -392,7 +406,8 @@ impl Program for Pipeline {
             let routed = self.routed(index, pass);
             // Experts are known only once the attention before them has run.
             let after = routed.as_ref().and(router);
-            let weights = self.stream.emit(out, unit, &self.placed[index], routed.as_deref(), after);
+            let weights =
+                self.stream.emit(out, unit, &self.placed[index], routed.as_deref(), after);
             router = self.unit(out, pass, unit, weights, index == last);
         }
     }
@@ -491,7 +506,6 @@ impl Pipeline {
                 .after_all(after)
                 .takes(if chunk == 0 { takes } else { None })
                 .frees(step.weights.filter(|_| frees_weights).map(|w| w.slot))
-                .frees(hidden_slot.filter(|_| is_last && !travels))
                 .ends_pass(is_last && step.is_head);
             last = Some(op.emit());
         }
@@ -524,7 +538,8 @@ impl Pipeline {
                 let request = self.knobs.read_block;
                 let work = out.work(Work::DiskRead { bytes, request, io: DiskIo::Direct });
                 host_slot = Some(out.take(self.kv_host_ring));
-                let reader = self.stream.readers[usize::from(step.micro) % self.stream.readers.len()];
+                let reader =
+                    self.stream.readers[usize::from(step.micro) % self.stream.readers.len()];
                 let read = out.op(reader, OpKind::ReadCache, work).unit(step.unit, step.micro);
                 saved = Some(read.after(saved).takes(host_slot).emit());
             }
@@ -557,10 +572,11 @@ impl Pipeline {
         let work = out.work(Work::D2h { bytes: down, memory: HostMemory::Pinned });
         let save = out.op(self.kv_save, OpKind::SaveCache, work).unit(step.unit, step.micro);
         let saved = save.after(before).emit();
+        let prefilled = out.marked(mark);
         let shape = self.frame.compute(unit, step.pass, 0, Piece::AttentionOnly);
         let work = out.work(Work::Cpu(shape));
         let attend = out.op(self.cpu, OpKind::CpuCompute, work).unit(step.unit, step.micro);
-        let attended = attend.after(saved).after(out_mark(out, mark)).emit();
+        let attended = attend.after(saved).after(prefilled).emit();
         out.mark(mark, attended);
         let bytes = self.frame.query(step.pass);
         let work = out.work(Work::H2d { bytes, memory: HostMemory::Pinned });

@@ -6,7 +6,9 @@ use super::units::Unit;
 use crate::units::Bytes;
 
 /// Which units are chosen first to stay.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Evenly over the model, so that what must be streamed comes in even intervals.

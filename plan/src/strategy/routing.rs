@@ -56,7 +56,8 @@ mod tests {
     fn the_mean_number_hit_is_the_closed_form() {
         // n tokens of 2 of 8: 8 * (1 - (6/8)^n).
         let mean = |tokens| {
-            let hits = (0..2000).map(|l| routed(MIXTRAL, tokens, 1, 0, l).iter().filter(|&&h| h).count());
+            let hits =
+                (0..2000).map(|l| routed(MIXTRAL, tokens, 1, 0, l).iter().filter(|&&h| h).count());
             hits.sum::<usize>() as f64 / 2000.0
         };
         assert!((mean(2) - 3.5).abs() < 0.05);

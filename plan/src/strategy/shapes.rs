@@ -79,8 +79,10 @@ pub fn compute(
         out.attention = Some(Attention {
             sequences: rows.sequences,
             rows: rows.positions,
-            context: model.sliding_window.map_or(rows.context, |w| rows.context.min(w.max(rows.positions))),
-            heads: model.heads,
+            context: model
+                .sliding_window
+                .map_or(rows.context, |w| rows.context.min(w.max(rows.positions))),
+            heads: u64::from(model.heads),
             kv_heads: style.kv_heads,
             head_dim: model.head_dim,
             precision: style.kv,
@@ -130,7 +132,10 @@ fn add_tensor(
             // A product is followed by about one pass over its output: activation, residual or bias.
             out.elementwise += Bytes(4 * rows * u64::from(copies) * tensor.outputs);
             let dequantise = u32::from(!style.fused && style.weights.is_quantised());
-            out.launches += copies * (1 + dequantise) + u32::from(tensor.name == "o" || tensor.name.ends_with('2') || tensor.name == "down");
+            out.launches += copies * (1 + dequantise)
+                + u32::from(
+                    tensor.name == "o" || tensor.name.ends_with('2') || tensor.name == "down",
+                );
         }
         TensorKind::Vector if tensor.name.contains("norm") && !tensor.name.contains("bias") => {
             // A norm reads and writes its rows once.
@@ -166,7 +171,8 @@ pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Byt
                     Part::Head => (rows.sequences, 4),
                     _ => (rows.count(), 2),
                 };
-                let spread = if t.copies > 1 { model.experts.map_or(1, |e| u64::from(e.active)) } else { 1 };
+                let spread =
+                    if t.copies > 1 { model.experts.map_or(1, |e| u64::from(e.active)) } else { 1 };
                 Bytes(width * count * spread * t.outputs)
             })
             .sum();

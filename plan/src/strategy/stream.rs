@@ -11,7 +11,7 @@
 
 use super::residency::{Home, Placed};
 use crate::schedule::{
-    Builder, DiskIo, HostMemory, Layout, OpId, OpKind, QueueId, RingId, Slot, Tier, Work,
+    Builder, DiskIo, HostMemory, Layout, NewOp, OpId, OpKind, QueueId, RingId, Slot, Tier, Work,
 };
 use crate::units::Bytes;
 
@@ -150,11 +150,10 @@ impl Load<'_> {
     /// Emits an operation that fills a host slot, and the load that empties it.
     fn through_host_slot<F>(&mut self, out: &mut Builder, bytes: Bytes, fill: F)
     where
-        F: for<'b> FnOnce(&'b mut Builder, Slot) -> crate::schedule::NewOp<'b>,
+        F: for<'b> FnOnce(&'b mut Builder, Slot) -> NewOp<'b>,
     {
         let slot = out.take(self.stream.host_ring);
-        let filled =
-            fill(out, slot).unit(self.unit, 0).block(self.number).after(self.after).emit();
+        let filled = fill(out, slot).unit(self.unit, 0).block(self.number).after(self.after).emit();
         self.emit(out, bytes, Some(filled), Some(slot));
     }
 

@@ -6,7 +6,9 @@ use crate::model::{Model, Part, Precision, Tensor, TensorKind};
 use crate::units::Bytes;
 
 /// How finely the model is cut.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Granularity {
     /// A whole layer.
@@ -62,7 +64,8 @@ pub(super) fn is_output_projection(part: Part, tensor: &Tensor) -> bool {
 /// Cuts a model into units, from the embedding to the head.
 pub fn cut(model: &Model, precision: Precision, granularity: Granularity) -> Vec<Unit> {
     let tagged = |part: Part| model.tensors(part).into_iter().map(move |t| (part, t));
-    let mut units = vec![Unit::new("embedding".into(), 0, tagged(Part::Embedding).collect(), precision)];
+    let mut units =
+        vec![Unit::new("embedding".into(), 0, tagged(Part::Embedding).collect(), precision)];
     for layer in 0..model.layers {
         let attention = tagged(Part::Attention).collect::<Vec<_>>();
         let mlp = tagged(Part::Mlp).collect::<Vec<_>>();
@@ -72,7 +75,12 @@ pub fn cut(model: &Model, precision: Precision, granularity: Granularity) -> Vec
                 units.push(Unit::new(format!("layer {layer}"), layer, all, precision));
             }
             Granularity::Part => {
-                units.push(Unit::new(format!("layer {layer} attention"), layer, attention, precision));
+                units.push(Unit::new(
+                    format!("layer {layer} attention"),
+                    layer,
+                    attention,
+                    precision,
+                ));
                 units.push(Unit::new(format!("layer {layer} MLP"), layer, mlp, precision));
             }
             Granularity::Tensor => {
