@@ -26,7 +26,7 @@ use crate::units::Bytes;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
-    /// OPT: layer norms, learned positions, two-matrix MLP with ReLU.
+    /// OPT: layer norms, learned positions, two-matrix MLP.
     Opt,
     /// Llama 1 to 3 and what shares its layout.
     Llama,
@@ -169,7 +169,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 impl Model {
     /// Parameters of a part; of one layer for attention and MLP.
     pub fn parameters(&self, part: Part) -> u64 {
-        self.tensors(part).iter().map(Tensor::parameters).fold(0, u64::saturating_add)
+        tensors::count(&self.tensors(part))
     }
 
     /// Parameters of the whole model, each counted once: a tied head adds nothing.
@@ -187,7 +187,7 @@ impl Model {
     /// The whole embedding counts, as is the custom in published figures.
     pub fn active_parameters(&self) -> u64 {
         let idle = self.experts.map_or(0, |e| e.count.saturating_sub(e.active));
-        let expert = self.expert_tensors().iter().map(Tensor::parameters).sum::<u64>();
+        let expert = tensors::count(&self.expert_tensors());
         let idle = expert.saturating_mul(u64::from(idle)).saturating_mul(u64::from(self.layers));
         self.total_parameters().saturating_sub(idle)
     }
@@ -218,7 +218,7 @@ impl Model {
     /// Cache of one token in one layer: a key and a value for each key-value head.
     ///
     /// Each head's vector is a row of its own to the quantiser, so that a head can be read without
-    /// its neighbours; `FlexGen` groups its cache the same way.
+    /// its neighbours; FlexGen groups its cache the same way.
     pub fn kv_bytes_per_token_layer(&self, precision: Precision) -> Bytes {
         precision.matrix_bytes(2 * u64::from(self.kv_heads), self.head_dim)
     }

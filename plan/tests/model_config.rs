@@ -188,12 +188,14 @@ const ALL: [(&str, &str); 6] = [
 /// The text with one `"key": value` replaced, or removed where the replacement is empty.
 fn with(text: &str, key: &str, value: &str) -> String {
     let quoted = format!("\"{key}\":");
-    let lines = text.lines().filter_map(|line| match line.trim_start().starts_with(&quoted) {
-        false => Some(line.to_owned()),
-        true if value.is_empty() => None,
-        true => Some(format!("  {quoted} {value},")),
+    let edited = text.lines().filter_map(|line| {
+        if !line.trim_start().starts_with(&quoted) {
+            return Some(line.to_owned());
+        }
+        let comma = if line.ends_with(',') { "," } else { "" };
+        (!value.is_empty()).then(|| format!("  {quoted} {value}{comma}"))
     });
-    lines.collect::<Vec<_>>().join("\n")
+    edited.collect::<Vec<_>>().join("\n")
 }
 
 fn read(text: &str) -> Result<Model, String> {
@@ -259,21 +261,133 @@ fn a_model_is_named_by_its_folder() {
 #[test]
 fn what_is_wrong_is_shown_where_it_stands() {
     let error = |text: String| read(&text).unwrap_err();
-    insta::assert_snapshot!(error(with(LLAMA, "model_type", "\"qwen2_moe\"")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "model_type", "")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "hidden_size", "")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "hidden_size", "\"4096\"")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "num_hidden_layers", "-32")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "num_hidden_layers", "5000000000")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "vocab_size", "0")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "num_key_value_heads", "5")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "num_attention_heads", "30")), @"");
-    insta::assert_snapshot!(error(with(LLAMA, "tie_word_embeddings", "1")), @"");
-    insta::assert_snapshot!(error(with(MIXTRAL, "num_experts_per_tok", "9")), @"");
-    insta::assert_snapshot!(error(with(&with(QWEN3, "use_sliding_window", "true"), "max_window_layers", "32")), @"");
-    insta::assert_snapshot!(error(format!("{{\"layer_norm_elementwise_affine\": false, {}", &OPT[1..])), @"");
-    insta::assert_snapshot!(error(LLAMA[..120].to_owned()), @"");
-    insta::assert_snapshot!(error("[]".to_owned()), @"");
+    insta::assert_snapshot!(error(with(LLAMA, "model_type", "\"qwen2_moe\"")), @r#"
+    error: `model_type` is "qwen2_moe", which pipo does not know
+      --> config.json:13:17
+       |
+    13 |   "model_type": "qwen2_moe",
+       |                 ^^^^^^^^^^^
+       |
+       = help: the model types it knows are opt, llama, mistral, qwen2, qwen3, mixtral
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "model_type", "")), @"
+    error: `model_type` is missing
+    --> config.json
+     = help: is this a model's config.json? pipo knows the model types opt, llama, mistral, qwen2, qwen3, mixtral
+    ");
+    insta::assert_snapshot!(error(with(LLAMA, "hidden_size", "")), @r#"
+    error: `hidden_size` is missing, and a model of type `llama` needs it
+      --> config.json:12:17
+       |
+    12 |   "model_type": "llama",
+       |                 ^^^^^^^
+       |
+       = help: download config.json again from the model's Hugging Face page
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "hidden_size", "\"4096\"")), @r#"
+    error: `hidden_size` is "4096", a whole number without sign or quotes is needed
+     --> config.json:8:18
+      |
+    8 |   "hidden_size": "4096",
+      |                  ^^^^^^
+      |
+      = help: download config.json again from the model's Hugging Face page
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "num_hidden_layers", "-32")), @r#"
+    error: `num_hidden_layers` is -32, a whole number without sign or quotes is needed
+      --> config.json:15:24
+       |
+    15 |   "num_hidden_layers": -32,
+       |                        ^^^
+       |
+       = help: download config.json again from the model's Hugging Face page
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "num_hidden_layers", "5000000000")), @r#"
+    error: `num_hidden_layers` is 5000000000, more than the 10000 believed here
+      --> config.json:15:24
+       |
+    15 |   "num_hidden_layers": 5000000000,
+       |                        ^^^^^^^^^^
+       |
+       = help: compare it with the model's published config.json
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "vocab_size", "0")), @r#"
+    error: `vocab_size` is 0, at least 1 is needed
+      --> config.json:31:17
+       |
+    31 |   "vocab_size": 0
+       |                 ^
+       |
+       = help: compare it with the model's published config.json
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "num_key_value_heads", "5")), @r#"
+    error: `num_attention_heads` is 32, not a multiple of `num_key_value_heads` = 5
+      --> config.json:16:26
+       |
+    16 |   "num_key_value_heads": 5,
+       |                          ^
+       |
+       = help: each key-value head serves equally many query heads
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "num_attention_heads", "30")), @r#"
+    error: `hidden_size` is 4096, not a multiple of `num_attention_heads` = 30
+     --> config.json:8:18
+      |
+    8 |   "hidden_size": 4096,
+      |                  ^^^^
+      |
+      = help: download config.json again from the model's Hugging Face page
+    "#);
+    insta::assert_snapshot!(error(with(LLAMA, "tie_word_embeddings", "1")), @r#"
+    error: `tie_word_embeddings` is 1, true or false is needed
+      --> config.json:27:26
+       |
+    27 |   "tie_word_embeddings": 1,
+       |                          ^
+       |
+       = help: download config.json again from the model's Hugging Face page
+    "#);
+    insta::assert_snapshot!(error(with(MIXTRAL, "num_experts_per_tok", "9")), @r#"
+    error: `num_experts_per_tok` is 9, more than `num_local_experts` = 8
+      --> config.json:13:26
+       |
+    13 |   "num_experts_per_tok": 9,
+       |                          ^
+       |
+       = help: a token runs through some of the experts or all
+    "#);
+    insta::assert_snapshot!(error(with(&with(QWEN3, "use_sliding_window", "true"), "max_window_layers", "32")), @r#"
+    error: 32 of 64 layers see everything and the others slide: pipo needs one rule for all
+      --> config.json:26:25
+       |
+    26 |   "use_sliding_window": true,
+       |                         ^^^^
+       |
+       = help: set `use_sliding_window` to false to plan with the whole cache in every layer
+    "#);
+    insta::assert_snapshot!(error(format!("{{\"layer_norm_elementwise_affine\": false, {}", &OPT[1..])), @r#"
+    error: `layer_norm_elementwise_affine` is false, pipo supports true only
+     --> config.json:1:35
+      |
+    1 | {"layer_norm_elementwise_affine": false, 
+      |                                   ^^^^^
+      |
+      = help: use a checkpoint of OPT in its published form
+    "#);
+    insta::assert_snapshot!(error(LLAMA[..120].to_owned()), @r#"
+    error: EOF while parsing an object
+     --> config.json:5:22
+      |
+    5 |   "bos_token_id": 1280
+      |                      ^
+    "#);
+    insta::assert_snapshot!(error("[]".to_owned()), @"
+    error: invalid type: sequence, expected a map
+     --> config.json:1:1
+      |
+    1 | []
+      | ^
+    ");
 }
 
 #[test]
@@ -332,28 +446,44 @@ proptest! {
         }
     }
 
+    /// Powers of two reach every bound and divide each other, so that nearly all of these pass.
     #[test]
     fn a_model_that_passes_its_check_can_be_counted(
         family in prop::sample::select(Family::ALL.to_vec()),
-        sizes in prop::collection::vec(value(), 9),
+        (layers, heads, shared, head_dim) in (0_u32..14, 0_u32..13, 0_u32..5, 0_u32..12),
+        (hidden, ffn, vocab, max_context) in (0_u32..21, 0_u32..23, 0_u32..25, 0_u32..25),
     ) {
-        let number = |i: usize| sizes[i].parse::<u64>().unwrap_or(1 << 12);
-        let small = |i: usize| u32::try_from(number(i)).unwrap_or(u32::MAX);
-        let like = catalog::names().into_iter().filter_map(catalog::find);
-        let mut model = like.into_iter().find(|model| model.family == family).unwrap();
-        model.layers = small(0);
-        model.hidden = number(1);
-        (model.heads, model.kv_heads) = (small(2), small(3));
-        model.head_dim = number(4);
-        model.ffn = number(5);
-        model.vocab = number(6);
-        model.max_context = number(7);
-        // Asking before checking may saturate, but must not panic.
-        let _ = (model.total_parameters(), model.active_parameters());
-        let _ = model.total_bytes(Precision::Int4);
+        let mut models = catalog::names().into_iter().filter_map(catalog::find);
+        let mut model = models.find(|model| model.family == family).unwrap();
+        model.layers = 1 << layers;
+        (model.heads, model.kv_heads) = (1 << heads, 1 << heads.saturating_sub(shared));
+        model.head_dim = 1 << head_dim;
+        model.hidden = 1 << hidden;
+        (model.ffn, model.vocab, model.max_context) = (1 << ffn, 1 << vocab, 1 << max_context);
+        if family == Family::Opt {
+            model.kv_heads = model.heads;
+            model.hidden = u64::from(model.heads) * model.head_dim;
+            model.positions = model.max_context + 2;
+        }
         if model.check().is_ok() {
             assert_countable(&model);
         }
+    }
+}
+
+/// A model is asked for nothing before its check, but if it were, it would not panic.
+#[test]
+fn an_unchecked_model_saturates() {
+    for name in catalog::names() {
+        let mut model = catalog::find(name).unwrap();
+        (model.layers, model.heads, model.kv_heads) = (u32::MAX, u32::MAX, u32::MAX);
+        (model.hidden, model.head_dim, model.ffn) = (u64::MAX, u64::MAX, u64::MAX);
+        (model.vocab, model.max_context) = (u64::MAX, u64::MAX);
+        assert!(model.check().is_err());
+        assert!(model.active_parameters() <= model.total_parameters());
+        assert_eq!(model.kv_bytes_per_token(Precision::Int4).0, u64::MAX);
+        assert_eq!(model.total_bytes(Precision::Int4).0, u64::MAX);
+        assert!(model.expert_bytes(Precision::Fp16).is_none_or(|bytes| bytes.0 == u64::MAX));
     }
 }
 

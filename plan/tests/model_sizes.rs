@@ -18,7 +18,6 @@ fn totals_are_the_published_ones() {
         ("opt-6.7b", 6_658_473_984),
         ("opt-13b", 12_853_473_280),
         ("opt-30b", 29_974_540_288),
-        ("opt-66b", 65_718_497_280),
         ("llama-2-7b", 6_738_415_616),
         ("llama-2-13b", 13_015_864_320),
         ("llama-2-70b", 68_976_648_192),
@@ -36,13 +35,15 @@ fn totals_are_the_published_ones() {
     }
 }
 
-/// OPT-175b was never on the Hub; its layers are 12 h^2 + 13 h like those of its siblings.
+/// The two for which no published count to the last parameter was at hand: OPT-66b is on the Hub without
+/// one, OPT-175b never was there. Their layers are 12 h^2 + 13 h like those of their siblings.
 #[test]
-fn opt_175b_follows_the_formula_of_its_family() {
-    let h = 12_288_u64;
-    let expected = 96 * (12 * h * h + 13 * h) + (50_272 + 2_050) * h + 2 * h;
-    assert_eq!(model("opt-175b").total_parameters(), expected);
-    assert_eq!(expected / 1_000_000_000, 174);
+fn the_largest_opt_models_follow_the_formula_of_their_family() {
+    for (name, layers, h, billions) in [("opt-66b", 64, 9_216, 65), ("opt-175b", 96, 12_288, 174)] {
+        let expected: u64 = layers * (12 * h * h + 13 * h) + (50_272 + 2_050) * h + 2 * h;
+        assert_eq!(model(name).total_parameters(), expected, "{name}");
+        assert_eq!(expected / 1_000_000_000, billions);
+    }
 }
 
 /// "12.9B active" and "39B active" in Mistral's announcements.
@@ -122,12 +123,42 @@ fn tensors_stand_in_the_order_of_their_use() {
         };
         Part::ALL.map(line).join("\n")
     };
-    insta::assert_snapshot!(listed("opt-125m"), @"");
-    insta::assert_snapshot!(listed("opt-350m"), @"");
-    insta::assert_snapshot!(listed("llama-3.1-8b"), @"");
-    insta::assert_snapshot!(listed("mixtral-8x7b"), @"");
-    insta::assert_snapshot!(listed("qwen2.5-7b"), @"");
-    insta::assert_snapshot!(listed("qwen3-32b"), @"");
+    insta::assert_snapshot!(listed("opt-125m"), @"
+    embedding: tokens 50272x768, positions' 2050x768
+    attention: norm' 768x1, norm_bias' 768x1, q 768x768, q_bias' 768x1, k 768x768, k_bias' 768x1, v 768x768, v_bias' 768x1, o 768x768, o_bias' 768x1
+    mlp: norm' 768x1, norm_bias' 768x1, fc1 3072x768, fc1_bias' 3072x1, fc2 768x3072, fc2_bias' 768x1
+    head: norm' 768x1, norm_bias' 768x1, head 50272x768
+    ");
+    insta::assert_snapshot!(listed("opt-350m"), @"
+    embedding: tokens 50272x512, project_in 1024x512, positions' 2050x1024
+    attention: q 1024x1024, q_bias' 1024x1, k 1024x1024, k_bias' 1024x1, v 1024x1024, v_bias' 1024x1, o 1024x1024, o_bias' 1024x1, norm' 1024x1, norm_bias' 1024x1
+    mlp: fc1 4096x1024, fc1_bias' 4096x1, fc2 1024x4096, fc2_bias' 1024x1, norm' 1024x1, norm_bias' 1024x1
+    head: project_out 512x1024, head 50272x512
+    ");
+    insta::assert_snapshot!(listed("llama-3.1-8b"), @"
+    embedding: tokens 128256x4096
+    attention: norm' 4096x1, q 4096x4096, k 1024x4096, v 1024x4096, o 4096x4096
+    mlp: norm' 4096x1, gate 14336x4096, up 14336x4096, down 4096x14336
+    head: norm' 4096x1, head 128256x4096
+    ");
+    insta::assert_snapshot!(listed("mixtral-8x7b"), @"
+    embedding: tokens 32000x4096
+    attention: norm' 4096x1, q 4096x4096, k 1024x4096, v 1024x4096, o 4096x4096
+    mlp: norm' 4096x1, router' 8x4096, gate 8 x 14336x4096, up 8 x 14336x4096, down 8 x 4096x14336
+    head: norm' 4096x1, head 32000x4096
+    ");
+    insta::assert_snapshot!(listed("qwen2.5-7b"), @"
+    embedding: tokens 152064x3584
+    attention: norm' 3584x1, q 3584x3584, q_bias' 3584x1, k 512x3584, k_bias' 512x1, v 512x3584, v_bias' 512x1, o 3584x3584
+    mlp: norm' 3584x1, gate 18944x3584, up 18944x3584, down 3584x18944
+    head: norm' 3584x1, head 152064x3584
+    ");
+    insta::assert_snapshot!(listed("qwen3-32b"), @"
+    embedding: tokens 151936x5120
+    attention: norm' 5120x1, q 8192x5120, k 1024x5120, v 1024x5120, q_norm' 128x1, k_norm' 128x1, o 5120x8192
+    mlp: norm' 5120x1, gate 25600x5120, up 25600x5120, down 5120x25600
+    head: norm' 5120x1, head 151936x5120
+    ");
 }
 
 #[test]
@@ -137,7 +168,24 @@ fn a_model_survives_its_way_through_a_plan_file() {
         let text = toml::to_string(&model).unwrap();
         assert_eq!(toml::from_str::<Model>(&text).unwrap(), model);
     }
-    insta::assert_snapshot!(toml::to_string(&model("mixtral-8x7b")).unwrap(), @"");
+    insta::assert_snapshot!(toml::to_string(&model("mixtral-8x7b")).unwrap(), @r#"
+    name = "mixtral-8x7b"
+    source = "https://huggingface.co/mistralai/Mixtral-8x7B-v0.1/blob/main/config.json"
+    family = "mixtral"
+    layers = 32
+    hidden = 4096
+    heads = 32
+    kv_heads = 8
+    head_dim = 128
+    ffn = 14336
+    vocab = 32000
+    max_context = 32768
+    tied_embeddings = false
+
+    [experts]
+    count = 8
+    active = 2
+    "#);
     let error = toml::from_str::<Model>("name = \"x\"\nlayerz = 3\n").unwrap_err();
     assert!(error.message().contains("layerz"));
 }
@@ -149,14 +197,14 @@ fn a_model_that_does_not_fit_together_is_refused() {
         change(&mut model);
         model.check().unwrap_err().to_string()
     };
-    insta::assert_snapshot!(flaw(|m| m.kv_heads = 5), @"");
-    insta::assert_snapshot!(flaw(|m| m.layers = 0), @"");
-    insta::assert_snapshot!(flaw(|m| m.vocab = u64::MAX), @"");
-    insta::assert_snapshot!(flaw(|m| (m.heads, m.kv_heads, m.head_dim) = (16384, 8, 16384)), @"");
-    insta::assert_snapshot!(flaw(|m| (m.hidden, m.ffn, m.layers) = (1 << 20, 1 << 22, 10_000)), @"");
-    insta::assert_snapshot!(flaw(|m| m.positions = 2050), @"");
-    insta::assert_snapshot!(flaw(|m| m.family = Family::Mixtral), @"");
-    insta::assert_snapshot!(flaw(|m| m.family = Family::Opt), @"");
-    insta::assert_snapshot!(flaw(|m| m.post_norm = true), @"");
-    insta::assert_snapshot!(flaw(|m| m.name = "a\nb".into()), @"");
+    insta::assert_snapshot!(flaw(|m| m.kv_heads = 5), @"`heads` is 32, not a multiple of `kv_heads` = 5; each key-value head serves equally many query heads");
+    insta::assert_snapshot!(flaw(|m| m.layers = 0), @"`layers` is 0, at least 1 is needed; compare it with the model's published config.json");
+    insta::assert_snapshot!(flaw(|m| m.vocab = u64::MAX), @"`vocab` is 18446744073709551615, more than the 16777216 believed here; compare it with the model's published config.json");
+    insta::assert_snapshot!(flaw(|m| (m.heads, m.kv_heads, m.head_dim) = (16384, 8, 16384)), @"`heads` * `head_dim` is 16384 * 16384 = 268435456, more than the 1048576 believed here; compare both with the model's published config.json");
+    insta::assert_snapshot!(flaw(|m| (m.hidden, m.ffn, m.layers) = (1 << 20, 1 << 22, 10_000)), @"these sizes make 132049059460415488 parameters, more than the 1125899906842624 believed here; compare every size with the published config.json");
+    insta::assert_snapshot!(flaw(|m| m.positions = 2050), @"`positions` is 2050, the family llama with `max_context` = 131072 has 0; OPT has two rows more than tokens; others have none");
+    insta::assert_snapshot!(flaw(|m| m.family = Family::Mixtral), @"the family mixtral needs experts; give their `count` and `active`");
+    insta::assert_snapshot!(flaw(|m| m.family = Family::Opt), @"`positions` is 0, the family opt with `max_context` = 131072 has 131074; OPT has two rows more than tokens; others have none");
+    insta::assert_snapshot!(flaw(|m| m.post_norm = true), @"the family llama has its norms first; remove it, or use the family `opt`");
+    insta::assert_snapshot!(flaw(|m| m.name = "a\nb".into()), @"`name` has 3 bytes or holds control characters; give 1 to 200 bytes of plain text");
 }

@@ -11,10 +11,10 @@ const GROUP: u64 = 64;
 
 /// How a matrix or a cache is stored.
 ///
-/// The rule is applied to matrices, the token embedding and the head among them, as `FlexGen` does.
+/// The rule is applied to matrices, the token embedding and the head among them, as FlexGen does.
 /// Norms, biases, the learned position table and the router of a mixture of experts stay in 16 bits:
 /// they are a thousandth of the bytes, and an error in a position or a routing decision is not an
-/// error in one term of a sum but a different token or a different expert. (`FlexGen` quantises the
+/// error in one term of a sum but a different token or a different expert. (FlexGen quantises the
 /// position table; llama.cpp and GPTQ leave the router alone, as is done here.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -84,6 +84,12 @@ impl Tensor {
     }
 }
 
+/// Parameters of several tensors. Saturates like every sum here, because a model can be asked for its
+/// size before it was checked.
+pub(super) fn count(tensors: &[Tensor]) -> u64 {
+    tensors.iter().map(Tensor::parameters).fold(0, u64::saturating_add)
+}
+
 fn matrix(name: &'static str, outputs: u64, inputs: u64) -> Tensor {
     Tensor { name, kind: TensorKind::Matrix, outputs, inputs, copies: 1 }
 }
@@ -160,19 +166,16 @@ impl Model {
     /// The MLP itself, once, without its norm and router.
     pub(super) fn expert_tensors(&self) -> Vec<Tensor> {
         let (wide, narrow, biased) = (self.ffn, self.hidden, self.mlp_bias);
-        let shapes: &[([&'static str; 2], u64, u64)] = if self.family.gated_mlp() {
-            &[
-                (["gate", "gate_bias"], wide, narrow),
-                (["up", "up_bias"], wide, narrow),
-                (["down", "down_bias"], narrow, wide),
-            ]
+        let mut tensors = Vec::new();
+        if self.family.gated_mlp() {
+            tensors.extend(linear(["gate", "gate_bias"], wide, narrow, biased));
+            tensors.extend(linear(["up", "up_bias"], wide, narrow, biased));
+            tensors.extend(linear(["down", "down_bias"], narrow, wide, biased));
         } else {
-            &[(["fc1", "fc1_bias"], wide, narrow), (["fc2", "fc2_bias"], narrow, wide)]
-        };
-        shapes
-            .iter()
-            .flat_map(|&(names, outputs, inputs)| linear(names, outputs, inputs, biased))
-            .collect()
+            tensors.extend(linear(["fc1", "fc1_bias"], wide, narrow, biased));
+            tensors.extend(linear(["fc2", "fc2_bias"], narrow, wide, biased));
+        }
+        tensors
     }
 
     fn head_tensors(&self) -> Vec<Tensor> {
