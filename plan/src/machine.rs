@@ -170,6 +170,20 @@ pub struct Software {
     pub host_op: Figure<Nanos>,
 }
 
+impl Gpu {
+    /// What is left for weights, caches and buffers once driver and context have their part.
+    pub fn available(&self) -> Bytes {
+        self.memory.value - self.context.value
+    }
+}
+
+impl Host {
+    /// What is left for weights, buffers and page cache.
+    pub fn available(&self) -> Bytes {
+        self.memory.value - self.reserved.value
+    }
+}
+
 impl Machine {
     /// Reads and checks a profile.
     pub fn from_toml(document: &Document) -> Result<Self, Box<Diagnostic>> {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use pipo_plan::diagnostic::Document;
+use pipo_plan::machine::import::{fio, nvbandwidth};
 use pipo_plan::machine::{Machine, catalog};
 use proptest::prelude::*;
 
@@ -195,6 +196,18 @@ fn a_table_of_kernels_that_cannot_be() {
     insta::assert_snapshot!(kernels(row.replace("12us", "0us")).unwrap_err(), @"row 1 of gpu.kernels (1 x 4096 x 4096) has no time or no precision");
     insta::assert_snapshot!(kernels(row.replace("estimate", "guess")).unwrap_err(), @"gpu.kernels.time has the source `guess`, which [sources] does not have");
     insta::assert_snapshot!(kernels(row.replace("= 1\n", "= -1\n")).unwrap_err(), @"invalid value: integer `-1`, expected u64");
+}
+
+#[test]
+fn nesting_without_end_is_an_error_like_any_other() {
+    for open in ["[", "{a=", "[[", "{\"a\":["] {
+        let text = laptop().replacen("\"12GB/s\"", &open.repeat(200_000), 1);
+        assert!(Machine::from_toml(&Document::new("deep.toml", text)).is_err());
+        let json = format!("{{\"jobs\": {}", open.repeat(200_000));
+        assert!(fio(&Document::new("deep.json", json)).is_err());
+        let json = format!("{{\"x\": {}", open.repeat(200_000));
+        assert!(nvbandwidth(&Document::new("deep.json", json)).is_err());
+    }
 }
 
 /// A text with a few bytes replaced, and perhaps cut.
