@@ -1,1 +1,296 @@
-//! What a machine can do.
+//! What a machine can do, each figure with its source.
+//!
+//! A profile is a TOML file in which every number says where it comes from: a datasheet, a paper, a
+//! measurement, a fit. The keys of `[sources]` are cited by the figures; an estimate is a source too,
+//! and says so. The simulator and the tuner see hardware only through a [`Machine`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::diagnostic::{Diagnostic, Document};
+use crate::units::{Bandwidth, Bytes, FlopRate, Nanos};
+
+pub mod catalog;
+mod check;
+mod curve;
+mod figure;
+mod fio;
+pub mod import;
+mod nvbandwidth;
+
+pub use curve::{Curve, CurveError};
+use figure::entry;
+pub use figure::{Entry, Figure};
+
+/// A machine on which a plan runs, real or published.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Short name, as in the catalogue: lower-case letters, digits, `-`, `.` and `_`.
+    pub name: String,
+    /// What the machine is, in a sentence or two.
+    pub description: String,
+    /// Where the figures come from: a short key, and a sentence or a reference.
+    pub sources: BTreeMap<String, String>,
+    /// The accelerator.
+    pub gpu: Gpu,
+    /// Between host and accelerator.
+    pub link: Link,
+    /// The disk that weights are read from; none where nothing may be put on a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+    /// Processor and memory of the host.
+    pub host: Host,
+    /// What it costs to make things happen at all.
+    pub software: Software,
+}
+
+/// The accelerator: capacity, achievable rates and fixed costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// The vendor's name for it.
+    pub name: String,
+    /// Compilation target, such as `sm_86`.
+    pub architecture: String,
+    /// Memory that the driver reports as present.
+    pub memory: Figure<Bytes>,
+    /// What driver and context take of it before the first allocation; listed apart in every report.
+    pub context: Figure<Bytes>,
+    /// Streaming multiprocessors.
+    pub sms: Figure<u32>,
+    /// Achievable, not peak, bandwidth of the GPU's own memory.
+    pub memory_bandwidth: Figure<Bandwidth>,
+    /// Achievable rate of a dense 16-bit matrix product with many rows.
+    pub matmul: Figure<FlopRate>,
+    /// Achievable rate of attention over a prompt.
+    pub attention: Figure<FlopRate>,
+    /// 16-bit bytes that an unfused dequantisation kernel produces in a second.
+    pub dequantise: Figure<Bandwidth>,
+    /// Dense bytes that a lossless decompressor produces in a second, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decompress: Option<Figure<Bandwidth>>,
+    /// From one kernel to the next when they are launched back to back.
+    pub launch: Figure<Nanos>,
+    /// Waiting on the host until a stream is empty, beyond the work itself.
+    pub sync: Figure<Nanos>,
+    /// Measured matrix products, where there are any: they go before the roofline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<KernelTime>,
+}
+
+/// One measured product of `rows` by `inputs` with `inputs` by `outputs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelTime {
+    /// How the weights are stored, such as `fp16` or `int4`.
+    pub precision: String,
+    /// Tokens that share the weights.
+    pub rows: u64,
+    /// Columns of the result.
+    pub outputs: u64,
+    /// Length of the sums.
+    pub inputs: u64,
+    /// Time on the device.
+    pub time: Figure<Nanos>,
+}
+
+/// The bus between host memory and GPU memory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// From pinned host memory to the GPU, by transfer size.
+    pub h2d: Figure<Curve>,
+    /// From the GPU to pinned host memory, by transfer size.
+    pub d2h: Figure<Curve>,
+    /// Both directions at once, added up.
+    pub duplex: Figure<Bandwidth>,
+    /// From pageable host memory, which the driver stages through its own pinned buffer.
+    pub pageable_h2d: Figure<Curve>,
+    /// To pageable host memory.
+    pub pageable_d2h: Figure<Curve>,
+}
+
+/// The disk behind the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Reads that bypass the page cache (`O_DIRECT`), by block size, at the working queue depth.
+    pub read: Figure<Curve>,
+    /// Writes that bypass the page cache, by block size.
+    pub write: Figure<Curve>,
+    /// Reads through the page cache of what it does not hold, by block size.
+    pub buffered_read: Figure<Curve>,
+    /// One thread faulting in the pages of a memory map that the page cache does not hold.
+    pub page_fault_read: Figure<Bandwidth>,
+    /// Disk to GPU without the host's memory (`GPUDirect` Storage), where it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_to_gpu: Option<Figure<Bandwidth>>,
+    /// Space on it.
+    pub capacity: Figure<Bytes>,
+}
+
+/// Processor and memory of the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Memory installed.
+    pub memory: Figure<Bytes>,
+    /// What operating system and runtime keep: neither weights nor page cache can have it.
+    pub reserved: Figure<Bytes>,
+    /// Achievable bandwidth of the memory, reads and writes added up.
+    pub memory_bandwidth: Figure<Bandwidth>,
+    /// Bytes that one thread's `memcpy` copies in a second; each draws twice on the memory.
+    pub copy: Figure<Bandwidth>,
+    /// Physical cores.
+    pub cores: Figure<u32>,
+    /// Achievable by all cores in a matrix product with many rows.
+    pub compute: Figure<FlopRate>,
+    /// Bytes of weights, in the precision they are stored in, that all cores get through when decoding.
+    pub weights: Figure<Bandwidth>,
+    /// Achievable by all cores in attention of single tokens over a long cache.
+    pub attention: Figure<FlopRate>,
+    /// Share of the page cache that stays useful when a file larger than it is read round and round:
+    /// 0 is strict least-recently-used, which then never hits; 1 is ideal.
+    pub page_cache_kept: Figure<f64>,
+}
+
+/// What it costs to make things happen at all, whatever the hardware.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Software {
+    /// A global synchronisation, beyond waiting for the work itself.
+    pub barrier: Figure<Nanos>,
+    /// Issuing one request to the disk.
+    pub disk_request: Figure<Nanos>,
+    /// Issuing one operation from the host.
+    pub host_op: Figure<Nanos>,
+}
+
+impl Gpu {
+    /// What is left for weights, caches and buffers once driver and context have their part.
+    pub fn available(&self) -> Bytes {
+        self.memory.value - self.context.value
+    }
+}
+
+impl Host {
+    /// What is left for weights, buffers and page cache.
+    pub fn available(&self) -> Bytes {
+        self.memory.value - self.reserved.value
+    }
+}
+
+impl Machine {
+    /// Reads and checks a profile.
+    pub fn from_toml(document: &Document) -> Result<Self, Box<Diagnostic>> {
+        let machine: Self = document.parse_toml()?;
+        machine.check(document)?;
+        Ok(machine)
+    }
+
+    /// Every number of the profile with its path and source, in the order of the file.
+    pub fn figures(&self) -> Vec<Entry<'_>> {
+        let Self { gpu, link, disk, host, software, .. } = self;
+        let mut all = vec![
+            entry("gpu.memory", &gpu.memory),
+            entry("gpu.context", &gpu.context),
+            entry("gpu.sms", &gpu.sms),
+            entry("gpu.memory_bandwidth", &gpu.memory_bandwidth),
+            entry("gpu.matmul", &gpu.matmul),
+            entry("gpu.attention", &gpu.attention),
+            entry("gpu.dequantise", &gpu.dequantise),
+        ];
+        all.extend(gpu.decompress.as_ref().map(|f| entry("gpu.decompress", f)));
+        all.extend([entry("gpu.launch", &gpu.launch), entry("gpu.sync", &gpu.sync)]);
+        all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
+        all.extend([
+            entry("link.h2d", &link.h2d),
+            entry("link.d2h", &link.d2h),
+            entry("link.duplex", &link.duplex),
+            entry("link.pageable_h2d", &link.pageable_h2d),
+            entry("link.pageable_d2h", &link.pageable_d2h),
+        ]);
+        if let Some(disk) = disk {
+            all.extend([
+                entry("disk.read", &disk.read),
+                entry("disk.write", &disk.write),
+                entry("disk.buffered_read", &disk.buffered_read),
+                entry("disk.page_fault_read", &disk.page_fault_read),
+            ]);
+            all.extend(disk.direct_to_gpu.as_ref().map(|f| entry("disk.direct_to_gpu", f)));
+            all.push(entry("disk.capacity", &disk.capacity));
+        }
+        all.extend([
+            entry("host.memory", &host.memory),
+            entry("host.reserved", &host.reserved),
+            entry("host.memory_bandwidth", &host.memory_bandwidth),
+            entry("host.copy", &host.copy),
+            entry("host.cores", &host.cores),
+            entry("host.compute", &host.compute),
+            entry("host.weights", &host.weights),
+            entry("host.attention", &host.attention),
+            entry("host.page_cache_kept", &host.page_cache_kept),
+            entry("software.barrier", &software.barrier),
+            entry("software.disk_request", &software.disk_request),
+            entry("software.host_op", &software.host_op),
+        ]);
+        all
+    }
+
+    /// The canonical text: one line a figure, in a fixed order, so that two profiles can be compared.
+    pub fn to_toml(&self) -> String {
+        let mut text = format!(
+            "name = {}\ndescription = {}\n\n[sources]\n",
+            quoted(&self.name),
+            quoted(&self.description)
+        );
+        for (key, source) in &self.sources {
+            // A map of one entry, because a key may need quotes of its own.
+            let line = toml::Table::from_iter([(key.clone(), toml::Value::from(source.as_str()))]);
+            text.push_str(&line.to_string());
+        }
+        let mut kernels = self.gpu.kernels.iter();
+        let mut section = "";
+        for figure in self.figures() {
+            let (table, key) = figure.path.split_once('.').unwrap_or(("", figure.path));
+            if table != section {
+                section = table;
+                let _ = writeln!(text, "\n[{section}]");
+                if section == "gpu" {
+                    let _ = writeln!(text, "name = {}", quoted(&self.gpu.name));
+                    let _ = writeln!(text, "architecture = {}", quoted(&self.gpu.architecture));
+                }
+            }
+            if key == "kernels.time"
+                && let Some(kernel) = kernels.next()
+            {
+                let KernelTime { precision, rows, outputs, inputs, .. } = kernel;
+                let _ = writeln!(text, "\n[[gpu.kernels]]\nprecision = {}", quoted(precision));
+                let _ = writeln!(text, "rows = {rows}\noutputs = {outputs}\ninputs = {inputs}");
+            }
+            let key = key.rsplit('.').next().unwrap_or(key);
+            let _ = write!(text, "{key} = {{ value = {}", figure.value);
+            let _ = write!(text, ", source = {}", quoted(figure.source));
+            if let Some(cells) = figure.fitted_to {
+                let _ = write!(text, ", fitted_to = {}", quoted(cells));
+            }
+            text.push_str(" }\n");
+        }
+        text
+    }
+
+    /// Sixteen hexadecimal digits that stand for the whole profile: SHA-256 of the canonical text.
+    pub fn hash(&self) -> String {
+        let digest = Sha256::digest(self.to_toml().as_bytes());
+        digest.iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
+}
+
+/// A TOML string with whatever quotes and escapes it needs.
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
