@@ -24,7 +24,7 @@ use crate::units::Bytes;
 mod builder;
 mod work;
 
-pub use builder::{Builder, Pass};
+pub use builder::{Builder, NewOp, Pass};
 pub use work::{Attention, Compute, DiskIo, HostMemory, Linear, Work, WorkId, WorkTable};
 
 /// Where bytes can live.

@@ -1,0 +1,161 @@
+//! What every strategy needs for one plan: the units, the rows of each pass, the memory they all share.
+
+use super::residency::{Home, Placed};
+use super::routing;
+use super::shapes::{self, Piece, Rows, Style};
+use super::units::{self, Granularity, Unit};
+use crate::model::Precision;
+use crate::plan::Plan;
+use crate::schedule::{Compute, Layout, Phase, Tier};
+use crate::units::Bytes;
+
+/// A plan seen from a lowering: sizes and shapes, no policy.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// The plan.
+    pub plan: Plan,
+    /// The model's units, from embedding to head.
+    pub units: Vec<Unit>,
+    /// How it computes.
+    pub style: Style,
+}
+
+impl Frame {
+    /// Cuts the plan's model; `fused` says whether dequantisation is fused into the products.
+    pub fn new(plan: &Plan, granularity: Granularity, fused: bool) -> Self {
+        let style = Style {
+            weights: plan.precision.weights,
+            kv: plan.precision.kv,
+            fused,
+            all_logits: false,
+            kv_heads: u64::from(plan.model.kv_heads),
+        };
+        let units = units::cut(&plan.model, plan.precision.weights, granularity);
+        Self { plan: plan.clone(), units, style }
+    }
+
+    /// A layout with the units named and the window set.
+    pub fn layout(&self) -> Layout {
+        let units = self.units.iter().map(|u| u.name.clone()).collect();
+        Layout { units, window: 2, ..Layout::default() }
+    }
+
+    /// Micro-batches of the effective batch.
+    pub fn micros(&self) -> u16 {
+        u16::try_from(self.plan.batch.count).unwrap_or(u16::MAX)
+    }
+
+    /// Passes: the prefill and one for each new token after the first.
+    pub fn passes(&self) -> u32 {
+        u32::try_from(self.plan.workload.new_tokens.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// What a pass is for.
+    pub fn phase(&self, pass: u32) -> Phase {
+        if pass == 0 { Phase::Prefill } else { Phase::Decode }
+    }
+
+    /// Pieces into which a unit's work on the prompt is cut along the sequence; one in decode.
+    pub fn chunks(&self, pass: u32) -> u16 {
+        if pass > 0 {
+            return 1;
+        }
+        let chunk = self.plan.batch.prefill_chunk.unwrap_or(self.plan.workload.prompt).max(1);
+        u16::try_from(self.plan.workload.prompt.div_ceil(chunk)).unwrap_or(u16::MAX)
+    }
+
+    /// The rows of one micro-batch in one chunk of a pass.
+    pub fn rows(&self, pass: u32, chunk: u16) -> Rows {
+        let sequences = self.plan.batch.micro;
+        let prompt = self.plan.workload.prompt;
+        if pass > 0 {
+            return Rows { sequences, positions: 1, context: prompt + u64::from(pass) };
+        }
+        let size = self.plan.batch.prefill_chunk.unwrap_or(prompt).max(1);
+        let start = u64::from(chunk) * size;
+        let positions = size.min(prompt.saturating_sub(start)).max(1);
+        Rows { sequences, positions, context: start + positions }
+    }
+
+    /// All rows of a pass: every micro-batch, every position.
+    pub fn pass_rows(&self, pass: u32) -> u64 {
+        let positions = if pass == 0 { self.plan.workload.prompt } else { 1 };
+        self.plan.batch.micro * self.plan.batch.count * positions
+    }
+
+    /// The experts of a unit's layer that a pass needs.
+    pub fn routed(&self, unit: &Unit, pass: u32) -> Option<Vec<bool>> {
+        let experts = self.plan.model.experts.filter(|_| unit.has_experts())?;
+        Some(routing::routed(experts, self.pass_rows(pass), self.plan.seed, pass, unit.layer))
+    }
+
+    /// The arithmetic of a unit, or a piece of it, for one chunk of a pass.
+    pub fn compute(&self, unit: &Unit, pass: u32, chunk: u16, piece: Piece) -> Compute {
+        let active = self
+            .routed(unit, pass)
+            .map_or(1, |hit| u32::try_from(hit.iter().filter(|&&h| h).count()).unwrap_or(u32::MAX));
+        let rows = self.rows(pass, chunk);
+        shapes::compute(&self.plan.model, unit, rows, self.style, piece, active)
+    }
+
+    /// Hidden states of one micro-batch in one pass (all chunks).
+    pub fn hidden(&self, pass: u32) -> Bytes {
+        let positions = if pass == 0 { self.plan.workload.prompt } else { 1 };
+        shapes::hidden_bytes(&self.plan.model, self.plan.batch.micro * positions)
+    }
+
+    /// New cache rows of one layer and micro-batch in one pass.
+    pub fn new_cache(&self, pass: u32) -> Bytes {
+        let positions = if pass == 0 { self.plan.workload.prompt } else { 1 };
+        shapes::kv_bytes(&self.plan.model, self.style, self.plan.batch.micro, positions)
+    }
+
+    /// The cache of one layer and micro-batch that a pass finds when it begins.
+    pub fn old_cache(&self, pass: u32) -> Bytes {
+        if pass == 0 {
+            return Bytes::ZERO;
+        }
+        let positions = self.plan.workload.prompt + u64::from(pass) - 1;
+        shapes::kv_bytes(&self.plan.model, self.style, self.plan.batch.micro, positions)
+    }
+
+    /// Room for the cache of one layer and micro-batch over the whole run.
+    pub fn cache_room(&self) -> Bytes {
+        let (micro, context) = (self.plan.batch.micro, self.plan.workload.context());
+        shapes::kv_bytes(&self.plan.model, self.style, micro, context)
+    }
+
+    /// Query rows that attention on the CPU needs, and output rows that come back.
+    pub fn query(&self, pass: u32) -> Bytes {
+        let rows = self.rows(pass, 0).count();
+        let features = u64::from(self.plan.model.heads) * self.plan.model.head_dim;
+        Precision::Fp16.matrix_bytes(rows, features)
+    }
+
+    /// Scratch on the GPU: the largest unit's inner activations.
+    pub fn workspace(&self) -> Bytes {
+        shapes::workspace(&self.plan.model, &self.units, self.rows(0, 0), self.style)
+    }
+
+    /// Hidden states on the GPU: input and output of every micro-batch of the prefill.
+    pub fn activations(&self) -> Bytes {
+        self.hidden(0) * (2 * self.plan.batch.count)
+    }
+
+    /// Notes the weights that stay: on the GPU, in host memory at `host`, on disk. A head tied to an
+    /// embedding that stays at the same tier is the same bytes and counted once.
+    pub fn allocate_weights(&self, layout: &mut Layout, placed: &[Placed], host: Tier) {
+        let homes: Vec<Home> = placed.iter().map(Placed::total).collect();
+        let shared = |tier: fn(&Home) -> Bytes| match (homes.first(), homes.last()) {
+            (Some(first), Some(last)) if self.plan.model.tied_embeddings => {
+                tier(first).0.min(tier(last).0)
+            }
+            _ => 0,
+        };
+        let total =
+            |tier: fn(&Home) -> Bytes| homes.iter().map(tier).sum::<Bytes>() - Bytes(shared(tier));
+        layout.allocate("weights, resident", Tier::Gpu, total(|h| h.gpu));
+        layout.allocate("weights, resident", host, total(|h| h.host));
+        layout.allocate("weights", Tier::Disk, total(|h| h.disk));
+    }
+}

@@ -1,0 +1,193 @@
+//! The arithmetic of a unit: which matrix products and attention it performs for how many rows.
+
+use super::units::{Unit, is_output_projection};
+use crate::model::{Model, Part, Precision, Tensor, TensorKind};
+use crate::schedule::{Attention, Compute, Linear};
+use crate::units::Bytes;
+
+/// Rows of one compute operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    /// Sequences of the micro-batch.
+    pub sequences: u64,
+    /// New positions of each.
+    pub positions: u64,
+    /// Positions attended to by the last of them, itself included.
+    pub context: u64,
+}
+
+impl Rows {
+    /// Rows of the activation.
+    pub fn count(&self) -> u64 {
+        self.sequences * self.positions
+    }
+}
+
+/// How a strategy computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// How weights are stored.
+    pub weights: Precision,
+    /// How the cache is stored.
+    pub kv: Precision,
+    /// Whether dequantisation is fused into the products.
+    pub fused: bool,
+    /// Whether the head works on every prompt position instead of the last alone.
+    pub all_logits: bool,
+    /// Key and value heads the implementation keeps: all of them where it does not know grouped heads.
+    pub kv_heads: u64,
+}
+
+/// Which part of an attending unit is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// All of it.
+    Whole,
+    /// What comes before attention: norm, query, key and value projections.
+    BeforeAttention,
+    /// What comes after attention: output projection and, in a whole layer, the MLP.
+    AfterAttention,
+    /// Attention alone.
+    AttentionOnly,
+}
+
+/// The arithmetic of a unit, or of a piece of it; `active` experts are distinct ones hit by these rows.
+pub fn compute(
+    model: &Model,
+    unit: &Unit,
+    rows: Rows,
+    style: Style,
+    piece: Piece,
+    active: u32,
+) -> Compute {
+    let mut out = Compute::default();
+    if piece != Piece::AttentionOnly {
+        let mut attention_passed = false;
+        for (part, tensor) in &unit.tensors {
+            attention_passed |= is_output_projection(*part, tensor) || *part == Part::Mlp;
+            let wanted = match piece {
+                Piece::BeforeAttention => !attention_passed,
+                Piece::AfterAttention => attention_passed,
+                Piece::Whole | Piece::AttentionOnly => true,
+            };
+            if wanted {
+                add_tensor(&mut out, model, *part, tensor, rows, style, active);
+            }
+        }
+    }
+    if unit.attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
+        out.attention = Some(Attention {
+            sequences: rows.sequences,
+            rows: rows.positions,
+            context: model
+                .sliding_window
+                .map_or(rows.context, |w| rows.context.min(w.max(rows.positions))),
+            heads: u64::from(model.heads),
+            kv_heads: style.kv_heads,
+            head_dim: model.head_dim,
+            precision: style.kv,
+            fused: style.fused,
+        });
+        // Rotary embedding or scaling, writing the new cache rows, the attention itself.
+        out.launches += 3;
+    }
+    out
+}
+
+fn add_tensor(
+    out: &mut Compute,
+    model: &Model,
+    part: Part,
+    tensor: &Tensor,
+    rows: Rows,
+    style: Style,
+    active: u32,
+) {
+    let count = match part {
+        Part::Head if !style.all_logits => rows.sequences,
+        _ => rows.count(),
+    };
+    match tensor.kind {
+        TensorKind::Matrix if part == Part::Embedding => {
+            // A lookup reads one 16-bit row (dequantised) for each position and writes it.
+            out.elementwise += Bytes(4 * count * tensor.inputs.min(tensor.outputs));
+            out.launches += 1;
+        }
+        TensorKind::Matrix => {
+            let (copies, rows) = match model.experts {
+                Some(experts) if tensor.copies > 1 => {
+                    let active = active.clamp(1, tensor.copies);
+                    (active, (count * u64::from(experts.active)).div_ceil(u64::from(active)))
+                }
+                _ => (1, count),
+            };
+            out.linears.push(Linear {
+                rows,
+                outputs: tensor.outputs,
+                inputs: tensor.inputs,
+                copies,
+                precision: style.weights,
+                fused: style.fused,
+            });
+            // A product is followed by about one pass over its output: activation, residual or bias.
+            out.elementwise += Bytes(4 * rows * u64::from(copies) * tensor.outputs);
+            let dequantise = u32::from(!style.fused && style.weights.is_quantised());
+            out.launches += copies * (1 + dequantise)
+                + u32::from(
+                    tensor.name == "o" || tensor.name.ends_with('2') || tensor.name == "down",
+                );
+        }
+        TensorKind::Vector if tensor.name.contains("norm") && !tensor.name.contains("bias") => {
+            // A norm reads and writes its rows once.
+            out.elementwise += Bytes(4 * count * model.hidden);
+            out.launches += 1;
+        }
+        TensorKind::Vector => {}
+    }
+}
+
+/// Bytes of hidden states for a number of rows; activations are 16-bit everywhere.
+pub fn hidden_bytes(model: &Model, rows: u64) -> Bytes {
+    Bytes(2 * model.hidden * rows)
+}
+
+/// Bytes of the cache of one layer for some sequences and positions.
+pub fn kv_bytes(model: &Model, style: Style, sequences: u64, positions: u64) -> Bytes {
+    // Each head's vector is its own row, so that quantisation groups never straddle heads.
+    style.kv.matrix_bytes(sequences * positions * 2 * style.kv_heads, model.head_dim)
+}
+
+/// The largest scratch that any unit needs for `rows`: its inner activations, the logits, and, where
+/// dequantisation is not fused, one dense copy of the largest matrix.
+pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Bytes {
+    let of_unit = |unit: &Unit| {
+        let inner: Bytes = unit
+            .tensors
+            .iter()
+            .filter(|(p, t)| t.kind == TensorKind::Matrix && *p != Part::Embedding)
+            .map(|(part, t)| {
+                let (count, width) = match part {
+                    Part::Head if style.all_logits => (rows.count(), 2),
+                    // Sampling works on single-precision logits of the last position.
+                    Part::Head => (rows.sequences, 4),
+                    _ => (rows.count(), 2),
+                };
+                let spread =
+                    if t.copies > 1 { model.experts.map_or(1, |e| u64::from(e.active)) } else { 1 };
+                Bytes(width * count * spread * t.outputs)
+            })
+            .sum();
+        inner
+    };
+    let inner = units.iter().map(of_unit).max().unwrap_or(Bytes::ZERO);
+    if style.fused || !style.weights.is_quantised() {
+        return inner;
+    }
+    let dense = units
+        .iter()
+        .flat_map(|u| &u.tensors)
+        .filter(|(p, t)| t.kind == TensorKind::Matrix && *p != Part::Embedding)
+        .map(|(_, t)| Bytes(2 * t.outputs * t.inputs))
+        .max();
+    inner + dense.unwrap_or(Bytes::ZERO)
+}
