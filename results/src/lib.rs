@@ -7,10 +7,10 @@
 pub mod busy;
 // pub mod chart;
 pub mod csv;
-// pub mod manifest;
-// pub mod report;
+pub mod manifest;
+pub mod report;
 pub mod svg;
-// pub mod timeline_json;
+pub mod timeline_json;
 pub mod trace;
 pub mod utilisation;
 

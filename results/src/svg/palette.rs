@@ -101,7 +101,7 @@ text{font-family:Helvetica,Arial,'Liberation Sans','DejaVu Sans',sans-serif;font
 @media (prefers-color-scheme:dark){
 text{fill:#e6e9ec}.sub,.mut{fill:#9aa5b1}.bg{fill:#14181d}.row{fill:#1c2229}
 .grid{stroke:#303841}.edge{stroke:#69737e}.frame{stroke:#e6e9ec}.zoom{fill:#fff;fill-opacity:.07}
-.pre{fill:#3a444f}.dec{fill:#262e36}.b{fill:#87919c}.w{fill:#2a8fd0}
+.finish{stroke:#e6e9ec}.pre{fill:#3a444f}.dec{fill:#262e36}.b{fill:#87919c}.w{fill:#2a8fd0}
 .op{stroke:#14181d}.on-light,.on-dark{fill:#000}
 .area{fill-opacity:.4}.nvml{fill:#9aa5b1;stroke:#c5ccd3}.kernel{stroke:#2cc79b}
 .link{fill:#2a8fd0;stroke:#56b4e9}.disk{fill:#e08a2b;stroke:#e69f00}}
