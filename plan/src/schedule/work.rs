@@ -77,8 +77,8 @@ impl Attention {
 
     /// Cache bytes read: every position once for each sequence.
     pub fn cache_bytes(&self) -> Bytes {
-        let features = 2 * self.kv_heads * self.head_dim;
-        self.precision.matrix_bytes(self.sequences * self.context, features)
+        let vectors = 2 * self.kv_heads * self.sequences * self.context;
+        self.precision.matrix_bytes(vectors, self.head_dim)
     }
 }
 
