@@ -54,7 +54,7 @@ fn font(pixels: f64, colour: RGBColor) -> TextStyle<'static> {
     ("sans-serif", pixels * 1.24).into_font().color(&colour)
 }
 
-fn at(style: TextStyle<'static>, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
+fn at(style: &TextStyle<'static>, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
     style.pos(Pos::new(horizontal, vertical))
 }
 
@@ -64,11 +64,11 @@ fn heading(root: &Canvas, title: &str, subtitle: &str) -> Result<i32, Box<dyn st
     let bold: TextStyle = ("sans-serif", TITLE * 1.24, FontStyle::Bold).into_font().color(&INK);
     let mut y = MARGIN;
     for line in wrap(title, TITLE, width) {
-        root.draw_text(&line, &at(bold.clone(), HPos::Left, VPos::Top), (MARGIN, y))?;
+        root.draw_text(&line, &at(&bold, HPos::Left, VPos::Top), (MARGIN, y))?;
         y += 23;
     }
     for line in wrap(subtitle, TEXT, width) {
-        root.draw_text(&line, &at(font(TEXT, MUTED), HPos::Left, VPos::Top), (MARGIN, y))?;
+        root.draw_text(&line, &at(&font(TEXT, MUTED), HPos::Left, VPos::Top), (MARGIN, y))?;
         y += 17;
     }
     Ok(y + 8)

@@ -32,9 +32,7 @@ pub(super) struct Axis {
 impl Axis {
     /// An axis that shows all values; a linear one begins at zero unless values are negative.
     pub(super) fn around(scale: Scale, values: impl Iterator<Item = f64>, headroom: f64) -> Self {
-        let shown = values.filter(|&v| scale.shows(v));
-        let (low, high) = shown.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-        let (low, high) = if low > high { (1.0, 1.0) } else { (low, high) };
+        let (low, high) = bounds(scale, values);
         match scale {
             Scale::Linear => {
                 let low = low.min(0.0);
@@ -44,6 +42,17 @@ impl Axis {
             Scale::Log => {
                 let decades = (high / low).log10().max(0.5);
                 Self::log(below(low), high * 10_f64.powf(decades * (headroom - 1.0)).max(1.1))
+            }
+        }
+    }
+
+    /// An axis for what runs across: like [`Axis::around`], but no wider than it must be.
+    pub(super) fn across(scale: Scale, values: impl Iterator<Item = f64>) -> Self {
+        match scale {
+            Scale::Linear => Self::around(scale, values, 1.03),
+            Scale::Log => {
+                let (low, high) = bounds(scale, values);
+                Self::log(low / 1.1, high * 1.1)
             }
         }
     }
@@ -74,17 +83,19 @@ impl Axis {
         self.low
     }
 
-    /// Labelled values.
-    pub(super) fn ticks(&self) -> &[f64] {
-        &self.ticks
-    }
-
     fn share(&self, value: f64) -> f64 {
         match self.scale {
             Scale::Linear => (value - self.low) / (self.high - self.low),
             Scale::Log => (value / self.low).ln() / (self.high / self.low).ln(),
         }
     }
+}
+
+/// Least and largest of the values that can be shown; 1 where there are none.
+fn bounds(scale: Scale, values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let shown = values.filter(|&v| scale.shows(v));
+    let (low, high) = shown.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+    if low > high { (1.0, 1.0) } else { (low, high) }
 }
 
 /// The nearest of 1, 2, 5 times a power of ten that is clearly below.
@@ -121,7 +132,7 @@ mod tests {
 
     fn ticks(scale: Scale, values: &[f64]) -> String {
         let axis = Axis::around(scale, values.iter().copied(), 1.1);
-        axis.ticks().iter().map(|t| significant(*t)).collect::<Vec<_>>().join(" ")
+        axis.ticks.iter().map(|t| significant(*t)).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -138,7 +149,7 @@ mod tests {
         fn every_value_has_a_place(values in proptest::collection::vec(any::<f64>(), 0..6)) {
             for scale in [Scale::Linear, Scale::Log] {
                 let axis = Axis::around(scale, values.iter().copied(), 1.1);
-                prop_assert!(axis.ticks().len() <= 250);
+                prop_assert!(axis.ticks.len() <= 250);
                 for value in values.iter().filter(|v| scale.shows(**v)) {
                     prop_assert!((0..=500).contains(&axis.map(value, (0, 500))));
                 }

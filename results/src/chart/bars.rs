@@ -146,19 +146,12 @@ fn draw(root: &Canvas, chart: &BarChart, layout: &Layout) -> Drawn {
         for s in 0..chart.series.len() {
             let x = begin + inset + layout.bar * small(s);
             let bar = group.bars.iter().find(|b| b.series == s && chart.scale.shows(b.value));
-            match bar {
-                Some(bar) => one(
-                    root,
-                    bar,
-                    group.held_out,
-                    [x, layout.bar],
-                    [place(bar.value), place(low.max(0.0)), place(bar.low), place(bar.high)],
-                    upright,
-                )?,
-                None => {
-                    let style = at(font(SMALL, MUTED), HPos::Center, VPos::Bottom);
-                    root.draw_text("n/a", &style, (x + layout.bar / 2, place(low) - 3))?;
-                }
+            if let Some(bar) = bar {
+                let ys = [bar.value, low.max(0.0), bar.low, bar.high].map(place);
+                one(root, bar, group.held_out, [x, layout.bar], ys, upright)?;
+            } else {
+                let style = at(&font(SMALL, MUTED), HPos::Center, VPos::Bottom);
+                root.draw_text("n/a", &style, (x + layout.bar / 2, place(low) - 3))?;
             }
         }
         labels(root, &layout.labels[g], begin + layout.group / 2, place(low) + 8)?;
@@ -203,13 +196,13 @@ fn one(
         let style = style.transform(FontTransform::Rotate270);
         root.draw_text(
             &significant(bar.value),
-            &at(style, HPos::Left, VPos::Center),
+            &at(&style, HPos::Left, VPos::Center),
             (middle, top - 4),
         )?;
     } else {
         root.draw_text(
             &significant(bar.value),
-            &at(style, HPos::Center, VPos::Bottom),
+            &at(&style, HPos::Center, VPos::Bottom),
             (middle, top - 3),
         )?;
     }
@@ -233,7 +226,7 @@ fn labels(root: &Canvas, (label, note): &(Vec<String>, Vec<String>), x: i32, y: 
     let lines = label.iter().map(|l| (l, font(TEXT, INK)));
     let lines = lines.chain(note.iter().map(|l| (l, font(SMALL, MUTED))));
     for ((line, style), row) in lines.zip(0..) {
-        root.draw_text(line, &at(style, HPos::Center, VPos::Top), (x, y + 15 * row))?;
+        root.draw_text(line, &at(&style, HPos::Center, VPos::Top), (x, y + 15 * row))?;
     }
     Ok(())
 }
@@ -241,7 +234,7 @@ fn labels(root: &Canvas, (label, note): &(Vec<String>, Vec<String>), x: i32, y: 
 /// The series, and what hatching and error bars mean where there are any.
 fn legend(root: &Canvas, chart: &BarChart, y: i32) -> Drawn {
     let mut x = MARGIN;
-    let text = at(font(SMALL, INK), HPos::Left, VPos::Center);
+    let text = at(&font(SMALL, INK), HPos::Left, VPos::Center);
     for (s, name) in chart.series.iter().enumerate() {
         root.draw(&Rectangle::new([(x, y), (x + 12, y + 12)], series(s).filled()))?;
         root.draw_text(name, &text, (x + 17, y + 6))?;

@@ -86,7 +86,7 @@ fn draw(root: &Canvas, chart: &LineChart, names: i32) -> Drawn {
         .set_label_area_size(LabelAreaPosition::Left, 64)
         .set_label_area_size(LabelAreaPosition::Bottom, 44)
         .build_cartesian_2d(
-            Axis::around(chart.x_scale, xs, 1.03),
+            Axis::across(chart.x_scale, xs),
             Axis::around(chart.y_scale, ys, 1.08),
         )?;
     plot.configure_mesh()
@@ -121,7 +121,7 @@ fn draw(root: &Canvas, chart: &LineChart, names: i32) -> Drawn {
         }
     }
     let right = plot.plotting_area().get_pixel_range().0.end;
-    let style = at(font(TEXT, INK), HPos::Left, VPos::Center);
+    let style = at(&font(TEXT, INK), HPos::Left, VPos::Center);
     for (y, s) in apart(ends) {
         marker(root, s, (right + 14, y))?;
         root.draw_text(&chart.series[s].name, &style, (right + 25, y))?;
@@ -161,7 +161,7 @@ fn apart(mut ends: Vec<(i32, usize)>) -> Vec<(i32, usize)> {
 }
 
 fn legend(root: &Canvas, chart: &LineChart, y: i32) -> Drawn {
-    let text = at(font(SMALL, MUTED), HPos::Left, VPos::Center);
+    let text = at(&font(SMALL, MUTED), HPos::Left, VPos::Center);
     let mut x = MARGIN;
     if chart.series.iter().any(|s| !s.points.is_empty()) {
         root.draw(&Circle::new((x + 5, y + 6), 5, MUTED.filled()))?;
