@@ -185,7 +185,10 @@ impl NewOp<'_> {
         let id = self.builder.next_id();
         let end = u32::try_from(self.builder.pass.waits.len()).unwrap_or(u32::MAX);
         self.op.waits.1 = end;
-        self.builder.last_in_queue[usize::from(self.op.queue.0)] = Some(id);
+        // An unknown queue is refused with the pass, by name; here it must only not panic.
+        if let Some(last) = self.builder.last_in_queue.get_mut(usize::from(self.op.queue.0)) {
+            *last = Some(id);
+        }
         self.builder.pass.ops.push(self.op);
         id
     }

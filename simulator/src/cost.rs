@@ -1,0 +1,134 @@
+//! What an operation costs: a time when it runs alone, and what it draws from shared resources.
+
+use pipo_plan::schedule::Work;
+use pipo_plan::units::{Bytes, Nanos};
+
+use crate::error::Unsupported;
+
+/// Something that operations on different lanes share, max-min fairly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// The host link, both directions together: less than twice one direction.
+    LinkDuplex,
+    /// The disk, however many threads read it.
+    Disk,
+    /// Host memory.
+    Dram,
+    /// GPU memory.
+    Hbm,
+}
+
+impl Resource {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Every resource, in the order of the arrays indexed by it.
+    pub const ALL: [Self; Self::COUNT] = [Self::LinkDuplex, Self::Disk, Self::Dram, Self::Hbm];
+
+    /// As printed in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LinkDuplex => "link, both directions",
+            Self::Disk => "disk",
+            Self::Dram => "host memory",
+            Self::Hbm => "GPU memory",
+        }
+    }
+}
+
+/// What one operation costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// Duration when nothing else runs.
+    pub nanos: Nanos,
+    /// Bytes per nanosecond at full speed. Sharing slows this rate, never raises it.
+    pub payload: f64,
+    /// Bytes drawn from each resource for each byte of payload: a memory copy draws two from DRAM.
+    pub draw: [f64; Resource::COUNT],
+    /// Thousandths of the duration in which a GPU engine (kernels or copies) is really busy.
+    pub gpu_permille: u16,
+}
+
+impl Cost {
+    /// A cost that draws on nothing shared.
+    pub fn fixed(nanos: Nanos) -> Self {
+        Self { nanos, ..Self::default() }
+    }
+
+    /// Moving `bytes` in `nanos`; what it draws is added by [`Cost::drawing`].
+    pub fn moving(bytes: Bytes, nanos: Nanos) -> Self {
+        let payload = if nanos == Nanos::ZERO { 0.0 } else { bytes.as_f64() / nanos.as_f64() };
+        Self { nanos, payload, ..Self::default() }
+    }
+
+    /// Also draws `each` bytes of `resource` for each byte of payload.
+    #[must_use]
+    pub fn drawing(mut self, resource: Resource, each: f64) -> Self {
+        self.draw[resource as usize] += each;
+        self
+    }
+
+    /// Keeps a GPU engine busy for `permille` thousandths of its duration.
+    #[must_use]
+    pub fn busy(mut self, permille: u16) -> Self {
+        self.gpu_permille = permille.min(1000);
+        self
+    }
+
+    /// Bytes drawn in all from each resource.
+    pub fn drawn(&self) -> [f64; Resource::COUNT] {
+        self.draw.map(|each| each * self.payload * self.nanos.as_f64())
+    }
+}
+
+/// The price of one [`Work`], computed once however many operations share it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Price {
+    /// Bytes moved between tiers, from wherever they come.
+    pub bytes: Bytes,
+    /// Bytes read from the disk itself; none of them on a page-cache hit.
+    pub disk_read: Bytes,
+    /// What it costs, page-cache misses included.
+    pub cost: Cost,
+    /// What it costs instead when the page cache holds the extent; none where it is bypassed.
+    pub hit: Option<Cost>,
+}
+
+impl Price {
+    /// A price without a page cache or a disk read.
+    pub fn plain(work: &Work, cost: Cost) -> Self {
+        Self { bytes: work.bytes(), disk_read: Bytes::ZERO, cost, hit: None }
+    }
+}
+
+/// Total rate of each resource in bytes per nanosecond.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Capacities([f64; Resource::COUNT]);
+
+impl Capacities {
+    /// Nothing is shared: every operation runs at full speed.
+    pub const UNLIMITED: Self = Self([f64::MAX; Resource::COUNT]);
+
+    /// Sets the capacity of one resource.
+    ///
+    /// One byte a second is the least: a rate of zero would make an operation endless instead of
+    /// absurdly long, and only the latter has an end to report.
+    #[must_use]
+    pub fn with(mut self, resource: Resource, bytes_per_nano: f64) -> Self {
+        self.0[resource as usize] = bytes_per_nano.max(1e-9);
+        self
+    }
+
+    /// The rates, indexed by [`Resource`].
+    pub fn rates(&self) -> &[f64; Resource::COUNT] {
+        &self.0
+    }
+}
+
+/// Prices works: a machine profile, or a table in a test.
+pub trait Costs {
+    /// What a work costs.
+    fn price(&self, work: &Work) -> Result<Price, Unsupported>;
+    /// What is shared.
+    fn capacities(&self) -> Capacities;
+}

@@ -1,0 +1,142 @@
+//! Max-min fair division of shared resources by progressive filling.
+
+use crate::cost::{Cost, Resource};
+
+/// What one running operation asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Flow {
+    /// Bytes per nanosecond at full speed; zero for an idle lane.
+    payload: f64,
+    /// Bytes of each resource for each byte of payload.
+    draw: [f64; Resource::COUNT],
+    /// `draw` times `payload`: what it takes at full speed.
+    demand: [f64; Resource::COUNT],
+}
+
+impl Flow {
+    /// An idle lane.
+    pub(crate) const NONE: Self =
+        Self { payload: 0.0, draw: [0.0; Resource::COUNT], demand: [0.0; Resource::COUNT] };
+
+    /// What an operation of this cost asks for; one that draws on nothing is not a flow.
+    pub(crate) fn of(cost: &Cost) -> Self {
+        if cost.draw.iter().all(|&d| d <= 0.0) {
+            return Self::NONE;
+        }
+        let demand = cost.draw.map(|d| d * cost.payload);
+        Self { payload: cost.payload, draw: cost.draw, demand }
+    }
+
+    /// Whether it draws on anything.
+    pub(crate) fn is_some(&self) -> bool {
+        self.payload > 0.0
+    }
+}
+
+/// Rounding of the filling itself; far below a nanosecond in any run.
+const TOLERANCE: f64 = 1e-9;
+
+/// Whether all flows fit at full speed: the common case, answered without filling.
+pub(crate) fn fits(flows: &[Flow], capacity: &[f64; Resource::COUNT]) -> bool {
+    let mut total = [0.0; Resource::COUNT];
+    for flow in flows {
+        for (sum, demand) in total.iter_mut().zip(flow.demand) {
+            *sum += demand;
+        }
+    }
+    total.iter().zip(capacity).all(|(sum, limit)| *sum <= limit * (1.0 + TOLERANCE))
+}
+
+/// Writes each flow's share of its own full speed, at most 1, into `rates`.
+///
+/// All payload rates rise together from zero. A flow stops at its own full speed, or when a resource
+/// that it draws on is used up. No flow could then go faster without slowing one that is not faster
+/// than itself: the max-min fair division, and the only one. Each round stops at least one flow.
+pub(crate) fn fill(flows: &[Flow], capacity: &[f64; Resource::COUNT], rates: &mut [f64]) {
+    const RISING: f64 = -1.0;
+    for (rate, flow) in rates.iter_mut().zip(flows) {
+        *rate = if flow.payload > 0.0 { RISING } else { 1.0 };
+    }
+    let mut slack = *capacity;
+    let mut level = 0.0;
+    while rates.iter().any(|&r| r < 0.0) {
+        let mut pull = [0.0; Resource::COUNT];
+        let mut step = f64::MAX;
+        for (flow, _) in flows.iter().zip(&*rates).filter(|(_, r)| **r < 0.0) {
+            step = step.min(flow.payload - level);
+            for (sum, draw) in pull.iter_mut().zip(flow.draw) {
+                *sum += draw;
+            }
+        }
+        for (slack, pull) in slack.iter().zip(pull).filter(|(_, pull)| *pull > 0.0) {
+            step = step.min(slack / pull);
+        }
+        level += step.max(0.0);
+        for (slack, pull) in slack.iter_mut().zip(pull) {
+            *slack -= pull * step.max(0.0);
+        }
+        let used_up: [bool; Resource::COUNT] =
+            std::array::from_fn(|r| slack[r] <= capacity[r] * TOLERANCE);
+        for (flow, rate) in flows.iter().zip(&mut *rates).filter(|(_, r)| **r < 0.0) {
+            if level >= flow.payload * (1.0 - TOLERANCE) {
+                *rate = 1.0;
+            } else if flow.draw.iter().zip(used_up).any(|(&draw, gone)| draw > 0.0 && gone) {
+                *rate = level / flow.payload;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(payload: f64, draw: [f64; Resource::COUNT]) -> Flow {
+        Flow::of(&Cost { payload, draw, ..Cost::default() })
+    }
+
+    fn rates(flows: &[Flow], capacity: [f64; Resource::COUNT]) -> Vec<f64> {
+        let mut rates = vec![0.0; flows.len()];
+        fill(flows, &capacity, &mut rates);
+        rates
+    }
+
+    fn assert_close(got: &[f64], want: &[f64]) {
+        assert_eq!(got.len(), want.len());
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() < 1e-12, "{got:?} is not {want:?}");
+        }
+    }
+
+    #[test]
+    fn equal_flows_share_equally() {
+        let f = flow(10.0, [1.0, 0.0, 0.0, 0.0]);
+        assert_close(&rates(&[f, f], [15.0, 1.0, 1.0, 1.0]), &[0.75, 0.75]);
+        assert!(!fits(&[f, f], &[15.0, 1.0, 1.0, 1.0]));
+        assert!(fits(&[f, f], &[20.0, 1.0, 1.0, 1.0]));
+    }
+
+    #[test]
+    fn a_slow_flow_leaves_its_share_to_the_others() {
+        let flows = [2.0, 8.0, 20.0].map(|p| flow(p, [0.0, 1.0, 0.0, 0.0]));
+        // 2 at full speed, the remaining 12 split as 6 and 6.
+        let got = rates(&flows, [1.0, 14.0, 1.0, 1.0]);
+        assert_close(&got, &[1.0, 0.75, 0.3]);
+    }
+
+    #[test]
+    fn a_flow_that_draws_twice_rises_at_the_same_payload_rate() {
+        let copy = flow(10.0, [0.0, 0.0, 2.0, 0.0]);
+        let dma = flow(10.0, [1.0, 0.0, 1.0, 0.0]);
+        assert_close(&rates(&[copy, dma], [100.0, 1.0, 15.0, 1.0]), &[0.5, 0.5]);
+        // The link stops the DMA at 3; the copy takes the rest of DRAM, (15 - 3) / 2.
+        assert_close(&rates(&[copy, dma], [3.0, 1.0, 15.0, 1.0]), &[0.6, 0.3]);
+    }
+
+    #[test]
+    fn what_draws_on_nothing_is_never_slowed() {
+        let compute = Flow::of(&Cost { payload: 1e9, ..Cost::default() });
+        let f = flow(10.0, [1.0, 0.0, 0.0, 0.0]);
+        assert_close(&rates(&[compute, f, Flow::NONE], [5.0, 1.0, 1.0, 1.0]), &[1.0, 0.5, 1.0]);
+    }
+}
