@@ -126,7 +126,7 @@ pub struct Disk {
     pub buffered_read: Figure<Curve>,
     /// One thread faulting in the pages of a memory map that the page cache does not hold.
     pub page_fault_read: Figure<Bandwidth>,
-    /// Disk to GPU without the host's memory (GPUDirect Storage), where it works.
+    /// Disk to GPU without the host's memory (`GPUDirect` Storage), where it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_to_gpu: Option<Figure<Bandwidth>>,
     /// Space on it.
@@ -168,6 +168,20 @@ pub struct Software {
     pub disk_request: Figure<Nanos>,
     /// Issuing one operation from the host.
     pub host_op: Figure<Nanos>,
+}
+
+impl Gpu {
+    /// What is left for weights, caches and buffers once driver and context have their part.
+    pub fn available(&self) -> Bytes {
+        self.memory.value - self.context.value
+    }
+}
+
+impl Host {
+    /// What is left for weights, buffers and page cache.
+    pub fn available(&self) -> Bytes {
+        self.memory.value - self.reserved.value
+    }
 }
 
 impl Machine {

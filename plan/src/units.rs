@@ -236,7 +236,8 @@ fn exact_in(value: u64, units: &[(&str, u64)]) -> String {
         let milli = u128::from(value) * 1000 / u128::from(scale);
         let text = format!("{}.{:03}", milli / 1000, milli % 1000);
         let text = text.trim_end_matches('0').trim_end_matches('.').to_owned();
-        if best.as_ref().is_none_or(|(b, _)| text.len() < b.len()) {
+        // Between spellings of one length the larger unit reads better.
+        if best.as_ref().is_none_or(|(b, _)| text.len() <= b.len()) {
             best = Some((text, name));
         }
     }

@@ -1,5 +1,7 @@
 //! Bandwidth by transfer size: closed forms, order, and the lower bound that the tuner relies on.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use pipo_plan::machine::{Curve, CurveError};
 use pipo_plan::units::{Bandwidth, Bytes, LIMIT, Nanos};
 use proptest::prelude::*;

@@ -1,8 +1,10 @@
 //! Is this a machine? What a profile may not say, found before anything is simulated with it.
 
+use std::collections::BTreeSet;
+
 use super::{Figure, Machine};
 use crate::diagnostic::{Diagnostic, Document};
-use crate::units::{Bandwidth, Bytes};
+use crate::units::Bytes;
 
 type Checked = Result<(), Box<Diagnostic>>;
 
@@ -89,6 +91,7 @@ impl Machine {
                 "keep the shapes of the models you run",
             ));
         }
+        let mut seen = BTreeSet::new();
         let bad = |n: u64| !(1..=LARGEST_SHAPE).contains(&n);
         for (index, kernel) in kernels.iter().enumerate() {
             let shape = format!("{} x {} x {}", kernel.rows, kernel.outputs, kernel.inputs);
@@ -107,6 +110,17 @@ impl Machine {
                         index + 1
                     ),
                     "measure it again, or leave the row out",
+                ));
+            }
+            if !seen.insert((&kernel.precision, kernel.rows, kernel.outputs, kernel.inputs)) {
+                return Err(document.at_path(
+                    "gpu.kernels",
+                    format!(
+                        "row {} of gpu.kernels times {} at {shape} again",
+                        index + 1,
+                        kernel.precision.escape_debug()
+                    ),
+                    "keep one time for each shape, the median of several",
                 ));
             }
         }
@@ -144,7 +158,17 @@ impl Machine {
         let draws = [("host.copy", host.copy.value, 2), ("host.weights", host.weights.value, 1)];
         for (path, rate, times) in draws {
             if rate * times > memory {
-                return Err(memory_exceeded(document, path, rate, times, memory));
+                return Err(document.at_path(
+                    &format!("{path}.value"),
+                    format!(
+                        "{path} is {}, which draws {} on a host.memory_bandwidth of {}",
+                        rate.exact(),
+                        (rate * times).exact(),
+                        memory.exact()
+                    ),
+                    "host.memory_bandwidth counts reads and writes together; measure it with all \
+                     cores",
+                ));
             }
         }
         Ok(())
@@ -164,23 +188,4 @@ fn below(
         format!("{part} is {}, but {whole} is only {}", value.both(), limit.both()),
         &format!("nothing would be left; check the units, and make {part} the smaller"),
     ))
-}
-
-fn memory_exceeded(
-    document: &Document,
-    path: &str,
-    rate: Bandwidth,
-    times: u64,
-    memory: Bandwidth,
-) -> Box<Diagnostic> {
-    document.at_path(
-        &format!("{path}.value"),
-        format!(
-            "{path} is {}, which draws {} on a host.memory_bandwidth of {}",
-            rate.exact(),
-            (rate * times).exact(),
-            memory.exact()
-        ),
-        "host.memory_bandwidth counts reads and writes together; measure it with all cores",
-    )
 }

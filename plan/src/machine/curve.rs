@@ -57,7 +57,7 @@ pub enum CurveError {
     #[error(
         "{} at {} takes {slower}, but {} at {} takes only {faster}; more bytes cannot take less \
          time, so measure the two again",
-        smaller.0.exact(), smaller.1.exact(), larger.0.exact(), larger.1.exact()
+        smaller.0.exact(), smaller.1, larger.0.exact(), larger.1
     )]
     Decreasing {
         /// Size and bandwidth of the smaller transfer.
@@ -211,8 +211,12 @@ impl<'de> Deserialize<'de> for Curve {
                 f.write_str("a bandwidth such as \"12GB/s\", or pairs [size, bandwidth]")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Curve, E> {
-                let rate: Bandwidth = text.parse().map_err(E::custom)?;
-                Curve::new(vec![(Bytes(1), rate)]).map_err(E::custom)
+                match text.parse().map_err(E::custom)? {
+                    Bandwidth::ZERO => {
+                        Err(E::custom("a rate of zero never ends; give what was measured"))
+                    }
+                    rate => Ok(Curve::flat(rate)),
+                }
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Curve, A::Error> {
                 let points = Vec::deserialize(SeqAccessDeserializer::new(seq))?;

@@ -125,12 +125,9 @@ impl Leaf for Curve {
         if let Some(rate) = self.flat_rate() {
             return rate.toml();
         }
-        let rows: String = self
-            .points()
-            .iter()
-            .map(|(size, rate)| format!("    [{}, {}],\n", size.toml(), rate.toml()))
-            .collect();
-        format!("[\n{rows}]")
+        let row = |(size, rate): &(Bytes, Bandwidth)| [size.toml(), rate.toml()].join(", ");
+        let rows: Vec<String> = self.points().iter().map(row).collect();
+        format!("[\n    [{}],\n]", rows.join("],\n    ["))
     }
     fn fault(&self) -> Option<&'static str> {
         None // its constructor refuses what cannot be

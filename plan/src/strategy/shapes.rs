@@ -153,7 +153,8 @@ pub fn hidden_bytes(model: &Model, rows: u64) -> Bytes {
 
 /// Bytes of the cache of one layer for some sequences and positions.
 pub fn kv_bytes(model: &Model, style: Style, sequences: u64, positions: u64) -> Bytes {
-    style.kv.matrix_bytes(sequences * positions, 2 * style.kv_heads * model.head_dim)
+    // Each head's vector is its own row, so that quantisation groups never straddle heads.
+    style.kv.matrix_bytes(sequences * positions * 2 * style.kv_heads, model.head_dim)
 }
 
 /// The largest scratch that any unit needs for `rows`: its inner activations, the logits, and, where

@@ -1,0 +1,227 @@
+//! What must be true of every lowered PIPO plan, checked on the emitted operations themselves.
+
+use std::collections::BTreeMap;
+
+use pipo_plan::model::{Precision, catalog};
+use pipo_plan::plan::{Batching, Plan, Precisions};
+use pipo_plan::schedule::{Builder, Layout, Op, OpId, OpKind, Pass, Schedule, Tier, Work};
+use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
+use pipo_plan::strategy::{self, Granularity, KvTier, Order, Processor, lower};
+use pipo_plan::units::Bytes;
+use pipo_plan::workload::{Budget, Objective, Workload};
+use proptest::prelude::*;
+
+fn plan(model: &str, knobs: Pipo, batch: Batching, new_tokens: u64) -> Plan {
+    Plan {
+        machine: "any".into(),
+        profile: String::new(),
+        seed: 1,
+        workload: Workload {
+            prompt: 48,
+            new_tokens,
+            batch: None,
+            objective: Objective::Throughput,
+            token_within: None,
+        },
+        budget: Budget { gpu: Bytes(1 << 50), host: Bytes(1 << 50), disk: Bytes(1 << 50) },
+        precision: Precisions { weights: Precision::Int4, kv: Precision::Fp16 },
+        batch,
+        strategy: strategy::Strategy::Pipo(knobs),
+        model: catalog::find(model).unwrap(),
+        prediction: None,
+        runners_up: Vec::new(),
+    }
+}
+
+struct Run {
+    layout: Layout,
+    passes: Vec<Pass>,
+    builder: Builder,
+}
+
+fn run(plan: &Plan) -> Run {
+    let Schedule { layout, program } = lower(plan).unwrap();
+    let mut builder = Builder::new(&layout);
+    let passes = (0..program.passes())
+        .map(|pass| {
+            program.emit(pass, &mut builder);
+            builder.finish(Pass::default())
+        })
+        .collect();
+    Run { layout, passes, builder }
+}
+
+impl Run {
+    fn ops(&self) -> impl Iterator<Item = (OpId, &Pass, &Op)> {
+        self.passes
+            .iter()
+            .flat_map(|p| p.ops.iter().zip(p.first..).map(move |(op, id)| (OpId(id), p, op)))
+    }
+
+    fn bytes(&self, pass: usize, kind: OpKind) -> u64 {
+        let ops = self.passes[pass].ops.iter().filter(|op| op.kind == kind);
+        ops.map(|op| self.builder.works[op.work].bytes().0).sum()
+    }
+}
+
+/// Every wait names an earlier operation; every slot is taken only after it was freed, and all are
+/// free at the end.
+fn check_structure(run: &Run) {
+    let mut held: BTreeMap<(u8, u16), OpId> = BTreeMap::new();
+    let mut frees: BTreeMap<(u8, u16), u32> = BTreeMap::new();
+    for (id, pass, op) in run.ops() {
+        assert!(pass.waits(op).iter().all(|w| *w < id), "a wait must point back");
+        assert!(usize::from(op.queue.0) < run.layout.queues.len());
+        if let Some(slot) = op.takes {
+            assert!(slot.index < run.layout.rings[usize::from(slot.ring.0)].slots);
+            let before = held.insert((slot.ring.0, slot.index), id);
+            assert_eq!(before, None, "slot {slot:?} is taken twice without being freed");
+        }
+        for slot in op.frees.iter().flatten() {
+            let taken = held.remove(&(slot.ring.0, slot.index));
+            assert!(taken.is_some_and(|t| t <= id), "slot {slot:?} is freed without being held");
+            *frees.entry((slot.ring.0, slot.index)).or_default() += 1;
+        }
+    }
+    assert!(held.is_empty(), "slots left held at the end: {held:?}");
+}
+
+fn knobs() -> impl Strategy<Value = Pipo> {
+    let placement = (0_u64..8_000_000_000, 0_u64..8_000_000_000, any::<bool>(), any::<bool>());
+    let slots = (1_u32..5, 1_u32..6, 1_u32..4, 1_u32..4);
+    let choices = (0_usize..3, 0_usize..3, any::<[bool; 5]>(), 0_u32..40);
+    (placement, slots, choices, 1_u64..64).prop_map(
+        |(
+            (gpu, host, spread, pageable),
+            (gpu_slots, host_slots, kv_slots, threads),
+            choices,
+            mb,
+        )| {
+            let (granularity, kv, [unit, routed, on_cpu, hidden_cpu, buffered], kv_gpu_layers) =
+                choices;
+            let kv = [KvTier::Gpu, KvTier::Host, KvTier::Disk][kv];
+            let granularity =
+                [Granularity::Layer, Granularity::Part, Granularity::Tensor][granularity];
+            let on_cpu = on_cpu && kv == KvTier::Host;
+            Pipo {
+                granularity,
+                gpu_slots,
+                host_slots,
+                kv_slots,
+                block: Bytes(mb << 20),
+                disk_threads: threads,
+                reads: if buffered { FileReads::Buffered } else { FileReads::Direct },
+                gpu_weights: Bytes(gpu),
+                host_weights: Bytes(host),
+                host_memory: if pageable { HostWeights::Pageable } else { HostWeights::Pinned },
+                order: if spread { Order::Spread } else { Order::First },
+                embedding: if unit { Embedding::Unit } else { Embedding::Host },
+                kv,
+                kv_gpu_layers,
+                attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
+                hidden: if hidden_cpu && !on_cpu { Processor::Cpu } else { Processor::Gpu },
+                experts: if routed && granularity != Granularity::Tensor {
+                    ExpertLoads::Routed
+                } else {
+                    ExpertLoads::All
+                },
+                ..Pipo::default()
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn slots_are_balanced_and_every_pass_moves_exactly_what_is_not_resident(
+        mut knobs in knobs(),
+        micro in 1_u64..4,
+        count in 1_u64..4,
+        chunk in proptest::option::of(1_u64..48),
+        mixture in any::<bool>(),
+    ) {
+        if !mixture {
+            knobs.experts = ExpertLoads::All;
+        }
+        let model = if mixture { "mixtral-8x7b" } else { "opt-1.3b" };
+        let batch = Batching { micro, count, prefill_chunk: chunk };
+        let plan = plan(model, knobs.clone(), batch, 3);
+        let run = run(&plan);
+        check_structure(&run);
+
+        let disk: u64 = run.layout.extents.iter().map(|b| b.0).sum();
+        let tier = |tier: Tier, name: &str| -> u64 {
+            run.layout.allocations.iter().filter(|a| a.tier == tier && a.name == name).map(|a| a.bytes.0).sum()
+        };
+        let total = plan.model.total_bytes(Precision::Int4).0;
+        let resident = tier(Tier::Gpu, "weights, resident");
+        let table = tier(Tier::Pageable, "embedding table");
+        for pass in 0..3 {
+            let read = run.bytes(pass, OpKind::ReadWeights);
+            let loaded = run.bytes(pass, OpKind::LoadWeights);
+            if knobs.experts == ExpertLoads::All {
+                prop_assert_eq!(read, disk);
+                if !plan.model.tied_embeddings {
+                    prop_assert_eq!(loaded, total - resident - table);
+                }
+            } else {
+                prop_assert!(read <= disk && loaded <= total);
+            }
+            // Every micro-batch's new rows are saved once for each layer whose cache is elsewhere.
+            let saves = run.passes[pass].ops.iter().filter(|o| o.kind == OpKind::SaveCache).count() as u64;
+            let elsewhere = if knobs.kv == KvTier::Gpu { 0 } else {
+                u64::from(plan.model.layers.saturating_sub(knobs.kv_gpu_layers))
+            };
+            prop_assert_eq!(saves, elsewhere * count);
+            let heads = run.passes[pass].ops.iter().filter(|o| o.ends_pass).count() as u64;
+            prop_assert_eq!(heads, count);
+        }
+    }
+}
+
+/// Decode of one micro-batch, cache in host memory: the operations of one layer, as the paper draws them.
+#[test]
+fn one_layer_reads_as_the_paper_draws_it() {
+    let knobs = Pipo { kv: KvTier::Host, block: Bytes(1 << 30), ..Pipo::default() };
+    let plan = plan("opt-1.3b", knobs, Batching::single(4), 2);
+    let run = run(&plan);
+    let lines: Vec<String> = run
+        .ops()
+        .filter(|(_, p, op)| p.number == 1 && (9..=10).contains(&op.unit))
+        .map(|(id, pass, op)| {
+            let lane = run.layout.lanes[usize::from(run.layout.queues[usize::from(op.queue.0)].0)];
+            let waits: Vec<u32> = pass.waits(op).iter().map(|w| w.0).collect();
+            let name = &run.layout.units[usize::from(op.unit)];
+            format!(
+                "{} {name}: {} on {} waits {waits:?} takes {:?} frees {:?}",
+                id.0,
+                op.kind.name(),
+                lane.kind.name(),
+                op.takes.map(|s| (s.ring.0, s.index)),
+                op.frees.iter().flatten().map(|s| (s.ring.0, s.index)).collect::<Vec<_>>(),
+            )
+        })
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn attention_work_of_a_decode_step_covers_the_whole_context() {
+    let plan = plan("opt-1.3b", Pipo::default(), Batching::single(2), 3);
+    let run = run(&plan);
+    let contexts: Vec<u64> = run.passes[2]
+        .ops
+        .iter()
+        .filter_map(|op| match &run.builder.works[op.work] {
+            Work::Gpu(compute) => compute.attention.map(|a| a.context),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        contexts,
+        vec![50; 24],
+        "prompt 48, second decode step: its own position is the 50th"
+    );
+}
