@@ -42,7 +42,9 @@ pub(crate) struct Window {
     oldest: u32,
     /// First operation of the oldest pass in flight: everything before it has ended.
     first: u32,
-    /// End of each operation in flight, at its id modulo the length, which is a power of two.
+    /// First operation of each retired pass whose ends are still remembered.
+    past: VecDeque<u32>,
+    /// End of each remembered operation, at its id modulo the length, which is a power of two.
     ends: Vec<Nanos>,
     /// Retired passes whose memory is reused.
     spare: Vec<Pass>,
@@ -62,6 +64,7 @@ impl Window {
             live: VecDeque::new(),
             oldest: 0,
             first: 0,
+            past: VecDeque::new(),
             ends: vec![PENDING; 64],
             spare: Vec::new(),
             gate: None,
@@ -89,7 +92,7 @@ impl Window {
     /// Adds the next pass.
     pub(crate) fn release(&mut self, pass: Pass, phase: Phase, now: Nanos) {
         let next = pass.first + count(&pass);
-        self.make_room(next - self.first);
+        self.make_room(next - self.remembered());
         for id in pass.first..next {
             let at = self.at(OpId(id));
             self.ends[at] = PENDING;
@@ -116,6 +119,11 @@ impl Window {
         {
             self.gate = Some(last);
         }
+        // The passes in flight were released before this one retired: they may have waited for it.
+        self.past.push_back(self.first);
+        if self.past.len() >= self.size as usize {
+            self.past.pop_front();
+        }
         self.first = live.pass.first + count(&live.pass);
         self.oldest += 1;
         self.spare.push(live.pass);
@@ -136,10 +144,10 @@ impl Window {
 
     /// When an operation ended; none while it has not.
     ///
-    /// Of an operation of a retired pass zero is answered. It ended no later than the release of any
+    /// Of an operation `size` passes back zero is answered. It ended no later than the release of any
     /// pass in flight, so it never decides a start that the release does not decide as well.
     pub(crate) fn ended(&self, id: OpId) -> Option<Nanos> {
-        if id.0 < self.first {
+        if id.0 < self.remembered() {
             return Some(Nanos::ZERO);
         }
         let end = self.ends[self.at(id)];
@@ -169,6 +177,11 @@ impl Window {
         (self.passes, self.high_water)
     }
 
+    /// First operation whose end is remembered.
+    fn remembered(&self) -> u32 {
+        self.past.front().copied().unwrap_or(self.first)
+    }
+
     fn at(&self, id: OpId) -> usize {
         id.0 as usize & (self.ends.len() - 1)
     }
@@ -180,7 +193,7 @@ impl Window {
         }
         let mut grown = vec![PENDING; (live as usize).next_power_of_two()];
         let mask = grown.len() - 1;
-        for id in self.first..self.next_op() {
+        for id in self.remembered()..self.next_op() {
             grown[id as usize & mask] = self.ends[self.at(OpId(id))];
         }
         self.ends = grown;

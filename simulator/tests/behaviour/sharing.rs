@@ -1,0 +1,110 @@
+//! Sharing, against divisions worked out by hand.
+
+use pipo_plan::schedule::LaneKind;
+use pipo_plan::units::{Bytes, Nanos};
+use pipo_simulator::{Capacities, Cost, Resource};
+
+use crate::script::{Item, RECORD, Script};
+
+const LANES: [LaneKind; 3] = [LaneKind::H2d, LaneKind::D2h, LaneKind::HostCopy];
+
+/// Runs flows, each on its own lane from the start, and returns when each ends.
+fn ends(capacity: (Resource, f64), flows: &[Cost]) -> Vec<u64> {
+    let mut script = Script::with_lanes(&LANES[..flows.len()]);
+    script.capacities = Some(Capacities::UNLIMITED.with(capacity.0, capacity.1));
+    for (queue, flow) in (0..).zip(flows) {
+        let price = script.price(*flow);
+        script.push(Item { queue, price, ..Item::default() });
+    }
+    let spans = script.simulate(&RECORD).unwrap().timeline.unwrap().spans;
+    spans.iter().map(|s| s.end.0).collect()
+}
+
+/// Moves `bytes` in `nanos` when alone, drawing `each` from a resource.
+fn flow(bytes: u64, nanos: u64, resource: Resource, each: f64) -> Cost {
+    Cost::moving(Bytes(bytes), Nanos(nanos)).drawing(resource, each)
+}
+
+#[test]
+fn alone_each_ends_at_its_solo_time() {
+    let copy = flow(10_000, 1000, Resource::LinkDuplex, 1.0);
+    assert_eq!(ends((Resource::LinkDuplex, 10.0), &[copy]), [1000]);
+}
+
+#[test]
+fn two_equal_copies_share_the_duplex_total() {
+    // 10 B/ns each, 15 in both directions: 7.5 each, 10 000 bytes in 1333.3 ns.
+    let copy = flow(10_000, 1000, Resource::LinkDuplex, 1.0);
+    assert_eq!(ends((Resource::LinkDuplex, 15.0), &[copy, copy]), [1334, 1334]);
+    assert_eq!(ends((Resource::LinkDuplex, 20.0), &[copy, copy]), [1000, 1000]);
+}
+
+#[test]
+fn when_one_ends_the_other_speeds_up() {
+    // Shared at 7.5 until the shorter has moved its 3000 bytes at 400 ns. The longer then has 7000
+    // left and moves them at 10.
+    let short = flow(3000, 300, Resource::LinkDuplex, 1.0);
+    let long = flow(10_000, 1000, Resource::LinkDuplex, 1.0);
+    assert_eq!(ends((Resource::LinkDuplex, 15.0), &[short, long]), [400, 1100]);
+}
+
+#[test]
+fn three_copies_with_different_limits() {
+    // 14 B/ns among 2, 8 and 20: the first keeps 2, the others get 6 each. At 1000 the second is done;
+    // the third has 18 000 bytes left and gets 12, until the first is done at 2000. The last 6000 run
+    // at the whole 14, for 428.6 ns.
+    let flows = [
+        flow(4000, 2000, Resource::Disk, 1.0),
+        flow(6000, 750, Resource::Disk, 1.0),
+        flow(24_000, 1200, Resource::Disk, 1.0),
+    ];
+    assert_eq!(ends((Resource::Disk, 14.0), &flows), [2000, 1000, 2429]);
+}
+
+#[test]
+fn a_memory_copy_draws_twice() {
+    // Payloads rise together: x + 2x = 15, so both run at 5.
+    let dma = flow(10_000, 1000, Resource::Dram, 1.0);
+    let copy = flow(10_000, 1000, Resource::Dram, 2.0);
+    assert_eq!(ends((Resource::Dram, 15.0), &[dma, copy]), [2000, 2000]);
+}
+
+#[test]
+fn an_operation_that_joins_slows_one_under_way() {
+    let mut script = Script::with_lanes(&LANES);
+    script.capacities = Some(Capacities::UNLIMITED.with(Resource::Dram, 10.0));
+    let cost = script.price(flow(10_000, 1000, Resource::Dram, 1.0));
+    script.push(Item { queue: 0, price: cost, ..Item::default() });
+    let delay = script.run(2, 500, &[]);
+    script.push(Item { queue: 1, price: cost, waits: vec![delay], ..Item::default() });
+    let spans = script.simulate(&RECORD).unwrap().timeline.unwrap().spans;
+    // Half at full speed by 500; the other half at half speed until 1500. Then 5000 bytes are left.
+    assert_eq!(spans[0].end, Nanos(1500));
+    assert_eq!(spans[2].end, Nanos(2000));
+}
+
+#[test]
+fn arithmetic_that_draws_on_nothing_is_not_slowed() {
+    let copy = flow(10_000, 1000, Resource::LinkDuplex, 1.0);
+    let compute = Cost::fixed(Nanos(1000));
+    assert_eq!(ends((Resource::LinkDuplex, 5.0), &[copy, compute]), [2000, 1000]);
+}
+
+#[test]
+fn one_operation_may_draw_more_than_there_is() {
+    let copy = flow(10_000, 1000, Resource::Dram, 3.0);
+    assert_eq!(ends((Resource::Dram, 15.0), &[copy]), [2000]);
+}
+
+#[test]
+fn utilisation_is_a_union() {
+    let mut script = Script::with_lanes(&[LaneKind::H2d, LaneKind::Gpu, LaneKind::D2h]);
+    let busy = |nanos, permille| Cost::fixed(Nanos(nanos)).busy(permille);
+    let prices = [busy(1000, 1000), busy(400, 1000), busy(2000, 250)].map(|c| script.price(c));
+    for (queue, price) in (0..).zip(prices) {
+        script.push(Item { queue, price, ..Item::default() });
+    }
+    let summary = script.simulate(&RECORD).unwrap().summary;
+    assert_eq!(summary.kernel_busy, Nanos(400));
+    assert_eq!(summary.nvml_busy, Nanos(1250), "1000 fully, then a quarter of the other 1000");
+}
