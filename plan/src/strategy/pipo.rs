@@ -22,7 +22,7 @@ use super::frame::Frame;
 use super::residency::{self, Order, Placed};
 use super::shapes::Piece;
 use super::stream::{self, Extents, Stream, Streamed};
-use super::units::Granularity;
+use super::units::{Granularity, Unit};
 use super::{KvTier, LowerError, Processor};
 use crate::plan::Plan;
 use crate::schedule::{
@@ -178,7 +178,7 @@ pub fn lower(plan: &Plan, knobs: &Pipo) -> Result<Schedule, LowerError> {
     check(plan, knobs)?;
     let frame = Frame::new(plan, knobs.granularity, knobs.fused);
     let mut layout = frame.layout();
-    let placed = place(&frame, knobs);
+    let placed = place(&frame, &placed_units(&frame, knobs), knobs);
     let kv_on_gpu = kv_layers_on_gpu(plan, knobs);
     allocate(&frame, knobs, &placed, &kv_on_gpu, &mut layout);
 
@@ -299,20 +299,25 @@ fn check(plan: &Plan, knobs: &Pipo) -> Result<(), LowerError> {
     Ok(())
 }
 
-fn place(frame: &Frame, knobs: &Pipo) -> Vec<Placed> {
+/// The units as they are placed: a table that is looked up in host memory is none of them.
+pub fn placed_units(frame: &Frame, knobs: &Pipo) -> Vec<Unit> {
     let mut units = frame.units.clone();
-    let table = units[0].bytes;
     if knobs.embedding == Embedding::Host {
         // The lookup table is host memory of its own kind, noted in `allocate`.
         units[0].bytes = Bytes::ZERO;
     }
+    units
+}
+
+/// Where the units of [`placed_units`] live.
+pub fn place(frame: &Frame, units: &[Unit], knobs: &Pipo) -> Vec<Placed> {
     let host_weights = match knobs.embedding {
-        Embedding::Host => knobs.host_weights - table,
+        Embedding::Host => knobs.host_weights - frame.units[0].bytes,
         Embedding::Unit => knobs.host_weights,
     };
-    let homes = residency::assign(&units, knobs.gpu_weights, host_weights, knobs.order);
+    let homes = residency::assign(units, knobs.gpu_weights, host_weights, knobs.order);
     let experts = frame.plan.model.experts;
-    let place = |(unit, home): (&super::units::Unit, residency::Home)| match experts {
+    let place = |(unit, home): (&Unit, residency::Home)| match experts {
         Some(e) if knobs.experts == ExpertLoads::Routed && unit.has_experts() => {
             Placed::experts(home, unit.expert_bytes(frame.style.weights), e.count)
         }
@@ -321,7 +326,8 @@ fn place(frame: &Frame, knobs: &Pipo) -> Vec<Placed> {
     units.iter().zip(homes).map(place).collect()
 }
 
-fn kv_layers_on_gpu(plan: &Plan, knobs: &Pipo) -> Vec<bool> {
+/// For each layer, whether its cache stays on the GPU.
+pub fn kv_layers_on_gpu(plan: &Plan, knobs: &Pipo) -> Vec<bool> {
     let layers = plan.model.layers;
     let on_gpu = match knobs.kv {
         KvTier::Gpu => layers,
