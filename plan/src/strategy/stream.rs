@@ -138,8 +138,9 @@ impl Load<'_> {
     fn from_disk(&mut self, out: &mut Builder, segment: usize, bytes: Bytes) {
         let stream = self.stream;
         for (block, bytes) in blocks(bytes, stream.block).enumerate() {
-            let reader = stream.readers[usize::from(self.number) % stream.readers.len()];
             let extent = stream.extents.of(self.unit, segment, block);
+            // In turn over the whole file: small units would otherwise all go to the first threads.
+            let reader = stream.readers[extent as usize % stream.readers.len()];
             let work = out.work(Work::DiskRead { bytes, request: stream.request, io: stream.io });
             self.through_host_slot(out, bytes, |out, slot| {
                 out.op(reader, OpKind::ReadWeights, work).extent(extent).takes(slot)
