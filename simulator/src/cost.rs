@@ -1,7 +1,7 @@
 //! What an operation costs: a time when it runs alone, and what it draws from shared resources.
 
 use pipo_plan::schedule::Work;
-use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::units::{Bytes, LIMIT, Nanos};
 
 use crate::error::Unsupported;
 
@@ -52,11 +52,12 @@ pub struct Cost {
 impl Cost {
     /// A cost that draws on nothing shared.
     pub fn fixed(nanos: Nanos) -> Self {
-        Self { nanos, ..Self::default() }
+        Self::moving(Bytes::ZERO, nanos)
     }
 
-    /// Moving `bytes` in `nanos`; what it draws is added by [`Cost::drawing`].
+    /// Moving `bytes` in `nanos`, at most [`LIMIT`]; what it draws is added by [`Cost::drawing`].
     pub fn moving(bytes: Bytes, nanos: Nanos) -> Self {
+        let nanos = nanos.min(Nanos(LIMIT));
         let payload = if nanos == Nanos::ZERO { 0.0 } else { bytes.as_f64() / nanos.as_f64() };
         Self { nanos, payload, ..Self::default() }
     }

@@ -65,7 +65,7 @@ pub enum Invalid {
     )]
     Numbering(u32),
     /// An operation names something that does not exist.
-    #[error("operation {} names {what} {index}, but there are {count}", .op.0)]
+    #[error("operation {} names {what} {index}, but there are {count}, numbered from 0", .op.0)]
     Unknown {
         /// The operation.
         op: OpId,

@@ -32,6 +32,7 @@
 
 mod bound;
 mod cost;
+mod cost_model;
 mod critical;
 mod engine;
 mod error;
@@ -43,8 +44,25 @@ mod window;
 
 pub use bound::{Bound, lower_bound};
 pub use cost::{Capacities, Cost, Costs, Price, Resource};
+pub use cost_model::CostModel;
 pub use critical::{CriticalPath, Segment, critical_path};
 pub use engine::{Options, Outcome, simulate_with};
 pub use error::{Blocker, Invalid, SimulationError, Unsupported, Waiting};
 pub use meter::Summary;
 pub use page_cache::PageCache;
+
+use pipo_plan::machine::Machine;
+use pipo_plan::schedule::Schedule;
+
+/// Runs a schedule on a machine.
+///
+/// # Errors
+///
+/// [`SimulationError`] says why there is no outcome; there is no partial one.
+pub fn simulate(
+    schedule: &Schedule,
+    machine: &Machine,
+    options: &Options,
+) -> Result<Outcome, SimulationError> {
+    simulate_with(schedule, &CostModel::new(machine), options)
+}

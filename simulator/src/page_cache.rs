@@ -1,5 +1,7 @@
 //! The page cache: which file extents are in host memory.
 
+use pipo_plan::machine::Machine;
+use pipo_plan::schedule::{Layout, Tier};
 use pipo_plan::units::Bytes;
 
 /// The page cache that buffered and page-fault reads go through.
@@ -22,6 +24,13 @@ pub struct PageCache {
 impl PageCache {
     /// Nothing is ever cached.
     pub const NONE: Self = Self { capacity: Bytes::ZERO, kept: 0.0, warm: false };
+
+    /// What a machine's host memory has left for it beside the buffers of a schedule.
+    pub fn beside(layout: &Layout, machine: &Machine, warm: bool) -> Self {
+        let taken = layout.bytes(Tier::Pinned) + layout.bytes(Tier::Pageable);
+        let capacity = machine.host.available() - taken;
+        Self { capacity, kept: machine.host.page_cache_kept.value, warm }
+    }
 }
 
 /// The state of the cache during a run.

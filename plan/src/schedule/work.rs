@@ -67,17 +67,20 @@ impl Attention {
     /// Query-key pairs: row `i` of `rows` sees `context - rows + i + 1` positions.
     pub fn pairs(&self) -> u64 {
         let before = self.context.saturating_sub(self.rows);
-        self.sequences * (self.rows * before + self.rows * (self.rows + 1) / 2)
+        let triangle = self.rows.saturating_mul(self.rows.saturating_add(1)) / 2;
+        self.sequences.saturating_mul(self.rows.saturating_mul(before).saturating_add(triangle))
     }
 
     /// Two products (scores, values) of two operations for each pair and feature.
     pub fn flops(&self) -> u64 {
-        4 * self.heads * self.head_dim * self.pairs()
+        let features = self.heads.saturating_mul(self.head_dim).saturating_mul(4);
+        features.saturating_mul(self.pairs())
     }
 
     /// Cache bytes read: every position once for each sequence.
     pub fn cache_bytes(&self) -> Bytes {
-        let vectors = 2 * self.kv_heads * self.sequences * self.context;
+        let positions = self.sequences.saturating_mul(self.context);
+        let vectors = self.kv_heads.saturating_mul(positions).saturating_mul(2);
         self.precision.matrix_bytes(vectors, self.head_dim)
     }
 }

@@ -1,7 +1,11 @@
 //! What a simulation must do, one file for each kind of promise.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::float_cmp, reason = "draws are small whole numbers, exact in floating point")]
+
 mod blame;
 mod conservation;
+mod cost;
 mod page_cache;
 mod pipeline;
 mod random;

@@ -70,7 +70,7 @@ prop_compose! {
         }
         for cost in costs {
             script.prices.push(pipo_simulator::Price {
-                bytes: Bytes(cost.drawn()[0].round().abs() as u64 + 1),
+                bytes: Bytes(cost.nanos.0 + 1),
                 cost,
                 ..pipo_simulator::Price::default()
             });

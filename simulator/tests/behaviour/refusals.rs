@@ -60,15 +60,15 @@ fn a_schedule_that_contradicts_itself_is_refused() {
         change(&mut script);
         message(&script)
     };
-    insta::assert_snapshot!(invalid(|s| s.passes[0][0].queue = 9), @"the schedule is invalid: operation 0 names queue 9, but there are 2");
+    insta::assert_snapshot!(invalid(|s| s.passes[0][0].queue = 9), @"the schedule is invalid: operation 0 names queue 9, but there are 2, numbered from 0");
     insta::assert_snapshot!(invalid(|s| s.passes[0][0].waits = vec![0]), @"the schedule is invalid: operation 0 waits for operation 0, which is not before it");
-    insta::assert_snapshot!(invalid(|s| s.passes[0][0].extent = Some(3)), @"the schedule is invalid: operation 0 names extent 3, but there are 0");
+    insta::assert_snapshot!(invalid(|s| s.passes[0][0].extent = Some(3)), @"the schedule is invalid: operation 0 names extent 3, but there are 0, numbered from 0");
     insta::assert_snapshot!(invalid(|s| {
         s.passes[0][0].takes = Some(Slot { ring: RingId(0), index: 1 });
-    }), @"the schedule is invalid: operation 0 names slot 1, but there are 1");
+    }), @"the schedule is invalid: operation 0 names slot 1, but there are 1, numbered from 0");
     insta::assert_snapshot!(invalid(|s| {
         s.passes[0][0].takes = Some(Slot { ring: RingId(4), index: 0 });
-    }), @"the schedule is invalid: operation 0 names ring 4, but there are 1");
+    }), @"the schedule is invalid: operation 0 names ring 4, but there are 1, numbered from 0");
     insta::assert_snapshot!(invalid(|s| {
         s.passes[0][0].frees[0] = Some(Slot { ring: RingId(0), index: 0 });
     }), @"the schedule is invalid: operation 0 frees slot 0 of ring 0, which nothing holds");

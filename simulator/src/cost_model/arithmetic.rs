@@ -1,0 +1,145 @@
+//! What arithmetic costs: rooflines, or measured kernels where the profile has them.
+//!
+//! Everything is summed as floating-point nanoseconds and rounded once, upwards. No size overflows:
+//! products are formed in `f64`, and the result is clamped by [`Nanos::ceil`].
+
+use pipo_plan::machine::{Gpu, Host};
+use pipo_plan::model::Precision;
+use pipo_plan::schedule::{Attention, Compute, Linear};
+use pipo_plan::units::{Bandwidth, FlopRate, Nanos};
+
+use super::kernels::Kernels;
+use super::permille;
+use crate::cost::{Cost, Resource};
+
+/// Time in nanoseconds and bytes of the processor's own memory touched on the way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Step {
+    nanos: f64,
+    bytes: f64,
+}
+
+impl Step {
+    /// Whatever is slower, the arithmetic or the memory.
+    fn roofline(flops: f64, rate: FlopRate, bytes: f64, bandwidth: Bandwidth) -> Self {
+        let arithmetic = flops / (rate.as_f64().max(1.0) / 1e9);
+        Self { nanos: arithmetic.max(streaming(bytes, bandwidth)), bytes }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.nanos += other.nanos;
+        self.bytes += other.bytes;
+    }
+}
+
+fn streaming(bytes: f64, bandwidth: Bandwidth) -> f64 {
+    bytes / (bandwidth.as_f64().max(1.0) / 1e9)
+}
+
+/// The kernels of a unit, one after another, and the launch gaps between them.
+///
+/// The GPU counts as busy in the kernels and idle in the gaps.
+pub(super) fn on_gpu(gpu: &Gpu, kernels: &Kernels, compute: &Compute) -> Cost {
+    let mut sum = Step::default();
+    for linear in &compute.linears {
+        sum.add(product(gpu, kernels, linear));
+    }
+    if let Some(attention) = &compute.attention {
+        sum.add(attend(gpu, attention));
+    }
+    let elementwise = compute.elementwise.as_f64();
+    let nanos = streaming(elementwise, gpu.memory_bandwidth.value);
+    sum.add(Step { nanos, bytes: elementwise });
+    let launching = gpu.launch.as_f64() * f64::from(compute.launches);
+    cost(sum, sum.nanos + launching, gpu.memory_bandwidth.value, Resource::Hbm)
+        .busy(permille(Nanos::ceil(sum.nanos), Nanos::ceil(sum.nanos + launching)))
+}
+
+/// A matrix product. Where quantised weights are not fused into it, a kernel first writes them out as
+/// 16 bits, which the product then reads.
+fn product(gpu: &Gpu, kernels: &Kernels, linear: &Linear) -> Step {
+    let quantised = is_quantised(linear.precision);
+    let precision = if quantised && !linear.fused { Precision::Fp16 } else { linear.precision };
+    let copies = f64::from(linear.copies);
+    let bytes = copies * (weight_bytes(linear, precision) + activation_bytes(linear));
+    let bandwidth = gpu.memory_bandwidth.value;
+    let mut step = Step::roofline(copies * flops(linear), gpu.matmul.value, bytes, bandwidth);
+    if let Some(measured) = kernels.time(linear, precision) {
+        step.nanos = copies * measured;
+    }
+    if precision != linear.precision {
+        let stored = copies * weight_bytes(linear, linear.precision);
+        step.add(dequantise(gpu, stored, copies * weight_bytes(linear, precision)));
+    }
+    step
+}
+
+/// Attention over a prompt is bound by arithmetic, of single tokens by reading the cache.
+fn attend(gpu: &Gpu, attention: &Attention) -> Step {
+    let stored = attention.cache_bytes().as_f64();
+    let dense = Attention { precision: Precision::Fp16, ..*attention }.cache_bytes().as_f64();
+    let unfused = is_quantised(attention.precision) && !attention.fused;
+    let (flops, bandwidth) = (attention.flops() as f64, gpu.memory_bandwidth.value);
+    let read = if unfused { dense } else { stored };
+    let mut step = Step::roofline(flops, gpu.attention.value, read, bandwidth);
+    if unfused {
+        step.add(dequantise(gpu, stored, dense));
+    }
+    step
+}
+
+fn dequantise(gpu: &Gpu, stored: f64, dense: f64) -> Step {
+    Step { nanos: streaming(dense, gpu.dequantise.value), bytes: stored + dense }
+}
+
+/// Arithmetic on the CPU cores. A product reads its weights at the rate measured for decoding, which
+/// includes unpacking them; launches cost nothing.
+pub(super) fn on_cpu(host: &Host, compute: &Compute) -> Cost {
+    let mut sum = Step::default();
+    for linear in &compute.linears {
+        let copies = f64::from(linear.copies);
+        let weights = copies * weight_bytes(linear, linear.precision);
+        let work = copies * flops(linear);
+        let mut step = Step::roofline(work, host.compute.value, weights, host.weights.value);
+        step.bytes += copies * activation_bytes(linear);
+        sum.add(step);
+    }
+    let bandwidth = host.memory_bandwidth.value;
+    if let Some(attention) = &compute.attention {
+        let (flops, bytes) = (attention.flops() as f64, attention.cache_bytes().as_f64());
+        sum.add(Step::roofline(flops, host.attention.value, bytes, bandwidth));
+    }
+    let bytes = compute.elementwise.as_f64();
+    sum.add(Step { nanos: streaming(bytes, bandwidth), bytes });
+    cost(sum, sum.nanos, bandwidth, Resource::Dram)
+}
+
+/// Rounds to nanoseconds. The bytes drawn are at most what the memory yields in that time: a kernel
+/// that a cache makes faster than its memory must not be slowed by its own demand.
+fn cost(sum: Step, nanos: f64, bandwidth: Bandwidth, memory: Resource) -> Cost {
+    let nanos = Nanos::ceil(nanos);
+    if nanos == Nanos::ZERO {
+        return Cost::default();
+    }
+    let payload = (sum.bytes / nanos.as_f64()).min(bandwidth.per_nano());
+    Cost { nanos, payload, ..Cost::default() }.drawing(memory, 1.0)
+}
+
+fn is_quantised(precision: Precision) -> bool {
+    !matches!(precision, Precision::Fp16 | Precision::Bf16)
+}
+
+/// Of one copy.
+fn weight_bytes(linear: &Linear, precision: Precision) -> f64 {
+    precision.matrix_bytes(linear.outputs, linear.inputs).as_f64()
+}
+
+/// Of one copy: 16-bit rows in and out.
+fn activation_bytes(linear: &Linear) -> f64 {
+    2.0 * linear.rows as f64 * (linear.inputs as f64 + linear.outputs as f64)
+}
+
+/// Of one copy: a multiplication and an addition for each weight and row.
+fn flops(linear: &Linear) -> f64 {
+    2.0 * linear.rows as f64 * linear.outputs as f64 * linear.inputs as f64
+}

@@ -1,0 +1,272 @@
+//! Prices on catalogue machines, against figures worked out by hand from their profiles.
+
+use pipo_plan::machine::{Figure, KernelTime, Machine, catalog};
+use pipo_plan::model::Precision;
+use pipo_plan::schedule::{Attention, Compute, DiskIo, HostMemory, Linear, Work};
+use pipo_plan::units::{Bandwidth, Bytes, FlopRate, LIMIT, Nanos};
+use pipo_simulator::{Cost, CostModel, Costs, Resource};
+use proptest::prelude::*;
+
+fn laptop() -> Machine {
+    let mut machine = catalog::find("rtx3060-laptop").unwrap();
+    // Round figures, so that a change of the catalogue changes no test.
+    machine.gpu.memory_bandwidth.value = Bandwidth(200_000_000_000);
+    machine.gpu.matmul.value = FlopRate(20_000_000_000_000);
+    machine.gpu.attention.value = FlopRate(10_000_000_000_000);
+    machine.gpu.dequantise.value = Bandwidth(20_000_000_000);
+    machine.gpu.launch.value = Nanos(5000);
+    machine.host.copy.value = Bandwidth(10_000_000_000);
+    machine.host.weights.value = Bandwidth(20_000_000_000);
+    machine
+}
+
+fn cost(machine: &Machine, work: &Work) -> Cost {
+    CostModel::new(machine).price(work).unwrap().cost
+}
+
+fn linear(rows: u64, precision: Precision, fused: bool) -> Linear {
+    Linear { rows, outputs: 4096, inputs: 4096, copies: 1, precision, fused }
+}
+
+fn gpu(linear: Linear) -> Work {
+    Work::Gpu(Compute { linears: vec![linear], ..Compute::default() })
+}
+
+#[test]
+fn one_row_is_bound_by_reading_weights() {
+    // 4096 x 4096 x 2 bytes and two rows of 8192 bytes, at 200 GB/s.
+    let bytes = 33_554_432.0 + 16_384.0_f64;
+    let got = cost(&laptop(), &gpu(linear(1, Precision::Fp16, true)));
+    assert_eq!(got.nanos, Nanos::ceil(bytes / 200.0));
+    assert_eq!(got.gpu_permille, 1000);
+    assert!((got.drawn()[Resource::Hbm as usize] - bytes).abs() < 1.0);
+}
+
+#[test]
+fn many_rows_are_bound_by_arithmetic() {
+    // 2 x 4096^3 operations at 20 TFLOP/s.
+    let got = cost(&laptop(), &gpu(linear(4096, Precision::Fp16, true)));
+    assert_eq!(got.nanos, Nanos::ceil(2.0 * 4096.0_f64.powi(3) / 20_000.0));
+}
+
+#[test]
+fn unfused_weights_are_written_out_and_read_again() {
+    let machine = laptop();
+    let dense = 33_554_432.0_f64;
+    let plain = cost(&machine, &gpu(linear(1, Precision::Fp16, true))).nanos;
+    let fused = cost(&machine, &gpu(linear(1, Precision::Int4, true))).nanos;
+    let unfused = cost(&machine, &gpu(linear(1, Precision::Int4, false))).nanos;
+    let expected = plain.as_f64() + dense / 20.0;
+    assert!((unfused.as_f64() - expected).abs() <= 2.0, "{unfused:?} is not {expected}");
+    assert!(fused.0 * 3 < plain.0, "4.5 bits are read in less than a third of the time of 16");
+    let unquantised = cost(&machine, &gpu(linear(1, Precision::Bf16, false))).nanos;
+    assert_eq!(unquantised, plain, "there is nothing to dequantise in 16 bits");
+}
+
+#[test]
+fn launches_add_gaps_in_which_the_gpu_is_idle() {
+    let compute = Compute { elementwise: Bytes(1_000_000), launches: 3, ..Compute::default() };
+    let got = cost(&laptop(), &Work::Gpu(compute));
+    assert_eq!((got.nanos, got.gpu_permille), (Nanos(20_000), 250));
+}
+
+#[test]
+fn attention_of_one_token_reads_the_cache() {
+    let attention = Attention {
+        sequences: 4,
+        rows: 1,
+        context: 1000,
+        heads: 32,
+        kv_heads: 32,
+        head_dim: 128,
+        precision: Precision::Fp16,
+        fused: true,
+    };
+    let compute = Compute { attention: Some(attention), ..Compute::default() };
+    let bytes = 2.0 * 2.0 * 32.0 * 128.0 * 4000.0;
+    let got = cost(&laptop(), &Work::Gpu(compute.clone()));
+    assert_eq!(got.nanos, Nanos::ceil(bytes / 200.0));
+    let on_cpu = cost(&laptop(), &Work::Cpu(compute));
+    assert!(on_cpu.nanos > got.nanos && on_cpu.draw[Resource::Dram as usize] > 0.0);
+}
+
+#[test]
+fn measured_kernels_go_before_the_roofline() {
+    let mut machine = laptop();
+    let kernel = |rows, time| KernelTime {
+        precision: "fp16".into(),
+        rows,
+        outputs: 4096,
+        inputs: 4096,
+        time: Figure::new(Nanos(time), "test"),
+    };
+    machine.gpu.kernels = vec![kernel(64, 400_000), kernel(1, 200_000), kernel(16, 200_000)];
+    let time = |rows, precision| cost(&machine, &gpu(linear(rows, precision, true))).nanos;
+    assert_eq!(time(8, Precision::Fp16), Nanos(200_000));
+    assert_eq!(time(64, Precision::Bf16), Nanos(400_000), "16 bits are 16 bits");
+    assert_eq!(time(128, Precision::Fp16), Nanos(800_000));
+    let half = Linear { outputs: 2048, ..linear(8, Precision::Fp16, true) };
+    assert_eq!(cost(&machine, &gpu(half)).nanos, Nanos(100_000), "scaled by the weights");
+    let experts = Linear { copies: 3, ..linear(8, Precision::Fp16, true) };
+    assert_eq!(cost(&machine, &gpu(experts)).nanos, Nanos(600_000));
+    assert!(time(8, Precision::Int8) < Nanos(200_000), "no table, so the roofline");
+}
+
+#[test]
+fn copies_draw_on_what_they_touch() {
+    let machine = laptop();
+    let bytes = Bytes(256 << 20);
+    let pinned = cost(&machine, &Work::H2d { bytes, memory: HostMemory::Pinned });
+    assert_eq!(pinned.nanos, machine.link.h2d.time(bytes));
+    assert_eq!((pinned.draw, pinned.gpu_permille), ([1.0, 0.0, 1.0, 1.0], 1000));
+    // 12 GB/s pinned, 6 GB/s pageable: the engine is busy half of the time.
+    let pageable = cost(&machine, &Work::H2d { bytes, memory: HostMemory::Pageable });
+    assert_eq!(pageable.nanos, machine.link.pageable_h2d.time(bytes));
+    assert_eq!((pageable.draw[Resource::Dram as usize], pageable.gpu_permille), (3.0, 500));
+    let staged = cost(&machine, &Work::HostCopy { bytes: Bytes(1_000_000) });
+    assert_eq!((staged.nanos, staged.draw), (Nanos(100_000), [0.0, 0.0, 2.0, 0.0]));
+}
+
+#[test]
+fn reads_go_past_or_through_the_page_cache() {
+    let mut machine = laptop();
+    machine.software.disk_request.value = Nanos(80_000);
+    let (bytes, request) = (Bytes(100 << 20), Bytes(1 << 20));
+    let model = CostModel::new(&machine);
+    let read = |io| model.price(&Work::DiskRead { bytes, request, io }).unwrap();
+    let disk = machine.disk.as_ref().unwrap();
+    let direct = read(DiskIo::Direct);
+    let expected = disk.read.bandwidth(request).time(bytes) + Nanos(80_000);
+    assert_eq!((direct.cost.nanos, direct.hit), (expected, None));
+    let fault = read(DiskIo::PageFault);
+    assert_eq!(fault.cost.nanos, disk.page_fault_read.time(bytes) + Nanos(80_000));
+    assert_eq!(fault.hit.unwrap().nanos, machine.host.copy.time(bytes));
+    assert_eq!(fault.hit.unwrap().draw, [0.0, 0.0, 2.0, 0.0]);
+    assert_eq!(read(DiskIo::Buffered).cost.draw, [0.0, 1.0, 3.0, 0.0]);
+}
+
+#[test]
+fn missing_hardware_is_an_answer_with_a_next_step() {
+    let mut machine = laptop();
+    let message = |machine: &Machine, work: &Work| {
+        CostModel::new(machine).price(work).unwrap_err().to_string()
+    };
+    let direct = Work::DiskToGpu { bytes: Bytes(1) };
+    insta::assert_snapshot!(message(&machine, &direct), @"the plan reads from a disk straight into GPU memory, but `rtx3060-laptop` has no disk.direct_to_gpu; read through host memory, or measure the rate and add it to the profile");
+    machine.gpu.decompress = None;
+    let decompress = Work::Decompress { compressed: Bytes(7), dense: Bytes(10) };
+    insta::assert_snapshot!(message(&machine, &decompress), @"the plan decompresses weights on the GPU, but `rtx3060-laptop` has no gpu.decompress; store the weights uncompressed, or measure the rate and add it to the profile");
+    machine.disk = None;
+    let write = Work::DiskWrite { bytes: Bytes(1), request: Bytes(1) };
+    insta::assert_snapshot!(message(&machine, &write), @"the plan writes the cache to a disk, but `rtx3060-laptop` has no disk; keep everything in memory, or add a [disk] section to the profile");
+}
+
+#[test]
+fn one_operation_alone_runs_at_full_speed_on_every_catalogue_machine() {
+    let bytes = Bytes(64 << 20);
+    let request = Bytes(8 << 20);
+    let [pinned, pageable] = [HostMemory::Pinned, HostMemory::Pageable];
+    for name in catalog::names() {
+        let machine = catalog::find(name).unwrap();
+        let model = CostModel::new(&machine);
+        let capacities = model.capacities();
+        let works = [
+            Work::H2d { bytes, memory: pinned },
+            Work::H2d { bytes, memory: pageable },
+            Work::D2h { bytes, memory: pinned },
+            Work::D2h { bytes, memory: pageable },
+            Work::HostCopy { bytes },
+            Work::DiskRead { bytes, request, io: DiskIo::Direct },
+            Work::DiskRead { bytes, request, io: DiskIo::Buffered },
+            Work::DiskRead { bytes, request, io: DiskIo::PageFault },
+            Work::DiskWrite { bytes, request },
+            Work::DiskToGpu { bytes },
+            Work::Decompress { compressed: bytes, dense: bytes },
+            gpu(linear(1, Precision::Int4, true)),
+            gpu(linear(1, Precision::Int4, false)),
+            Work::Cpu(Compute {
+                linears: vec![linear(1, Precision::Int4, true)],
+                ..Compute::default()
+            }),
+        ];
+        for work in works {
+            let Ok(price) = model.price(&work) else { continue };
+            for cost in [Some(price.cost), price.hit].into_iter().flatten() {
+                for (draw, limit) in cost.draw.iter().zip(capacities.rates()) {
+                    let share = draw * cost.payload / limit;
+                    assert!(share <= 1.0 + 1e-9, "{name}: {work:?} draws {share} of a resource");
+                }
+            }
+        }
+    }
+}
+
+fn precision() -> impl Strategy<Value = Precision> {
+    prop::sample::select(Precision::ALL.to_vec())
+}
+
+prop_compose! {
+    fn compute()(
+        sizes in prop::collection::vec(prop_oneof![0..10_000_u64, any::<u64>()], 9),
+        precision in precision(),
+        fused: bool,
+        copies: u32,
+        launches: u32,
+    ) -> Compute {
+        let [rows, outputs, inputs, sequences, context, heads, kv_heads, head_dim, elementwise] =
+            <[u64; 9]>::try_from(sizes).unwrap_or_default();
+        Compute {
+            linears: vec![Linear { rows, outputs, inputs, copies, precision, fused }; 2],
+            attention: Some(Attention {
+                sequences, rows, context, heads, kv_heads, head_dim, precision, fused,
+            }),
+            elementwise: Bytes(elementwise),
+            launches,
+        }
+    }
+}
+
+prop_compose! {
+    fn work()(
+        which in 0..11,
+        a in prop_oneof![0..10_000_000_u64, any::<u64>()],
+        b in prop_oneof![0..10_000_000_u64, any::<u64>()],
+        io in prop::sample::select(vec![DiskIo::Direct, DiskIo::Buffered, DiskIo::PageFault]),
+        memory in prop::sample::select(vec![HostMemory::Pinned, HostMemory::Pageable]),
+        compute in compute(),
+    ) -> Work {
+        let (bytes, request) = (Bytes(a), Bytes(b));
+        match which {
+            0 => Work::DiskRead { bytes, request, io },
+            1 => Work::DiskWrite { bytes, request },
+            2 => Work::HostCopy { bytes },
+            3 => Work::H2d { bytes, memory },
+            4 => Work::D2h { bytes, memory },
+            5 => Work::DiskToGpu { bytes },
+            6 => Work::Decompress { compressed: request, dense: bytes },
+            7 => Work::Gather { bytes },
+            8 => Work::Cpu(compute),
+            9 => Work::Barrier,
+            _ => Work::Gpu(compute),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_size_overflows(
+        work in work(),
+        name in prop::sample::select(catalog::names().collect::<Vec<_>>()),
+    ) {
+        let machine = catalog::find(name).unwrap();
+        if let Ok(price) = CostModel::new(&machine).price(&work) {
+            for cost in [Some(price.cost), price.hit].into_iter().flatten() {
+                prop_assert!(cost.nanos <= Nanos(LIMIT));
+                prop_assert!(cost.payload.is_finite() && cost.payload >= 0.0);
+                prop_assert!(cost.gpu_permille <= 1000);
+            }
+        }
+    }
+}
