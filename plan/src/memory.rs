@@ -102,7 +102,7 @@ impl MemoryTable {
                 "the plan needs {} of {what}{largest}, the budget is {}: {} too much",
                 needed.both(),
                 budget.both(),
-                (needed - budget).exact()
+                (needed - budget).both()
             );
             return Err(LowerError::new(
                 path,

@@ -1,0 +1,270 @@
+//! What can be typed. The help, the completions and the man page all come from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pipo_plan::model::Precision;
+use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::workload::Objective;
+
+/// Runs a language model on a GPU it does not fit in: finds the pipeline, simulates it, explains it.
+///
+/// Sizes take an exact unit: GB is 10^9 bytes, GiB is 2^30.
+///
+/// Exit codes: 0 done; 1 failed, the message says why; 2 wrong usage; 3 no plan fits the budget or
+/// reaches the goal, the message says what would.
+#[derive(Debug, Parser)]
+#[command(name = "pipo", version, max_term_width = 100)]
+pub struct Cli {
+    /// Print one JSON document on standard output instead of text for people.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Worker threads; all cores where absent. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Search for the best plan that fits a budget.
+    Tune(Tune),
+    /// Say where a plan's time goes and what would make it faster.
+    Explain(OnPlan),
+    /// Predict a plan's timeline on a machine.
+    Simulate(Simulate),
+    /// Draw a timeline.
+    Plot(Plot),
+    /// Reproduce a paper's figure and compare, value by value.
+    Reproduce(Reproduce),
+    /// Write a plan's equivalent settings for another engine.
+    Emit(Emit),
+    /// List the models of the catalogue, or show one.
+    Models(Models),
+    /// List the machines of the catalogue, show one, or import measurements into one.
+    Machines(Machines),
+    /// Say what this machine offers.
+    Doctor,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+/// Arguments of `tune`.
+#[derive(Debug, Args)]
+pub struct Tune {
+    /// GPU memory to use, driver overhead included [default: the machine's].
+    #[arg(long, value_name = "SIZE")]
+    pub gpu_mem: Option<Bytes>,
+    /// Host memory to use, the operating system's share included [default: the machine's].
+    #[arg(long, value_name = "SIZE")]
+    pub host_mem: Option<Bytes>,
+    /// Catalogue name, config.json, or a directory with one.
+    #[arg(long, default_value = "opt-13b", value_name = "NAME|PATH")]
+    pub model: String,
+    /// Catalogue name, profile file, or `auto`: this machine's GPU, or rtx3060-laptop without one.
+    #[arg(long, default_value = "auto", value_name = "NAME|FILE|auto")]
+    pub machine: String,
+    /// Prompt tokens of each sequence.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub prompt: u64,
+    /// New tokens of each sequence.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub new_tokens: u64,
+    /// Sequences worked on together [default: the tuner chooses].
+    #[arg(long, value_name = "N")]
+    pub batch: Option<u64>,
+    /// What a plan is judged by.
+    #[arg(long, value_enum, default_value_t = ObjectiveArg::Throughput)]
+    pub objective: ObjectiveArg,
+    /// A goal: the longest acceptable decode step, such as 200ms.
+    #[arg(long, value_name = "TIME")]
+    pub token_within: Option<Nanos>,
+    /// How weights are stored.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Int4)]
+    pub weights: PrecisionArg,
+    /// How the KV cache is stored.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Fp16)]
+    pub kv: PrecisionArg,
+    /// Simulate every candidate instead of excluding by bounds: proves that nothing was lost.
+    #[arg(long)]
+    pub exhaustive: bool,
+    /// Runners-up to report.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub top: usize,
+    /// Seed of every draw.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Where the plan goes; the picture and the trace go beside it.
+    #[arg(short, long, default_value = "plan.toml", value_name = "FILE")]
+    pub output: PathBuf,
+    /// Also print the equivalent settings for an engine.
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub emit: Option<Engine>,
+}
+
+/// Arguments of commands that work on a plan.
+#[derive(Debug, Args)]
+pub struct OnPlan {
+    /// The plan file.
+    pub plan: PathBuf,
+    /// Another machine than the plan names: catalogue name or profile file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub machine: Option<String>,
+}
+
+/// Arguments of `simulate`.
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// The plan and machine.
+    #[command(flatten)]
+    pub on: OnPlan,
+    /// Write the timeline as JSON, for `pipo plot`.
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
+    /// Write a picture.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Write a trace for ui.perfetto.dev or chrome://tracing.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write every operation as CSV.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+}
+
+/// Arguments of `plot`.
+#[derive(Debug, Args)]
+pub struct Plot {
+    /// Timelines written by `pipo simulate --timeline`; several are drawn under one another.
+    #[arg(required = true)]
+    pub timelines: Vec<PathBuf>,
+    /// Where the picture goes.
+    #[arg(short, long, default_value = "timeline.svg", value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `reproduce`.
+#[derive(Debug, Args)]
+pub struct Reproduce {
+    /// The experiment; where absent, the list.
+    pub id: Option<String>,
+    /// Run every experiment.
+    #[arg(long, conflicts_with = "id")]
+    pub all: bool,
+    /// Fit the machine constants anew instead of using the published ones.
+    #[arg(long)]
+    pub refit: bool,
+    /// Models whose cells are left out of a refit, beside those that always are.
+    #[arg(long, value_delimiter = ',', requires = "refit", value_name = "MODEL")]
+    pub hold_out: Vec<String>,
+    /// Seed of a refit.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Folder for CSV, pictures and manifest.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+/// Arguments of `emit`.
+#[derive(Debug, Args)]
+pub struct Emit {
+    /// The plan file.
+    pub plan: PathBuf,
+    /// The engine.
+    #[arg(value_enum)]
+    pub engine: Engine,
+}
+
+/// Arguments of `models`.
+#[derive(Debug, Args)]
+pub struct Models {
+    /// A model to show in full: catalogue name, config.json, or a directory with one.
+    pub model: Option<String>,
+}
+
+/// Arguments of `machines`.
+#[derive(Debug, Args)]
+pub struct Machines {
+    /// A machine to show in full: catalogue name or profile file.
+    pub machine: Option<String>,
+    /// Overwrite link figures with those of `nvbandwidth -j`.
+    #[arg(long, value_name = "FILE", requires = "machine")]
+    pub nvbandwidth: Option<PathBuf>,
+    /// Overwrite disk figures with those of `fio --output-format=json`.
+    #[arg(long, value_name = "FILE", requires = "machine")]
+    pub fio: Vec<PathBuf>,
+    /// Write the profile to a file instead of showing it.
+    #[arg(short, long, value_name = "FILE", requires = "machine")]
+    pub output: Option<PathBuf>,
+}
+
+/// [`Objective`] as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ObjectiveArg {
+    /// New tokens a second over the whole request.
+    Throughput,
+    /// The time of the whole request.
+    Latency,
+    /// The time to the first token.
+    FirstToken,
+}
+
+impl From<ObjectiveArg> for Objective {
+    fn from(arg: ObjectiveArg) -> Self {
+        match arg {
+            ObjectiveArg::Throughput => Self::Throughput,
+            ObjectiveArg::Latency => Self::Latency,
+            ObjectiveArg::FirstToken => Self::FirstToken,
+        }
+    }
+}
+
+/// [`Precision`] as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// IEEE half precision.
+    Fp16,
+    /// Brain floating point.
+    Bf16,
+    /// 8 bits and a scale for each row.
+    Int8,
+    /// 4 bits, scale and minimum for each group of 64: 4.5 bits a weight.
+    Int4,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Self {
+        match arg {
+            PrecisionArg::Fp16 => Self::Fp16,
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::Int8 => Self::Int8,
+            PrecisionArg::Int4 => Self::Int4,
+        }
+    }
+}
+
+/// An engine that people already use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// llama.cpp's command line.
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+    /// Hugging Face Accelerate.
+    Accelerate,
+    /// vLLM's command line.
+    Vllm,
+    /// FlexGen's command line.
+    #[value(name = "flexgen")]
+    FlexGen,
+    /// A DeepSpeed configuration.
+    #[value(name = "deepspeed")]
+    DeepSpeed,
+}

@@ -1,0 +1,12 @@
+//! One file for each subcommand.
+
+pub mod doctor;
+pub mod emit;
+pub mod explain;
+pub mod machines;
+pub mod models;
+pub mod plot;
+pub mod reproduce;
+pub mod shell;
+pub mod simulate;
+pub mod tune;
