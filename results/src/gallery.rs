@@ -1,5 +1,6 @@
 //! Writes pictures for a person to look at: `PIPO_GALLERY=DIR cargo test -p pipo-results gallery`.
 
+use crate::chart::{Scale, bar_chart, line_chart};
 use crate::sample::{self, LAPTOP, Shape};
 use crate::svg::{Compared, Excerpt, Picture, comparison, timeline};
 
@@ -22,4 +23,13 @@ fn gallery() {
     save("comparison", &comparison("One buffer against the tuned plan", subtitle, &compared));
     let long = Shape { layers: 96, micros: 12, decode_passes: 65, ..LAPTOP };
     save("long", &timeline(&sample::pipeline(long), &picture(Excerpt::Auto)));
+}
+
+#[test]
+fn charts() {
+    let Ok(folder) = std::env::var("PIPO_GALLERY") else { return };
+    let save = |name: &str, svg: &str| std::fs::write(format!("{folder}/{name}.svg"), svg).unwrap();
+    save("bars-linear", &bar_chart(&sample::bars(Scale::Linear)));
+    save("bars-log", &bar_chart(&sample::bars(Scale::Log)));
+    save("lines", &line_chart(&sample::lines()));
 }

@@ -5,7 +5,7 @@
 //! command line.
 
 pub mod busy;
-// pub mod chart;
+pub mod chart;
 pub mod csv;
 pub mod manifest;
 pub mod report;

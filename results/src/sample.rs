@@ -5,6 +5,8 @@ use pipo_plan::timeline::{Blame, PassEnd, Span, Timeline};
 use pipo_plan::units::{Bytes, Nanos};
 use proptest::prelude::*;
 
+use crate::chart::{Bar, BarChart, Group, Line, LineChart, Point, Scale};
+
 /// Sizes and times of a pipeline; times in microseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
@@ -191,4 +193,70 @@ pub(crate) fn any_timeline() -> impl Strategy<Value = Timeline> {
             .collect();
         Timeline { layout, spans, passes, end }
     })
+}
+
+/// Throughput of three models, one held out, one that did not run.
+pub(crate) fn bars(scale: Scale) -> BarChart {
+    let bar = |series, value: f64, half: f64| Bar {
+        series,
+        value,
+        low: value - half,
+        high: value + half,
+    };
+    let group = |label: &str, note: &str, held_out, bars| Group {
+        label: label.into(),
+        note: note.into(),
+        held_out,
+        bars,
+    };
+    BarChart {
+        title: "Generation throughput, prompt 512, 32 new tokens".into(),
+        subtitle: "T4, 16 GB; one link rate was fitted to the first group".into(),
+        y_label: "tokens/s".into(),
+        scale,
+        series: ["paper", "simulated"].map(String::from).to_vec(),
+        groups: vec![
+            group("OPT-6.7B", "batch 2", false, vec![bar(0, 25.26, 0.005), bar(1, 24.9, 0.0)]),
+            group(
+                "OPT-30B",
+                "batch 48 x 3, CPU",
+                true,
+                vec![bar(0, 7.32, 0.25), bar(1, 6.91, 0.0)],
+            ),
+            group(
+                "OPT-30B with DeepSpeed",
+                "batch 8",
+                true,
+                vec![bar(0, 0.6, 0.05), bar(1, 0.66, 0.0)],
+            ),
+            group("OPT-175B", "out of memory", true, vec![bar(1, 0.69, 0.0)]),
+        ],
+    }
+}
+
+/// Two series over batch sizes.
+pub(crate) fn lines() -> LineChart {
+    let line = |name: &str, rate: f64, points: &[(f64, f64)]| Line {
+        name: name.into(),
+        line: (0..=8)
+            .map(|i| f64::from(1 << i))
+            .map(|b| (b, rate * b / (1.0 + b / 90.0)))
+            .collect(),
+        points: points.iter().map(|&(x, y)| Point { x, y, low: y * 0.9, high: y * 1.1 }).collect(),
+    };
+    LineChart {
+        title: "Throughput by batch size".into(),
+        subtitle: "weights in host memory, KV cache on the GPU".into(),
+        x_label: "batch size".into(),
+        y_label: "tokens/s".into(),
+        x_scale: Scale::Log,
+        y_scale: Scale::Log,
+        points: "measured".into(),
+        lines: "simulated".into(),
+        series: vec![
+            line("fp16", 3.8, &[(4.0, 15.1), (8.0, 30.3), (16.0, 60.9)]),
+            line("int4", 7.4, &[(8.0, 58.5), (16.0, 128.0)]),
+            line("int4, 8 layers kept on the GPU", 8.0, &[(8.0, 64.0)]),
+        ],
+    }
 }

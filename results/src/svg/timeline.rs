@@ -168,3 +168,58 @@ pub(super) fn legend(canvas: &mut Canvas, families: &[Family], y: f64) -> f64 {
     }
     y + 24.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{self, LAPTOP, Shape};
+    use crate::svg::{Compared, comparison};
+    use proptest::prelude::*;
+
+    fn picture(excerpt: Excerpt) -> Picture<'static> {
+        Picture { title: "A <plan> & its run", subtitle: "predicted", excerpt }
+    }
+
+    /// Every element that opens closes, and nothing is left unescaped.
+    fn well_formed(svg: &str) -> bool {
+        let text = svg.replace("&amp;", "").replace("&lt;", "").replace("&gt;", "");
+        let opened = text.matches('<').count() - text.matches("</").count();
+        let closed = text.matches("</").count() + text.matches("/>").count();
+        opened == closed && !text.replace("&quot;", "").contains('&')
+    }
+
+    #[test]
+    fn a_small_timeline() {
+        let run = sample::pipeline(Shape { layers: 1, decode_passes: 0, ..LAPTOP });
+        insta::assert_snapshot!(timeline(&run, &picture(Excerpt::Auto)));
+    }
+
+    #[test]
+    fn a_run_of_300_000_spans_is_a_small_file() {
+        let shape = Shape { layers: 96, micros: 12, decode_passes: 65, ..LAPTOP };
+        let run = sample::pipeline(shape);
+        assert!(run.spans.len() > 290_000, "{}", run.spans.len());
+        for excerpt in [Excerpt::Auto, Excerpt::Whole] {
+            let svg = timeline(&run, &picture(excerpt));
+            assert!(svg.len() < 500_000, "{excerpt:?}: {} bytes", svg.len());
+            assert!(well_formed(&svg));
+        }
+        let compared = Compared { name: "long", note: "", timeline: &run };
+        assert!(comparison("Two", "", &[compared, compared]).len() < 500_000);
+    }
+
+    proptest! {
+        #[test]
+        fn any_timeline_can_be_drawn(
+            run in sample::any_timeline(), start in 0_u64..20_000, length in 0_u64..20_000,
+        ) {
+            let window = Window::new(Nanos(start), Nanos(start + length));
+            for excerpt in [Excerpt::Auto, Excerpt::Whole, Excerpt::Window(window)] {
+                prop_assert!(well_formed(&timeline(&run, &picture(excerpt))));
+            }
+            let compared = Compared { name: "<a>", note: "b & c", timeline: &run };
+            prop_assert!(well_formed(&comparison("", "", &[compared])));
+            prop_assert!(well_formed(&comparison("none", "", &[])));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `pipo tune`: the best plan for a budget, with its reasons, its picture and its trace.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use pipo_plan::machine::Machine;
+use pipo_plan::plan::{Plan, Precisions};
+use pipo_plan::units::Bytes;
+use pipo_plan::workload::{Budget, Workload};
+use pipo_results::svg::{self, Excerpt, Picture};
+use pipo_results::trace;
+use pipo_tuner::{Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
+use serde_json::json;
+
+use crate::cli::Tune;
+use crate::commands::{emit, report};
+use crate::output::{self, Printer};
+use crate::{OutOfReach, input};
+
+/// Runs the command.
+pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
+    let (machine, why) = machine(args)?;
+    let request = request(args, machine)?;
+    let bar = printer.progress("tuning");
+    let tuning = tune(&request, &|progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    });
+    bar.finish_and_clear();
+    let tuning = tuning.map_err(out_of_reach)?;
+    let plan = &tuning.best.plan;
+
+    let (_, timeline) = evaluate(plan, &request.machine, true)?;
+    let timeline = timeline.context("the chosen plan could not be recorded; please report it")?;
+    let explanation = explain(plan, &request.machine)?;
+
+    let beside = |extension: &str| args.output.with_extension(extension);
+    let (picture, perfetto) = (beside("svg"), beside("trace.json"));
+    let subtitle = report::subtitle(plan, &tuning.best.evaluation);
+    let title = format!("{} on {}", plan.model.name, plan.machine);
+    let look = Picture { title: &title, subtitle: &subtitle, excerpt: Excerpt::Auto };
+    output::write(&args.output, &plan.to_toml())?;
+    output::write(&picture, &svg::timeline(&timeline, &look))?;
+    let process = trace::Process { name: "predicted", timeline: &timeline };
+    output::write(&perfetto, &trace::chrome(&[process]))?;
+
+    header(printer, &request, &why);
+    verdict(printer, &tuning);
+    report::plan(printer, plan);
+    report::memory(printer, &tuning.best.evaluation.memory, &plan.budget);
+    report::figures(printer, &tuning.best.evaluation);
+    report::ceiling(printer, &tuning.best.evaluation, &tuning.ceiling);
+    report::explanation(printer, &explanation);
+    report::rivals(printer, &tuning);
+    if let Some(engine) = args.emit {
+        printer.section("Equivalent settings");
+        printer.line(emit::settings(plan, engine)?);
+    }
+    wrote(printer, &[&args.output, &picture, &perfetto]);
+    printer.document(&json!({
+        "model": plan.model.name,
+        "machine": plan.machine,
+        "machine_reason": why,
+        "plan": args.output,
+        "picture": picture,
+        "trace": perfetto,
+        "strategy": plan.strategy.name(),
+        "prediction": plan.prediction,
+        "runners_up": plan.runners_up,
+        "considered": tuning.considered,
+        "simulated": tuning.simulated,
+        "excluded_by_bound": tuning.excluded_by_bound,
+        "excluded_by_memory": tuning.excluded_by_memory,
+    }))
+}
+
+fn machine(args: &Tune) -> anyhow::Result<(Machine, String)> {
+    if args.machine == "auto" {
+        return input::automatic_machine();
+    }
+    Ok((input::machine(&args.machine)?, "named on the command line".into()))
+}
+
+fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
+    let budget = Budget {
+        gpu: args.gpu_mem.unwrap_or(machine.gpu.memory.value),
+        host: args.host_mem.unwrap_or(machine.host.memory.value),
+        disk: machine.disk.as_ref().map_or(Bytes::ZERO, |d| d.capacity.value),
+    };
+    let workload = Workload {
+        prompt: args.prompt,
+        new_tokens: args.new_tokens,
+        batch: args.batch,
+        objective: args.objective.into(),
+        token_within: args.token_within,
+    };
+    let precision = Precisions { weights: args.weights.into(), kv: args.kv.into() };
+    Ok(Request {
+        model: input::model(&args.model)?,
+        machine,
+        workload,
+        budget,
+        precision,
+        seed: args.seed,
+        exhaustive: args.exhaustive,
+        top: args.top,
+    })
+}
+
+fn out_of_reach(error: TuneError) -> anyhow::Error {
+    OutOfReach(error.to_string()).into()
+}
+
+fn header(printer: &Printer, request: &Request, why: &str) {
+    let Request { model, machine, workload, budget, precision, .. } = request;
+    printer.line(format!(
+        "model    {}: {:.2} B parameters, {} in {}",
+        model.name,
+        model.total_parameters() as f64 / 1e9,
+        model.total_bytes(precision.weights).both(),
+        precision.weights
+    ));
+    printer.line(format!("machine  {}: {}", machine.name, why));
+    printer.line(format!(
+        "request  prompt {}, {} new tokens, batch {}, judged by {}",
+        workload.prompt,
+        workload.new_tokens,
+        workload.batch.map_or("free".into(), |b| b.to_string()),
+        workload.objective.name()
+    ));
+    printer.line(format!(
+        "budget   GPU {}, host {}",
+        budget.gpu.both(),
+        budget.host.both()
+    ));
+}
+
+fn verdict(printer: &Printer, tuning: &Tuning) {
+    printer.line("");
+    match &tuning.verdict {
+        Verdict::Offload => printer.line("verdict  offload: the model does not fit, this plan streams it"),
+        Verdict::NoOffloadNeeded => {
+            printer.line("verdict  no offload needed: everything fits on the GPU");
+        }
+    }
+    printer.line(format!(
+        "search   {} candidates: {} simulated, {} excluded by a proved bound, {} did not fit",
+        tuning.considered, tuning.simulated, tuning.excluded_by_bound, tuning.excluded_by_memory
+    ));
+}
+
+fn wrote(printer: &Printer, files: &[&PathBuf]) {
+    printer.line("");
+    for file in files {
+        printer.line(format!("wrote    {}", Path::new(file).display()));
+    }
+}
