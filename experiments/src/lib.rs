@@ -85,3 +85,9 @@ pub fn median_error<'a>(cells: impl IntoIterator<Item = &'a Comparison>) -> Opti
     let middle = errors.get(n / 2).copied()?;
     Some(if n % 2 == 1 { middle } else { f64::midpoint(errors[n / 2 - 1], middle) })
 }
+
+mod fit;
+mod printed;
+
+pub mod endor;
+pub mod headinfer;
