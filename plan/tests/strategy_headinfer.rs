@@ -129,6 +129,7 @@ fn the_paper_s_adaptive_rule() {
     let at = [1000, 500 << 10, (500 << 10) + 1, 1 << 20, 2 << 20, 4 << 20].map(rule);
     assert_eq!(at, [1, 1, 2, 2, 4, 8]);
     assert_eq!(headinfer::adaptive_groups(4 << 20, 2), 2);
+    assert_eq!(headinfer::adaptive_groups(4 << 20, 12), 6);
 }
 
 #[test]

@@ -52,17 +52,13 @@ impl Default for HeadInfer {
     }
 }
 
-/// The paper's adaptive rule: one group up to 500K positions, two up to 1M, four up to 2M, then eight.
-/// More groups than `kv_heads` there cannot be.
+/// The paper's adaptive rule: one group up to 500K positions, two up to 1M, four up to 2M, then eight;
+/// where that does not divide `kv_heads`, the next smaller number that does.
 pub fn adaptive_groups(context: u64, kv_heads: u32) -> u32 {
     const K: u64 = 1024;
-    let groups = match context {
-        0..=512_000 => 1,
-        _ if context <= K * K => 2,
-        _ if context <= 2 * K * K => 4,
-        _ => 8,
-    };
-    groups.min(kv_heads)
+    let limits = [(500 * K, 1), (K * K, 2), (2 * K * K, 4)];
+    let most = limits.iter().find(|(limit, _)| context <= *limit).map_or(8, |&(_, groups)| groups);
+    (1..=most).rev().find(|groups| kv_heads.is_multiple_of(*groups)).unwrap_or(1)
 }
 
 struct HeadWise {
