@@ -371,4 +371,19 @@ mod tests {
         assert_eq!(definition.id, ID);
         assert_eq!(definition.time.iter().filter(|c| c.usage == Use::Fitted).count(), 5);
     }
+
+    #[test]
+    fn a_prefill_is_its_arithmetic_and_a_decode_step_its_bytes() {
+        let definition = definition().unwrap();
+        let model = model(&definition).unwrap();
+        let mut machine = machine(&definition).unwrap();
+        let tokens = 400_u32 << 10;
+        let cached = times(&model, &machine, tokens.into()).unwrap();
+        let bytes = model.kv_bytes_per_token(Precision::Bf16).as_f64() * f64::from(tokens);
+        let over_the_link = bytes / machine.link.h2d.best().as_f64();
+        assert!((cached.decode / over_the_link - 1.0).abs() < 0.01, "{cached:?} {over_the_link}");
+        set_link(&mut machine, Bandwidth(1 << 50));
+        let instant = times(&model, &machine, tokens.into()).unwrap();
+        assert!((cached.prefill / instant.prefill - 1.0).abs() < 0.01, "{cached:?} {instant:?}");
+    }
 }

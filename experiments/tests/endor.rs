@@ -1,5 +1,7 @@
 //! Endor must agree with its paper: every time and speed-up of OPT-66B within 8 %.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use pipo_experiments::{Outcome, endor};
 use pipo_plan::machine::catalog;
 

@@ -1,5 +1,7 @@
 //! HeadInfer must agree with its paper: memory within 1 %, times within 10 % in the median.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use pipo_experiments::{Outcome, headinfer};
 use pipo_plan::machine::catalog;
 

@@ -1,5 +1,8 @@
 //! What must be true of every lowered Endor plan, checked on the emitted operations themselves.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use pipo_plan::diagnostic::Document;
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Precision, Tensor, TensorKind, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
@@ -163,6 +166,13 @@ fn the_case_study_fits_its_machine() {
     Pageable layer read: 2.04 GB
     Disk weights: 104 GB
     ");
+}
+
+#[test]
+fn a_plan_file_keeps_the_knobs() {
+    let plan = plan("opt-66b", Endor { direct: true, ..case_study(625) });
+    let document = Document::new("plan.toml", plan.to_toml());
+    assert_eq!(Plan::from_toml(&document).unwrap(), plan);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! What must be true of every lowered HeadInfer plan, checked on the emitted operations themselves.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use pipo_plan::diagnostic::Document;
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
@@ -79,8 +82,10 @@ impl Run {
 #[test]
 fn a_chunk_is_a_pass_and_only_the_last_makes_a_token() {
     let run = run(&plan(groups(4), 2500, 3, Some(1000)));
-    use Phase::{Decode, Prefill};
-    assert_eq!(run.phases, [Prefill, Prefill, Prefill, Decode, Decode]);
+    assert_eq!(
+        run.phases,
+        [Phase::Prefill, Phase::Prefill, Phase::Prefill, Phase::Decode, Phase::Decode]
+    );
     let tokens = |p: &Pass| p.ops.iter().filter(|op| op.ends_pass).count();
     assert_eq!(run.passes.iter().map(tokens).collect::<Vec<_>>(), [0, 0, 1, 1, 1]);
     // In each of 32 layers: q, k, v; four attentions, saved and, but in the first chunk, loaded;
@@ -94,7 +99,7 @@ fn a_chunk_is_a_pass_and_only_the_last_makes_a_token() {
 }
 
 #[test]
-fn every_load_waits_for_the_save_of_the_same_group_and_every_attention_for_its_load() {
+fn every_load_waits_for_the_layer_s_last_save_and_every_attention_for_its_load() {
     let run = run(&plan(groups(2), 300, 2, Some(100)));
     for pass in 1..run.passes.len() {
         let op = |id: &OpId| {
@@ -107,7 +112,7 @@ fn every_load_waits_for_the_save_of_the_same_group_and_every_attention_for_its_l
             assert!(save.0 < this.first, "the save belongs to an earlier pass");
             let save = op(save);
             assert_eq!(save.kind, OpKind::SaveCache);
-            assert_eq!((save.unit, save.block), (load.unit, load.block));
+            assert_eq!((save.unit, save.block), (load.unit, 1), "of two groups the second");
         }
         for save in run.of(pass, OpKind::SaveCache) {
             let [attend] = this.waits(save) else { panic!("a save waits for its attention") };
@@ -124,6 +129,7 @@ fn the_paper_s_adaptive_rule() {
     let at = [1000, 500 << 10, (500 << 10) + 1, 1 << 20, 2 << 20, 4 << 20].map(rule);
     assert_eq!(at, [1, 1, 2, 2, 4, 8]);
     assert_eq!(headinfer::adaptive_groups(4 << 20, 2), 2);
+    assert_eq!(headinfer::adaptive_groups(4 << 20, 12), 6);
 }
 
 #[test]
@@ -157,12 +163,21 @@ fn memory_is_weights_two_slots_and_one_chunk() {
 }
 
 #[test]
+fn a_plan_file_keeps_the_knobs() {
+    let plan = plan(HeadInfer { kv_slots: 3, ..groups(4) }, 5000, 2, Some(1000));
+    let document = Document::new("plan.toml", plan.to_toml());
+    assert_eq!(Plan::from_toml(&document).unwrap(), plan);
+}
+
+#[test]
 fn impossible_knobs_name_the_field() {
     let path = |knobs| lower(&plan(knobs, 100, 1, None)).map(drop).unwrap_err().path;
     assert_eq!(path(groups(3)), "headinfer.head_groups");
     assert_eq!(path(groups(0)), "headinfer.head_groups");
     assert_eq!(path(groups(16)), "headinfer.head_groups");
     assert_eq!(path(HeadInfer { kv_slots: 0, ..groups(1) }), "headinfer.kv_slots");
+    let crumbs = lower(&plan(groups(1), 1 << 20, 1, Some(1))).map(drop).unwrap_err();
+    assert_eq!(crumbs.path, "batch.prefill_chunk");
     assert_eq!(path(HeadInfer { kv: KvTier::Disk, ..groups(1) }), "headinfer.kv");
 }
 

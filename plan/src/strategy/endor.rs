@@ -64,7 +64,7 @@ pub fn packed(tensor: &Tensor, precision: Precision, sparsity: u32) -> Bytes {
     let copies = u64::from(tensor.copies);
     let elements = tensor.outputs * tensor.inputs;
     let values = Bytes((elements * value_bits).div_ceil(8));
-    let kept = (elements * u64::from(1000 - sparsity)).div_ceil(1000);
+    let kept = (elements * u64::from(1000_u32.saturating_sub(sparsity))).div_ceil(1000);
     let packed = Bytes((kept * value_bits).div_ceil(8) + elements.div_ceil(8));
     dense - values * copies + packed * copies
 }

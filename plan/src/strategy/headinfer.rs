@@ -52,17 +52,13 @@ impl Default for HeadInfer {
     }
 }
 
-/// The paper's adaptive rule: one group up to 500K positions, two up to 1M, four up to 2M, then eight.
-/// More groups than `kv_heads` there cannot be.
+/// The paper's adaptive rule: one group up to 500K positions, two up to 1M, four up to 2M, then eight;
+/// where that does not divide `kv_heads`, the next smaller number that does.
 pub fn adaptive_groups(context: u64, kv_heads: u32) -> u32 {
     const K: u64 = 1024;
-    let groups = match context {
-        0..=512_000 => 1,
-        _ if context <= K * K => 2,
-        _ if context <= 2 * K * K => 4,
-        _ => 8,
-    };
-    groups.min(kv_heads)
+    let limits = [(500 * K, 1), (K * K, 2), (2 * K * K, 4)];
+    let most = limits.iter().find(|(limit, _)| context <= *limit).map_or(8, |&(_, groups)| groups);
+    (1..=most).rev().find(|groups| kv_heads.is_multiple_of(*groups)).unwrap_or(1)
 }
 
 struct HeadWise {
@@ -104,8 +100,8 @@ pub fn lower(plan: &Plan, knobs: &HeadInfer) -> Result<Schedule, LowerError> {
         _ => shapes::kv_bytes(&plan.model, group, plan.batch.micro, plan.workload.context()),
     };
     let ring = layout.ring("KV slots", Tier::Gpu, knobs.kv_slots, slot);
-    // One for the last save of every group of every layer and micro-batch.
-    layout.marks = (plan.model.layers * knobs.head_groups) as usize * usize::from(frame.micros());
+    // The last save of every layer and micro-batch.
+    layout.marks = plan.model.layers as usize * usize::from(frame.micros());
     let program = HeadWise { frame, knobs: knobs.clone(), group, gpu, load, save, ring };
     Ok(Schedule { layout, program: Box::new(program) })
 }
@@ -119,6 +115,11 @@ fn check(plan: &Plan, knobs: &HeadInfer) -> Result<(), LowerError> {
     if knobs.kv_slots == 0 || knobs.kv_slots > 1024 {
         let message = format!("it is {}, from 1 to 1024 is possible", knobs.kv_slots);
         return Err(LowerError::new("headinfer.kv_slots", message, "2 slots overlap"));
+    }
+    let chunks = plan.batch.prefill_chunk.map_or(1, |c| plan.workload.prompt.div_ceil(c.max(1)));
+    if chunks > u64::from(u16::MAX) {
+        let message = format!("{chunks} chunks are more than can be numbered ({})", u16::MAX);
+        return Err(LowerError::new("batch.prefill_chunk", message, "10240 is the paper's"));
     }
     if knobs.kv == KvTier::Disk {
         let message = "HeadInfer knows no cache on disk";
@@ -189,7 +190,9 @@ impl HeadWise {
     /// Attention of every group over what is loaded before it; its new rows are saved behind it.
     fn attend(&self, out: &mut Builder, step: Step, unit: u16, micro: u16) {
         let of = &self.frame.units[usize::from(unit)];
-        let micros = u32::from(self.frame.micros());
+        let mark = of.layer as usize * usize::from(self.frame.micros()) + usize::from(micro);
+        // Saves are in order: where the last group's has ended, all have.
+        let saved_before = out.marked(mark);
         let attention =
             self.one_group(self.frame.compute(of, step.pass, step.chunk, Piece::AttentionOnly));
         let attention = out.work(Work::Gpu(attention));
@@ -198,14 +201,11 @@ impl HeadWise {
         let (old, new) = (cache(context - positions), cache(positions));
         for group in 0..self.knobs.head_groups {
             let number = u16::try_from(group).unwrap_or(u16::MAX);
-            let mark = ((of.layer * self.knobs.head_groups + group) * micros) as usize;
-            let mark = mark + usize::from(micro);
             let slot = out.take(self.ring);
             let loaded = (old > Bytes::ZERO).then(|| {
-                let saved = out.marked(mark);
                 let work = out.work(Work::H2d { bytes: old, memory: HostMemory::Pinned });
                 let load = out.op(self.load, OpKind::LoadCache, work).unit(unit, micro);
-                load.block(number).after(saved).takes(slot).emit()
+                load.block(number).after(saved_before).takes(slot).emit()
             });
             let takes: Option<Slot> = loaded.is_none().then_some(slot);
             let attend = out.op(self.gpu, OpKind::Compute, attention).unit(unit, micro);
