@@ -87,6 +87,7 @@ pub fn median_error<'a>(cells: impl IntoIterator<Item = &'a Comparison>) -> Opti
 }
 
 mod fit;
+pub mod flexgen_t4;
 mod printed;
 
 pub mod endor;

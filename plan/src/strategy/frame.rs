@@ -146,14 +146,19 @@ impl Frame {
     /// embedding that stays at the same tier is the same bytes and counted once.
     pub fn allocate_weights(&self, layout: &mut Layout, placed: &[Placed], host: Tier) {
         let homes: Vec<Home> = placed.iter().map(Placed::total).collect();
+        // Only the table is shared; the head's norm is its own.
+        let head = self.units.last().filter(|_| self.plan.model.tied_embeddings);
+        let table: Bytes = head
+            .into_iter()
+            .flat_map(|head| &head.tensors)
+            .filter(|(_, tensor)| tensor.name == "head")
+            .map(|(_, tensor)| tensor.bytes(self.style.weights))
+            .sum();
         let shared = |tier: fn(&Home) -> Bytes| match (homes.first(), homes.last()) {
-            (Some(first), Some(last)) if self.plan.model.tied_embeddings => {
-                tier(first).0.min(tier(last).0)
-            }
-            _ => 0,
+            (Some(first), Some(last)) => table.min(tier(first)).min(tier(last)),
+            _ => Bytes::ZERO,
         };
-        let total =
-            |tier: fn(&Home) -> Bytes| homes.iter().map(tier).sum::<Bytes>() - Bytes(shared(tier));
+        let total = |tier: fn(&Home) -> Bytes| homes.iter().map(tier).sum::<Bytes>() - shared(tier);
         layout.allocate("weights, resident", Tier::Gpu, total(|h| h.gpu));
         layout.allocate("weights, resident", host, total(|h| h.host));
         layout.allocate("weights", Tier::Disk, total(|h| h.disk));
