@@ -87,3 +87,10 @@ pub fn median_error<'a>(cells: impl IntoIterator<Item = &'a Comparison>) -> Opti
     let middle = errors.get(n / 2).copied()?;
     Some(if n % 2 == 1 { middle } else { f64::midpoint(errors[n / 2 - 1], middle) })
 }
+
+mod fit;
+pub mod flexgen_t4;
+mod printed;
+
+pub mod endor;
+pub mod headinfer;

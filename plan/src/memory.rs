@@ -34,6 +34,9 @@ pub struct Overheads {
     pub host_reserved: Bytes,
 }
 
+/// One budget: its path, its name, what is needed, what is allowed, the tiers it covers.
+type Side = (&'static str, &'static str, Bytes, Bytes, fn(Tier) -> bool);
+
 impl MemoryTable {
     /// The table of a layout; overheads are listed apart.
     pub fn new(layout: &Layout, overheads: Overheads) -> Self {
@@ -84,7 +87,7 @@ impl MemoryTable {
 
     /// Refuses a plan that does not fit its budget, naming what is largest.
     pub fn check(&self, plan: &Plan) -> Result<(), LowerError> {
-        let sides: [(&'static str, &str, Bytes, Bytes, fn(Tier) -> bool); 3] = [
+        let sides: [Side; 3] = [
             ("budget.gpu", "GPU memory", self.gpu(), plan.budget.gpu, |t| t == Tier::Gpu),
             ("budget.host", "host memory", self.host(), plan.budget.host, |t| {
                 matches!(t, Tier::Pinned | Tier::Pageable)

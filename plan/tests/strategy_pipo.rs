@@ -1,4 +1,5 @@
 //! What must be true of every lowered PIPO plan, checked on the emitted operations themselves.
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
 use std::collections::BTreeMap;
 

@@ -1,16 +1,25 @@
-//! Operations simulated per second: a decode pipeline of 300 000 operations on six lanes.
+//! Operations simulated per second: a decode pipeline of 300 000 operations on six lanes, and a whole
+//! plan for a large model, lowering and pricing included.
+
+#![allow(clippy::expect_used, reason = "a benchmark without its plan has nothing to measure")]
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use pipo_plan::machine::catalog as machines;
+use pipo_plan::model::{Precision, catalog as models};
+use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::schedule::{
     Builder, LaneKind, Layout, OpId, OpKind, Phase, Program, QueueId, RingId, Schedule, Tier, Work,
     WorkId,
 };
+use pipo_plan::strategy::pipo::Pipo;
+use pipo_plan::strategy::{KvTier, Strategy, lower};
 use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_simulator::{
     Capacities, Cost, Costs, Options, PageCache, Price, Resource, Unsupported, lower_bound,
-    simulate_with,
+    simulate, simulate_with,
 };
 
 /// Six operations a layer: read, stage, load, compute, save the new cache, write it.
@@ -126,7 +135,7 @@ impl Costs for Table {
     }
 }
 
-fn simulate(c: &mut Criterion) {
+fn pipeline_of_layers(c: &mut Criterion) {
     let mut group = c.benchmark_group("simulate");
     group.throughput(Throughput::Elements(u64::from(OPS * LAYERS * PASSES)));
     group.sample_size(20);
@@ -149,5 +158,44 @@ fn simulate(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, simulate);
+/// OPT-175B on a machine with 16 GB of GPU memory: 12 micro-batches, 32 new tokens, everything priced.
+fn opt_175b() -> Plan {
+    let gigabytes = |n: u64| Bytes(n * 1_000_000_000);
+    let knobs = Pipo { kv: KvTier::Host, host_weights: gigabytes(150), ..Pipo::default() };
+    Plan {
+        machine: "t4-flexgen".into(),
+        profile: String::new(),
+        seed: 1,
+        workload: Workload {
+            prompt: 512,
+            new_tokens: 32,
+            batch: None,
+            objective: Objective::Throughput,
+            token_within: None,
+        },
+        budget: Budget { gpu: gigabytes(16), host: gigabytes(200), disk: gigabytes(1500) },
+        precision: Precisions { weights: Precision::Int4, kv: Precision::Fp16 },
+        batch: Batching { micro: 4, count: 12, prefill_chunk: None },
+        strategy: Strategy::Pipo(knobs),
+        model: models::find("opt-175b").expect("the catalogue has it"),
+        prediction: None,
+        runners_up: Vec::new(),
+    }
+}
+
+fn whole_plan(c: &mut Criterion) {
+    let machine = machines::find("t4-flexgen").expect("the catalogue has it");
+    let schedule = lower(&opt_175b()).expect("the plan is valid");
+    let options = Options { record: false, page_cache: PageCache::NONE };
+    let ops = simulate(&schedule, &machine, &options).expect("it runs to its end").summary.ops;
+    let mut group = c.benchmark_group("OPT-175B, PIPO");
+    group.throughput(Throughput::Elements(ops));
+    group.sample_size(10);
+    group.bench_function("summary", |b| {
+        b.iter(|| simulate(black_box(&schedule), &machine, &options));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, pipeline_of_layers, whole_plan);
 criterion_main!(benches);

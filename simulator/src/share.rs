@@ -89,6 +89,8 @@ pub(crate) fn fill(flows: &[Flow], capacity: &[f64; Resource::COUNT], rates: &mu
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn flow(payload: f64, draw: [f64; Resource::COUNT]) -> Flow {
@@ -138,5 +140,34 @@ mod tests {
         let compute = Flow::of(&Cost { payload: 1e9, ..Cost::default() });
         let f = flow(10.0, [1.0, 0.0, 0.0, 0.0]);
         assert_close(&rates(&[compute, f, Flow::NONE], [5.0, 1.0, 1.0, 1.0]), &[1.0, 0.5, 1.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_division_is_feasible_and_every_slowed_flow_has_a_bottleneck(
+            flows in prop::collection::vec((0.0..50.0_f64, [0..3_u8, 0..3, 0..3, 0..3]), 0..12),
+            capacity in [1.0..100.0_f64, 1.0..100.0, 1.0..100.0, 1.0..100.0],
+        ) {
+            let flows: Vec<Flow> =
+                flows.into_iter().map(|(payload, draw)| flow(payload, draw.map(f64::from))).collect();
+            let rates = rates(&flows, capacity);
+            let speed: Vec<f64> = flows.iter().zip(&rates).map(|(f, r)| f.payload * r).collect();
+            let used = |r: usize| -> f64 { flows.iter().zip(&speed).map(|(f, s)| f.draw[r] * s).sum() };
+            for (r, limit) in capacity.iter().enumerate() {
+                prop_assert!(used(r) <= limit * (1.0 + 1e-6), "resource {r} is overdrawn");
+            }
+            for (i, rate) in rates.iter().enumerate() {
+                prop_assert!((0.0..=1.0).contains(rate));
+                // Max-min: a flow below its full speed draws on a used-up resource on which nobody
+                // is faster.
+                let bottleneck = |r: usize| {
+                    let users = flows.iter().zip(&speed).filter(|(f, _)| f.draw[r] > 0.0);
+                    let fastest = users.map(|(_, s)| *s).fold(0.0, f64::max);
+                    let used_up = used(r) >= capacity[r] * (1.0 - 1e-6);
+                    used_up && flows[i].draw[r] > 0.0 && speed[i] >= fastest * (1.0 - 1e-6)
+                };
+                prop_assert!(*rate >= 1.0 || (0..Resource::COUNT).any(bottleneck));
+            }
+        }
     }
 }

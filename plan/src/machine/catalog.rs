@@ -8,6 +8,8 @@ const MACHINES: &[(&str, &str)] = &[
     ("rtx3060-laptop", include_str!("../../catalog/machines/rtx3060-laptop.toml")),
     ("t4-flexgen", include_str!("../../catalog/machines/t4-flexgen.toml")),
     ("rtx4090-pcie4", include_str!("../../catalog/machines/rtx4090-pcie4.toml")),
+    ("rtx4090-headinfer", include_str!("../../catalog/machines/rtx4090-headinfer.toml")),
+    ("rtx4080-endor", include_str!("../../catalog/machines/rtx4080-endor.toml")),
     ("a100-40g", include_str!("../../catalog/machines/a100-40g.toml")),
     ("a100-80g", include_str!("../../catalog/machines/a100-80g.toml")),
     ("h200", include_str!("../../catalog/machines/h200.toml")),

@@ -103,8 +103,8 @@ impl Stream {
         let slot = out.take(self.gpu_ring);
         let mut load = Load { stream: self, unit, after, slot, number: 0, last: None };
         for (segment, home) in moving {
-            load.from_host(out, home.host);
-            load.from_disk(out, segment, home.disk);
+            load.host_part(out, home.host);
+            load.disk_part(out, segment, home.disk);
         }
         load.last.map(|last| Streamed { last, slot })
     }
@@ -121,7 +121,7 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn from_host(&mut self, out: &mut Builder, bytes: Bytes) {
+    fn host_part(&mut self, out: &mut Builder, bytes: Bytes) {
         for bytes in blocks(bytes, self.stream.block) {
             match self.stream.stager {
                 None => self.emit(out, bytes, None, None),
@@ -135,7 +135,7 @@ impl Load<'_> {
         }
     }
 
-    fn from_disk(&mut self, out: &mut Builder, segment: usize, bytes: Bytes) {
+    fn disk_part(&mut self, out: &mut Builder, segment: usize, bytes: Bytes) {
         let stream = self.stream;
         for (block, bytes) in blocks(bytes, stream.block).enumerate() {
             let extent = stream.extents.of(self.unit, segment, block);

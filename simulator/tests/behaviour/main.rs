@@ -8,6 +8,7 @@ mod conservation;
 mod cost;
 mod page_cache;
 mod pipeline;
+mod plans;
 mod random;
 mod refusals;
 mod script;

@@ -1,0 +1,317 @@
+//! FlexGen on the machine of its paper: published policies, ablations, and Accelerate beside it.
+
+use pipo_plan::machine::{self, Machine};
+use pipo_plan::memory::{MemoryTable, Overheads};
+use pipo_plan::model::{self, Precision};
+use pipo_plan::plan::{Batching, Plan, Precisions};
+use pipo_plan::strategy::accelerate::Accelerate;
+use pipo_plan::strategy::flexgen::FlexGen;
+use pipo_plan::strategy::{Processor, Strategy, lower};
+use pipo_plan::units::Bytes;
+use pipo_plan::workload::{Budget, Objective, Workload};
+use pipo_simulator::{Options, PageCache, Summary, simulate};
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use crate::fit::Result;
+use crate::printed::Printed;
+use crate::{Check, Comparison, Fitted, Outcome};
+
+const ID: &str = "flexgen-t4";
+const DEFINITION: &str = include_str!("../flexgen-t4/experiment.toml");
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Definition {
+    #[cfg_attr(not(test), expect(dead_code, reason = "for readers; a test compares it"))]
+    id: String,
+    title: String,
+    source: String,
+    machine: String,
+    new_tokens: u64,
+    notes: Vec<String>,
+    targets: Targets,
+    cell: Vec<Cell>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Targets {
+    published_within: f64,
+}
+
+/// What a cell measures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Quantity {
+    /// New tokens a second over the whole request.
+    #[default]
+    Throughput,
+    /// Seconds until the prompt has been worked on.
+    Prefill,
+    /// Seconds from there to the last token.
+    Decode,
+}
+
+/// Where Accelerate's `device_map` puts all weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum DeviceMap {
+    Gpu,
+    Host,
+    Disk,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "they are FlexGen's own switches")]
+struct Cell {
+    group: String,
+    label: String,
+    model: String,
+    #[serde(default = "usual_prompt")]
+    prompt: u64,
+    /// Sequences in a micro-batch, and micro-batches.
+    batch: [u64; 2],
+    /// FlexGen's `--percent`: weights on GPU and host, cache on GPU and host, hidden states likewise.
+    #[serde(default)]
+    percent: [u32; 6],
+    #[serde(default = "yes")]
+    overlap: bool,
+    #[serde(default)]
+    cpu_attention: bool,
+    #[serde(default)]
+    compress_weights: bool,
+    #[serde(default)]
+    compress_cache: bool,
+    /// Given where the system is Accelerate and not FlexGen.
+    accelerate: Option<DeviceMap>,
+    #[serde(default)]
+    quantity: Quantity,
+    paper: Printed,
+    /// Whether a constant of the profile was fitted to it.
+    #[serde(default)]
+    fitted: bool,
+    #[serde(default)]
+    note: String,
+}
+
+fn usual_prompt() -> u64 {
+    512
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Cell {
+    fn strategy(&self) -> Strategy {
+        let [weights_gpu, weights_host, cache_gpu, cache_host, hidden_gpu, _] = self.percent;
+        let all = Bytes(1 << 50);
+        match self.accelerate {
+            None => Strategy::FlexGen(FlexGen {
+                weights_gpu,
+                weights_host,
+                cache_gpu,
+                cache_host,
+                hidden: if hidden_gpu == 100 { Processor::Gpu } else { Processor::Cpu },
+                overlap: self.overlap,
+                cpu_attention: self.cpu_attention,
+                ..FlexGen::default()
+            }),
+            Some(map) => Strategy::Accelerate(Accelerate {
+                gpu_weights: if map == DeviceMap::Gpu { all } else { Bytes::ZERO },
+                host_weights: if map == DeviceMap::Host { all } else { Bytes::ZERO },
+            }),
+        }
+    }
+
+    fn plan(&self, machine: &Machine, new_tokens: u64) -> Result<Plan> {
+        let model = model::catalog::find(&self.model).ok_or(format!("no model {}", self.model))?;
+        let stored = |compressed| if compressed { Precision::Int4 } else { Precision::Fp16 };
+        let [micro, count] = self.batch;
+        let capacity = machine.disk.as_ref().map_or(Bytes::ZERO, |disk| disk.capacity.value);
+        Ok(Plan {
+            machine: machine.name.clone(),
+            profile: machine.hash(),
+            seed: 0,
+            workload: Workload {
+                prompt: self.prompt,
+                new_tokens,
+                batch: None,
+                objective: Objective::Throughput,
+                token_within: None,
+            },
+            budget: Budget {
+                gpu: machine.gpu.memory.value,
+                host: machine.host.memory.value,
+                disk: capacity,
+            },
+            precision: Precisions {
+                weights: stored(self.compress_weights),
+                kv: stored(self.compress_cache),
+            },
+            batch: Batching { micro, count, prefill_chunk: None },
+            strategy: self.strategy(),
+            model,
+            prediction: None,
+            runners_up: Vec::new(),
+        })
+    }
+
+    fn value(&self, summary: &Summary, new_tokens: u64) -> f64 {
+        let tokens = self.batch[0] * self.batch[1] * new_tokens;
+        match self.quantity {
+            Quantity::Throughput => tokens as f64 / summary.end.seconds(),
+            Quantity::Prefill => summary.prefill().seconds(),
+            Quantity::Decode => summary.decode().seconds(),
+        }
+    }
+
+    fn unit(&self) -> &'static str {
+        match self.quantity {
+            Quantity::Throughput => "tokens/s",
+            Quantity::Prefill | Quantity::Decode => "s",
+        }
+    }
+}
+
+/// A cell as it was simulated.
+struct Run {
+    value: f64,
+    /// What does not fit, if something does not.
+    misfit: Option<String>,
+}
+
+fn simulated(cell: &Cell, machine: &Machine, new_tokens: u64) -> Result<Run> {
+    let plan = cell.plan(machine, new_tokens)?;
+    let schedule = lower(&plan)?;
+    let overheads = Overheads {
+        gpu_context: machine.gpu.context.value,
+        host_reserved: machine.host.reserved.value,
+    };
+    let fit = MemoryTable::new(&schedule.layout, overheads).check(&plan);
+    let page_cache = PageCache::beside(&schedule.layout, machine, false);
+    let outcome = simulate(&schedule, machine, &Options { record: false, page_cache })?;
+    let value = cell.value(&outcome.summary, new_tokens);
+    Ok(Run { value, misfit: fit.err().map(|error| error.message) })
+}
+
+/// Runs the experiment.
+pub fn run() -> Result<Outcome> {
+    let definition: Definition = toml::from_str(DEFINITION)?;
+    let machine = machine::catalog::find(&definition.machine)
+        .ok_or(format!("no machine {}", definition.machine))?;
+    let run = |cell: &Cell| simulated(cell, &machine, definition.new_tokens);
+    let runs: Result<Vec<Run>> = definition.cell.par_iter().map(run).collect();
+    let runs = runs?;
+    let comparisons: Vec<Comparison> =
+        definition.cell.iter().zip(&runs).map(|(cell, run)| compare(cell, run)).collect();
+    let mut checks = throughput_checks(&definition.targets, &comparisons);
+    checks.push(memory_check(&definition.cell, &runs));
+    Ok(Outcome {
+        id: ID,
+        title: definition.title,
+        source: definition.source,
+        machine: definition.machine,
+        fitted: fitted(&machine),
+        comparisons,
+        checks,
+        notes: definition.notes,
+    })
+}
+
+fn compare(cell: &Cell, run: &Run) -> Comparison {
+    Comparison {
+        group: cell.group.clone(),
+        label: cell.label.clone(),
+        unit: cell.unit(),
+        paper: Some(cell.paper.value),
+        rounding: Some(cell.paper.rounding),
+        simulated: Some(run.value),
+        held_out: !cell.fitted,
+        note: cell.note.clone(),
+    }
+}
+
+const ABLATED: &str = "OPT-30B";
+
+fn throughput_checks(targets: &Targets, comparisons: &[Comparison]) -> Vec<Check> {
+    let ablated: Vec<&Comparison> = comparisons.iter().filter(|c| c.group == ABLATED).collect();
+    let values: Vec<f64> = ablated.iter().filter_map(|c| c.simulated).collect();
+    let published = ablated.first().and_then(|c| c.error()).unwrap_or(f64::INFINITY);
+    let list = values.iter().map(|v| format!("{v:.2}")).collect::<Vec<_>>().join(" > ");
+    vec![
+        Check {
+            name: format!(
+                "OPT-30B with its published policy is within {:.0} % of the paper",
+                100.0 * targets.published_within
+            ),
+            holds: published.abs() <= targets.published_within,
+            detail: format!("{:+.1} %", 100.0 * published),
+        },
+        Check {
+            name: "each ablation of OPT-30B costs more than the one before, as published".into(),
+            holds: values.len() == 4 && values.is_sorted_by(|a, b| a > b),
+            detail: format!("{list} tokens/s"),
+        },
+    ]
+}
+
+/// The published runs did not run out of memory, so their plans must fit here.
+fn memory_check(cells: &[Cell], runs: &[Run]) -> Check {
+    let misfits: Vec<String> = (cells.iter().zip(runs))
+        .filter_map(|(c, r)| Some(format!("{}, {}: {}", c.group, c.label, r.misfit.as_ref()?)))
+        .collect();
+    Check {
+        name: "every published run fits into the machine's memory".into(),
+        holds: misfits.is_empty(),
+        detail: if misfits.is_empty() {
+            format!("{} plans fit", cells.len())
+        } else {
+            misfits.join("; ")
+        },
+    }
+}
+
+/// What the profile says was fitted, by us or by those it cites.
+fn fitted(machine: &Machine) -> Vec<Fitted> {
+    let of = |entry: machine::Entry| {
+        let cells = entry.fitted_to?.to_owned();
+        let meaning = machine.sources.get(entry.source).cloned().unwrap_or_default();
+        Some(Fitted { name: entry.path.into(), value: entry.value, meaning, cells })
+    };
+    machine.figures().into_iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reproduction_holds() {
+        let outcome = run().unwrap();
+        for c in &outcome.comparisons {
+            println!(
+                "{:16} {:34} {:?} {:.3} {:+.1} %",
+                c.group,
+                c.label,
+                c.paper,
+                c.simulated.unwrap_or(0.0),
+                100.0 * c.error().unwrap_or(0.0)
+            );
+        }
+        for check in &outcome.checks {
+            println!("{check:?}");
+        }
+        for check in &outcome.checks {
+            assert!(check.holds, "{}: {}", check.name, check.detail);
+        }
+    }
+
+    #[test]
+    fn the_definition_names_itself() {
+        let definition: Definition = toml::from_str(DEFINITION).unwrap();
+        assert_eq!(definition.id, ID);
+    }
+}

@@ -1,0 +1,79 @@
+//! What a plan keeps where: resident units, the cache's layers, and every allocation that follows.
+
+use super::{Embedding, ExpertLoads, HostWeights, Pipo};
+use crate::plan::Plan;
+use crate::schedule::{Layout, Tier};
+use crate::strategy::frame::Frame;
+use crate::strategy::residency::{self, Placed};
+use crate::strategy::units::Unit;
+use crate::strategy::{KvTier, Processor};
+use crate::units::Bytes;
+
+/// The units as they are placed: a table that is looked up in host memory is none of them.
+pub fn placed_units(frame: &Frame, knobs: &Pipo) -> Vec<Unit> {
+    let mut units = frame.units.clone();
+    if knobs.embedding == Embedding::Host {
+        // The lookup table is host memory of its own kind, noted in `allocate`.
+        units[0].bytes = Bytes::ZERO;
+    }
+    units
+}
+
+/// Where the units of [`placed_units`] live.
+pub fn place(frame: &Frame, units: &[Unit], knobs: &Pipo) -> Vec<Placed> {
+    let host_weights = match knobs.embedding {
+        Embedding::Host => knobs.host_weights - frame.units[0].bytes,
+        Embedding::Unit => knobs.host_weights,
+    };
+    let homes = residency::assign(units, knobs.gpu_weights, host_weights, knobs.order);
+    let experts = frame.plan.model.experts;
+    let place = |(unit, home): (&Unit, residency::Home)| match experts {
+        Some(e) if knobs.experts == ExpertLoads::Routed && unit.has_experts() => {
+            Placed::experts(home, unit.expert_bytes(frame.style.weights), e.count)
+        }
+        _ => Placed::whole(home),
+    };
+    units.iter().zip(homes).map(place).collect()
+}
+
+/// For each layer, whether its cache stays on the GPU.
+pub fn kv_layers_on_gpu(plan: &Plan, knobs: &Pipo) -> Vec<bool> {
+    let layers = plan.model.layers;
+    let on_gpu = match knobs.kv {
+        KvTier::Gpu => layers,
+        KvTier::Host | KvTier::Disk => knobs.kv_gpu_layers.min(layers),
+    };
+    // Evenly spread, so that the loads of the others come in even intervals.
+    let count = |l: u32| u64::from(l) * u64::from(on_gpu) / u64::from(layers.max(1));
+    (0..layers).map(|l| count(l + 1) > count(l)).collect()
+}
+
+/// Notes what is held for the whole run.
+pub(super) fn allocate(
+    frame: &Frame,
+    knobs: &Pipo,
+    placed: &[Placed],
+    kv_on_gpu: &[bool],
+    layout: &mut Layout,
+) {
+    let host = match knobs.host_memory {
+        HostWeights::Pinned => Tier::Pinned,
+        HostWeights::Pageable => Tier::Pageable,
+    };
+    frame.allocate_weights(layout, placed, host);
+    if knobs.embedding == Embedding::Host {
+        layout.allocate("embedding table", Tier::Pageable, frame.units[0].bytes);
+    }
+    let per_layer = frame.cache_room() * frame.plan.batch.count;
+    let on_gpu = kv_on_gpu.iter().filter(|&&on| on).count() as u64;
+    let elsewhere = kv_on_gpu.len() as u64 - on_gpu;
+    layout.allocate("KV cache", Tier::Gpu, per_layer * on_gpu);
+    let tier = if knobs.kv == KvTier::Disk { Tier::Disk } else { Tier::Pinned };
+    layout.allocate("KV cache", tier, per_layer * elsewhere);
+    if knobs.hidden == Processor::Gpu {
+        layout.allocate("hidden states", Tier::Gpu, frame.activations());
+    } else {
+        layout.allocate("hidden states", Tier::Pinned, frame.activations());
+    }
+    layout.allocate("workspace", Tier::Gpu, frame.workspace());
+}

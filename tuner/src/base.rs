@@ -1,0 +1,351 @@
+//! Candidates with everything decided but the weights: what they hold, and what they ask of the machine
+//! beside moving weights.
+
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::{DiskIo, HostMemory, LaneKind, Tier, Work};
+use pipo_plan::strategy::frame::Frame;
+use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, Pipo, kv_layers_on_gpu};
+use pipo_plan::strategy::{Granularity, KvTier, LowerError, Processor, Strategy, lower};
+use pipo_plan::units::Bytes;
+use pipo_simulator::Unsupported;
+
+use crate::demand::{Demand, Pricer, Series};
+use crate::problem::Problem;
+use crate::shape::{Cut, Shape};
+
+/// Everything but the weights.
+#[derive(Debug)]
+pub(crate) struct Base {
+    /// Index of the shape.
+    pub(crate) shape: usize,
+    /// Knobs; those about weights mean nothing yet.
+    pub(crate) knobs: Pipo,
+    /// All that is asked beside moving weights.
+    pub(crate) series: Series,
+    /// What of a decode step may already have run when the step before it ends.
+    pub(crate) ahead: Demand,
+    /// What of a step may still run when its token is ready.
+    pub(crate) behind: Demand,
+    /// Time to write to disk what the last step reads back.
+    pub(crate) writes: Demand,
+    /// GPU memory left for weights and their slots.
+    pub(crate) gpu_room: Bytes,
+    /// Host memory left for weights and the blocks in flight.
+    pub(crate) host_room: Bytes,
+}
+
+/// What a base needs at each tier before any weight is placed; how far the budgets are exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// GPU memory, the context included.
+    pub(crate) gpu: Bytes,
+    /// Host memory, the operating system's share included.
+    pub(crate) host: Bytes,
+}
+
+/// What came of one setting of the knobs.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    /// It has room for weights.
+    Base(Box<Base>),
+    /// It does not fit.
+    TooLarge(Needs),
+    /// It cannot be lowered, or the machine lacks something.
+    Impossible(Refusal),
+}
+
+/// Why a setting of the knobs is impossible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It cannot be lowered.
+    Lower(LowerError),
+    /// The machine lacks something.
+    Unsupported(Unsupported),
+}
+
+/// All bases of one shape.
+pub(crate) fn bases(problem: &Problem, cut: &Cut, shape: &Shape, index: usize) -> Vec<Tried> {
+    let maker = Maker { problem, cut, shape, index };
+    settings(problem, cut).into_iter().flat_map(|knobs| maker.with_kv_layers(&knobs)).collect()
+}
+
+/// Settings of the knobs that decide neither weights nor the layers whose cache stays on the GPU.
+fn settings(problem: &Problem, cut: &Cut) -> Vec<Pipo> {
+    let space = &problem.request.space;
+    let mut all = Vec::new();
+    let routable = cut.frame.plan.model.experts.is_some() && cut.granularity != Granularity::Tensor;
+    let experts = space.experts.iter().filter(|&&e| routable || e == ExpertLoads::All);
+    for &experts in experts {
+        for &embedding in &space.embedding {
+            for &kv in &space.kv {
+                for &attention in &space.attention {
+                    for &hidden in &space.hidden {
+                        let on_cpu = attention == Processor::Cpu;
+                        let possible = !on_cpu || (kv == KvTier::Host && hidden == Processor::Gpu);
+                        if possible {
+                            let granularity = cut.granularity;
+                            let knobs = Pipo { granularity, experts, embedding, kv, attention, hidden, ..Pipo::default() };
+                            all.push(knobs);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+struct Maker<'a> {
+    problem: &'a Problem<'a>,
+    cut: &'a Cut,
+    shape: &'a Shape,
+    index: usize,
+}
+
+impl Maker<'_> {
+    /// One base for each number of layers whose cache stays on the GPU although the others' does not.
+    fn with_kv_layers(&self, knobs: &Pipo) -> Vec<Tried> {
+        let none = self.make(knobs);
+        if knobs.kv == KvTier::Gpu {
+            return vec![none];
+        }
+        let layers = self.cut.frame.plan.model.layers;
+        let most = match &none {
+            Tried::Base(base) => self.most_kv_layers(base),
+            Tried::TooLarge(_) | Tried::Impossible(_) => 0,
+        };
+        let most = most.min(u64::from(layers.saturating_sub(1)));
+        let quarters = &self.problem.request.space.kv_gpu_quarters;
+        let mut counts: Vec<u64> = quarters.iter().map(|&q| most * u64::from(q.min(4)) / 4).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let counts = counts.into_iter().map(|c| u32::try_from(c).unwrap_or(layers));
+        let mut none = Some(none);
+        let make = |count: u32| match none.take_if(|_| count == 0) {
+            Some(none) => none,
+            None => self.make(&Pipo { kv_gpu_layers: count, ..knobs.clone() }),
+        };
+        counts.map(make).collect()
+    }
+
+    /// Layers whose cache fits beside the slots for the largest unit.
+    fn most_kv_layers(&self, base: &Base) -> u64 {
+        let units = self.cut.placed_units(base.knobs.embedding);
+        let largest = units.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
+        let slots = self.problem.request.space.gpu_slots.first().copied().unwrap_or(1);
+        let room = base.gpu_room - largest * u64::from(slots);
+        let layer = self.frame().cache_room() * self.shape.batch.count;
+        room.0.checked_div(layer.0).unwrap_or(0)
+    }
+
+    fn frame(&self) -> Frame {
+        let plan = Plan { batch: self.shape.batch, ..self.cut.frame.plan.clone() };
+        // Rows and bytes come from the plan alone; units are not asked for.
+        Frame { plan, units: Vec::new(), style: self.cut.frame.style }
+    }
+
+    fn make(&self, knobs: &Pipo) -> Tried {
+        match self.try_make(knobs) {
+            Ok(tried) => tried,
+            Err(refusal) => Tried::Impossible(refusal),
+        }
+    }
+
+    fn try_make(&self, knobs: &Pipo) -> Result<Tried, Refusal> {
+        let (gpu, host) = self.fixed(knobs).map_err(Refusal::Lower)?;
+        let overheads = self.problem.overheads;
+        let budget = &self.problem.request.budget;
+        let needs = Needs { gpu: gpu + overheads.gpu_context, host: host + overheads.host_reserved };
+        if needs.gpu > budget.gpu || needs.host > budget.host {
+            return Ok(Tried::TooLarge(needs));
+        }
+        let asked = Asked { maker: self, frame: self.frame(), knobs, pricer: self.problem.pricer };
+        let series = asked.series().map_err(Refusal::Unsupported)?;
+        let (ahead, behind) = asked.at_the_edges().map_err(Refusal::Unsupported)?;
+        let writes = asked.writes().map_err(Refusal::Unsupported)?;
+        Ok(Tried::Base(Box::new(Base {
+            shape: self.index,
+            knobs: knobs.clone(),
+            series,
+            ahead,
+            behind,
+            writes,
+            gpu_room: budget.gpu - needs.gpu,
+            host_room: budget.host - needs.host,
+        })))
+    }
+
+    /// GPU and host bytes of everything that is neither a weight nor a buffer for weights, from the
+    /// layout itself: nothing resident, and the rings taken out by their names.
+    fn fixed(&self, knobs: &Pipo) -> Result<(Bytes, Bytes), LowerError> {
+        let knobs = Pipo {
+            gpu_slots: 1,
+            host_slots: 1,
+            gpu_weights: Bytes::ZERO,
+            host_weights: Bytes::ZERO,
+            ..knobs.clone()
+        };
+        let plan = self.problem.plan(self.shape.batch, Strategy::Pipo(knobs));
+        let layout = lower(&plan)?.layout;
+        let ring = |name: &str| {
+            let named = layout.rings.iter().filter(|r| r.name == name);
+            named.map(|r| r.slot_bytes * u64::from(r.slots)).sum::<Bytes>()
+        };
+        let host = layout.bytes(Tier::Pinned) + layout.bytes(Tier::Pageable);
+        Ok((layout.bytes(Tier::Gpu) - ring("weight slots"), host - ring("weight blocks")))
+    }
+}
+
+/// What a base asks of the machine beside moving weights. This mirrors what PIPO's lowering emits; a
+/// property test holds the two together.
+struct Asked<'a> {
+    maker: &'a Maker<'a>,
+    frame: Frame,
+    knobs: &'a Pipo,
+    pricer: Pricer<'a>,
+}
+
+impl Asked<'_> {
+    fn micros(&self) -> f64 {
+        self.frame.plan.batch.count as f64
+    }
+
+    fn series(&self) -> Result<Series, Unsupported> {
+        let Maker { cut, shape, problem, .. } = self.maker;
+        let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
+        let mut sum = Series::NOTHING;
+        let mut streamed_caches = 0.0;
+        for (index, unit) in cut.frame.units.iter().enumerate() {
+            if index == 0 && self.knobs.embedding == Embedding::Host {
+                continue;
+            }
+            let Some(arithmetic) = shape.arithmetic(cut, index) else { continue };
+            let on_gpu = kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true);
+            let leaves = unit.attends && !on_gpu;
+            let split = arithmetic.split.as_ref();
+            let split = split.filter(|_| leaves && self.knobs.attention == Processor::Cpu);
+            sum.add(split.unwrap_or(&arithmetic.whole), self.micros());
+            streamed_caches += f64::from(u8::from(leaves));
+        }
+        let passes = self.frame.passes();
+        let other = Series::over(passes, problem.keeps_steps(), |pass| {
+            let mut asked = self.hidden(pass)?;
+            asked.add(&self.cache(pass)?, streamed_caches);
+            let mut all = Demand::NOTHING;
+            all.add(&asked, self.micros());
+            Ok(all)
+        })?;
+        sum.add(&other, 1.0);
+        Ok(sum)
+    }
+
+    /// Hidden states of one micro-batch in one pass: the lookup, and the way to and from each unit.
+    fn hidden(&self, pass: u32) -> Result<Demand, Unsupported> {
+        let bytes = self.frame.hidden(pass);
+        let memory = HostMemory::Pinned;
+        let units = self.maker.cut.frame.units.len() as f64 - 1.0;
+        let up = self.pricer.demand(LaneKind::H2d, &Work::H2d { bytes, memory })?;
+        let mut asked = Demand::NOTHING;
+        if self.knobs.embedding == Embedding::Host {
+            asked.add(&self.pricer.demand(LaneKind::Cpu, &Work::Gather { bytes })?, 1.0);
+        }
+        match (self.knobs.hidden, self.knobs.embedding) {
+            (Processor::Cpu, _) => {
+                let down = self.pricer.demand(LaneKind::D2h, &Work::D2h { bytes, memory })?;
+                asked.add(&up, units);
+                asked.add(&down, units);
+            }
+            (Processor::Gpu, Embedding::Host) => asked.add(&up, 1.0),
+            (Processor::Gpu, Embedding::Unit) => {}
+        }
+        Ok(asked)
+    }
+
+    /// The cache of one layer and micro-batch in one pass, where it is not on the GPU. Writes to disk
+    /// are counted by [`Self::writes`], because they may trail far behind.
+    fn cache(&self, pass: u32) -> Result<Demand, Unsupported> {
+        let on_cpu = self.knobs.attention == Processor::Cpu;
+        if on_cpu && pass > 0 {
+            return Ok(Demand::NOTHING);
+        }
+        let memory = HostMemory::Pinned;
+        let bytes = self.frame.new_cache(pass);
+        let mut asked = self.pricer.demand(LaneKind::D2h, &Work::D2h { bytes, memory })?;
+        if pass > 0 {
+            asked.add(&self.cache_load(pass)?, 1.0);
+        }
+        Ok(asked)
+    }
+
+    /// What comes back of the cache of one layer and micro-batch.
+    fn cache_load(&self, pass: u32) -> Result<Demand, Unsupported> {
+        let bytes = self.frame.old_cache(pass);
+        let load = Work::H2d { bytes, memory: HostMemory::Pinned };
+        let mut asked = self.pricer.demand(LaneKind::H2d, &load)?;
+        if self.knobs.kv == KvTier::Disk {
+            let io = DiskIo::Direct;
+            let read = |request| Work::DiskRead { bytes, request, io };
+            asked.add(&self.cheapest(LaneKind::DiskRead, read)?, 1.0);
+        }
+        Ok(asked)
+    }
+
+    /// What may run before a decode step's own beginning, and what after its end.
+    ///
+    /// Before: no more caches than there are slots for them (two more on their way from disk), and the
+    /// looked-up rows of every micro-batch. After: saves of as many new cache rows as there are slots,
+    /// and hidden states on their way down, one of each micro-batch and one for each of three slots.
+    fn at_the_edges(&self) -> Result<(Demand, Demand), Unsupported> {
+        let last = self.frame.passes().saturating_sub(1);
+        let memory = HostMemory::Pinned;
+        let mut ahead = Demand::NOTHING;
+        let mut behind = Demand::NOTHING;
+        if self.knobs.kv != KvTier::Gpu {
+            if last > 0 {
+                ahead.add(&self.cache_load(last)?, f64::from(self.knobs.kv_slots) + 2.0);
+            }
+            let save = Work::D2h { bytes: self.frame.new_cache(0), memory };
+            let save = self.pricer.demand(LaneKind::D2h, &save)?;
+            behind.add(&save, f64::from(self.knobs.kv_slots));
+        }
+        let bytes = self.frame.hidden(1);
+        let gather = self.pricer.demand(LaneKind::Cpu, &Work::Gather { bytes })?;
+        let up = self.pricer.demand(LaneKind::H2d, &Work::H2d { bytes, memory })?;
+        ahead.add(&gather.plus(&up), self.micros());
+        if self.knobs.hidden == Processor::Cpu {
+            let down = Work::D2h { bytes: self.frame.hidden(0), memory };
+            behind.add(&self.pricer.demand(LaneKind::D2h, &down)?, self.micros() + 3.0);
+        }
+        Ok((ahead, behind))
+    }
+
+    /// Writes that the last step waits for: it reads back what all steps before it wrote.
+    fn writes(&self) -> Result<Demand, Unsupported> {
+        let mut writes = Demand::NOTHING;
+        if self.knobs.kv != KvTier::Disk {
+            return Ok(writes);
+        }
+        let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
+        let layers = kv_on_gpu.iter().filter(|&&on| !on).count() as f64;
+        for pass in 0..self.frame.passes().saturating_sub(1) {
+            let bytes = self.frame.new_cache(pass);
+            let write = |request| Work::DiskWrite { bytes, request };
+            writes.add(&self.cheapest(LaneKind::DiskWrite, write)?, layers * self.micros());
+        }
+        Ok(writes)
+    }
+
+    /// The least that a work asks for at any size of disk request: candidates of one base differ in it.
+    fn cheapest(
+        &self,
+        kind: LaneKind,
+        work: impl Fn(Bytes) -> Work,
+    ) -> Result<Demand, Unsupported> {
+        let mut least: Option<Demand> = None;
+        for &request in &self.maker.problem.request.space.read_block {
+            let one = self.pricer.demand(kind, &work(request))?;
+            least = Some(least.map_or(one, |least| least.or_less(&one)));
+        }
+        Ok(least.unwrap_or(Demand::NOTHING))
+    }
+}

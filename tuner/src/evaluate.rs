@@ -1,0 +1,204 @@
+//! One plan on one machine: does it fit, and how long does it take.
+
+use pipo_plan::machine::Machine;
+use pipo_plan::memory::{MemoryTable, Overheads};
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::{Builder, LaneKind, Pass, Phase, Schedule};
+use pipo_plan::strategy::{LowerError, lower};
+use pipo_plan::timeline::{PassEnd, Timeline};
+use pipo_plan::units::{Bytes, Nanos};
+use pipo_simulator::{CostModel, Costs, Options, PageCache, SimulationError, Summary, simulate_with};
+
+/// What a plan does on a machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Until the last token of every sequence.
+    pub request: Nanos,
+    /// Until the first new token of every sequence.
+    pub prefill: Nanos,
+    /// The median decode step; zero where there is none.
+    pub step: Nanos,
+    /// New tokens a second over the whole request.
+    pub tokens_per_second: f64,
+    /// New tokens a second in decode alone; zero where there is none.
+    pub decode_tokens_per_second: f64,
+    /// Prompt tokens a second in prefill.
+    pub prefill_tokens_per_second: f64,
+    /// Share of the time in which kernels or copies run, as NVML counts.
+    pub nvml: f64,
+    /// Share of the time in which kernels run.
+    pub kernel: f64,
+    /// Share of the time in which the copy engine towards the GPU is busy.
+    pub link: f64,
+    /// Share of the time in which the busiest disk reader is busy.
+    pub disk: f64,
+    /// Bytes that cross the link to the GPU in one decode step, on average.
+    pub link_bytes_per_step: Bytes,
+    /// Bytes really read from disk in one decode step, on average.
+    pub disk_bytes_per_step: Bytes,
+    /// What is held at every tier.
+    pub memory: MemoryTable,
+}
+
+/// Why a plan has no evaluation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvaluateError {
+    /// The plan says something that its strategy cannot do.
+    #[error("{}: {0}", .0.path)]
+    Lower(LowerError),
+    /// It does not fit its budget.
+    #[error("{}: {0}", .0.path)]
+    Memory(LowerError),
+    /// The machine cannot run it, or the schedule is stuck.
+    #[error(transparent)]
+    Simulation(#[from] SimulationError),
+}
+
+/// Lowers a plan, checks its memory against its budget, and simulates it.
+///
+/// The page cache begins cold and has what host memory the plan leaves of its budget.
+pub fn evaluate(
+    plan: &Plan,
+    machine: &Machine,
+    record: bool,
+) -> Result<(Evaluation, Option<Timeline>), EvaluateError> {
+    let costs = CostModel::new(machine);
+    let fitted = Fitted::new(plan, machine)?;
+    let (summary, timeline) = fitted.run(&costs, record)?;
+    Ok((fitted.evaluation(plan, &costs, &summary)?, timeline))
+}
+
+/// A lowered plan that fits its budget.
+pub(crate) struct Fitted {
+    pub(crate) schedule: Schedule,
+    pub(crate) memory: MemoryTable,
+    pub(crate) page_cache: PageCache,
+}
+
+impl Fitted {
+    pub(crate) fn new(plan: &Plan, machine: &Machine) -> Result<Self, EvaluateError> {
+        let schedule = lower(plan).map_err(EvaluateError::Lower)?;
+        let memory = MemoryTable::new(&schedule.layout, overheads(machine));
+        memory.check(plan).map_err(EvaluateError::Memory)?;
+        let page_cache = PageCache {
+            capacity: plan.budget.host - memory.host(),
+            kept: *machine.host.page_cache_kept,
+            warm: false,
+        };
+        Ok(Self { schedule, memory, page_cache })
+    }
+
+    pub(crate) fn options(&self, record: bool) -> Options {
+        Options { record, page_cache: self.page_cache }
+    }
+
+    pub(crate) fn run(
+        &self,
+        costs: &dyn Costs,
+        record: bool,
+    ) -> Result<(Summary, Option<Timeline>), SimulationError> {
+        let outcome = simulate_with(&self.schedule, costs, &self.options(record))?;
+        Ok((outcome.summary, outcome.timeline))
+    }
+
+    /// Turns the sums of a run into what a person asks for.
+    pub(crate) fn evaluation(
+        &self,
+        plan: &Plan,
+        costs: &dyn Costs,
+        summary: &Summary,
+    ) -> Result<Evaluation, EvaluateError> {
+        let times = Times::of(&summary.passes);
+        let sequences = plan.batch.sequences();
+        let share = |busy: Nanos| ratio(busy.as_f64(), summary.end.as_f64());
+        let busiest = |kind: LaneKind| {
+            let lanes = self.schedule.layout.lanes.iter().zip(&summary.lane_busy);
+            let busy = lanes.filter(|(lane, _)| lane.kind == kind).map(|(_, &busy)| busy);
+            share(busy.max().unwrap_or(Nanos::ZERO))
+        };
+        let steps = (summary.passes.len() as u64).saturating_sub(1);
+        let (link_first, disk_first) = self.prefill_bytes(costs)?;
+        let link = summary.moved(LaneKind::H2d) + summary.moved(LaneKind::DiskToGpu);
+        let per_step = |all: Bytes, first: Bytes| Bytes((all - first).0.checked_div(steps).unwrap_or(0));
+        let per_second = |tokens: u64, time: Nanos| ratio(tokens as f64, time.seconds());
+        Ok(Evaluation {
+            request: times.request,
+            prefill: times.prefill,
+            step: times.step,
+            tokens_per_second: per_second(sequences * plan.workload.new_tokens, times.request),
+            decode_tokens_per_second: per_second(sequences * steps, times.request - times.prefill),
+            prefill_tokens_per_second: per_second(sequences * plan.workload.prompt, times.prefill),
+            nvml: share(summary.nvml_busy),
+            kernel: share(summary.kernel_busy),
+            link: busiest(LaneKind::H2d),
+            disk: busiest(LaneKind::DiskRead),
+            link_bytes_per_step: per_step(link, link_first),
+            disk_bytes_per_step: per_step(summary.disk_read, disk_first),
+            memory: self.memory.clone(),
+        })
+    }
+
+    /// Bytes that the prefill moves to the GPU, and reads from disk; with a cold page cache each extent
+    /// is missed when it is first read, so these are known without running.
+    fn prefill_bytes(&self, costs: &dyn Costs) -> Result<(Bytes, Bytes), SimulationError> {
+        let layout = &self.schedule.layout;
+        let mut builder = Builder::new(layout);
+        self.schedule.program.emit(0, &mut builder);
+        let pass = builder.finish(Pass::default());
+        let prices = builder.works.as_slice().iter().map(|work| costs.price(work));
+        let prices = prices.collect::<Result<Vec<_>, _>>()?;
+        let (mut link, mut disk) = (Bytes::ZERO, Bytes::ZERO);
+        for op in &pass.ops {
+            let price = &prices[op.work.0 as usize];
+            let lane = layout.queues.get(usize::from(op.queue.0));
+            let lane = lane.and_then(|lane| layout.lanes.get(usize::from(lane.0)));
+            if lane.is_some_and(|l| matches!(l.kind, LaneKind::H2d | LaneKind::DiskToGpu)) {
+                link += price.bytes;
+            }
+            disk += price.disk_read;
+        }
+        Ok((link, disk))
+    }
+}
+
+/// What is in memory on a machine before a plan allocates anything.
+pub(crate) fn overheads(machine: &Machine) -> Overheads {
+    Overheads { gpu_context: *machine.gpu.context, host_reserved: *machine.host.reserved }
+}
+
+/// The times that a plan is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub(crate) request: Nanos,
+    pub(crate) prefill: Nanos,
+    pub(crate) step: Nanos,
+}
+
+impl Times {
+    /// From the end of each pass as a user sees it.
+    pub(crate) fn of(passes: &[PassEnd]) -> Self {
+        let last = |phase: fn(Phase) -> bool| {
+            let ends = passes.iter().filter(|p| phase(p.phase)).map(|p| p.end);
+            ends.max().unwrap_or(Nanos::ZERO)
+        };
+        let ends = passes.windows(2).filter(|pair| pair[1].phase == Phase::Decode);
+        let steps: Vec<Nanos> = ends.map(|pair| pair[1].end - pair[0].end).collect();
+        Self {
+            request: last(|_| true),
+            prefill: last(|phase| phase == Phase::Prefill),
+            step: median(steps),
+        }
+    }
+}
+
+/// The middle value, the lower of the two where there are two; zero of nothing.
+pub(crate) fn median(mut values: Vec<Nanos>) -> Nanos {
+    values.sort_unstable();
+    let middle = values.len().saturating_sub(1) / 2;
+    values.get(middle).copied().unwrap_or(Nanos::ZERO)
+}
+
+/// A quotient, or zero where there is nothing to divide by.
+pub(crate) fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}

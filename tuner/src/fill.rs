@@ -1,0 +1,91 @@
+//! Resident weights fill what the other knobs leave.
+
+use pipo_plan::strategy::Order;
+use pipo_plan::strategy::residency::{Home, assign};
+use pipo_plan::strategy::units::Unit;
+use pipo_plan::units::Bytes;
+
+/// Units that are to be placed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Units<'a> {
+    /// The units.
+    pub(crate) units: &'a [Unit],
+    /// Head and embedding are one matrix: kept at the same tier, it is kept once.
+    pub(crate) tied: bool,
+    /// Which stay first.
+    pub(crate) order: Order,
+}
+
+impl Units<'_> {
+    pub(crate) fn total(&self) -> Bytes {
+        self.units.iter().map(|u| u.bytes).sum()
+    }
+
+    fn held(&self, homes: &[Home], tier: fn(&Home) -> Bytes) -> Bytes {
+        let all: Bytes = homes.iter().map(tier).sum();
+        match (homes.first(), homes.last()) {
+            (Some(first), Some(last)) if self.tied => all - tier(first).min(tier(last)),
+            _ => all,
+        }
+    }
+
+    /// GPU bytes of resident weights and slots when at most `weights` stay.
+    fn on_gpu(&self, weights: Bytes, slots: u32) -> Bytes {
+        let homes = assign(self.units, weights, Bytes::ZERO, self.order);
+        let slot = homes.iter().map(Home::streamed).max().unwrap_or(Bytes::ZERO);
+        self.held(&homes, |h| h.gpu) + slot * u64::from(slots)
+    }
+
+    /// The most weights that may stay on the GPU if `room` bytes must hold them and the slots for the
+    /// others; none if not even the slots fit.
+    ///
+    /// A slot is as large as the largest unit that is streamed. So the room is what the slots of one of
+    /// the sizes leave: each size is tried, the smallest first, which leaves most for weights. Whole
+    /// units leave a remainder, which is offered again, because a smaller unit may fit into it.
+    pub(crate) fn fill_gpu(&self, room: Bytes, slots: u32) -> Option<Bytes> {
+        let total = self.total();
+        if self.on_gpu(total, slots) <= room {
+            return Some(total);
+        }
+        let mut sizes: Vec<Bytes> = self.units.iter().map(|u| u.bytes).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let fits = |weights: &Bytes| self.on_gpu(*weights, slots) <= room;
+        let ring = |size: &Bytes| *size * u64::from(slots);
+        let offers = sizes.iter().filter(|s| ring(s) <= room).map(|s| room - ring(s));
+        let weights = offers.filter(|weights| *weights < total).find(fits)?;
+        Some(offer_remainder(weights, room, total, |w| self.on_gpu(w, slots)))
+    }
+
+    /// The most weights that may stay in `room` bytes of host memory with a ring of at most `ring` bytes
+    /// beside them. `gpu` says what stays on the GPU; where `staged`, all weights pass through the ring.
+    pub(crate) fn fill_host(&self, gpu: Bytes, room: Bytes, ring: Bytes, staged: bool) -> Bytes {
+        let homes = assign(self.units, gpu, Bytes::ZERO, self.order);
+        let total: Bytes = homes.iter().map(Home::streamed).sum();
+        if total <= if staged { room - ring } else { room } {
+            return total;
+        }
+        offer_remainder(room - ring, room, total, |weights| {
+            let homes = assign(self.units, gpu, weights, self.order);
+            self.held(&homes, |h| h.host) + ring
+        })
+    }
+}
+
+/// Raises an offer by what it leaves unused as long as the result fits and takes more.
+fn offer_remainder(
+    mut offer: Bytes,
+    room: Bytes,
+    total: Bytes,
+    used: impl Fn(Bytes) -> Bytes,
+) -> Bytes {
+    // Each round that helps adds a unit; what is left after a few is less than the smallest.
+    for _ in 0..4 {
+        let more = (offer + (room - used(offer))).min(total);
+        if more <= offer || used(more) > room || used(more) == used(offer) {
+            break;
+        }
+        offer = more;
+    }
+    offer
+}

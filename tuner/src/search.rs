@@ -1,0 +1,180 @@
+//! Best-first search with pruning, the same on any number of threads.
+//!
+//! Nodes and leaves are looked at in the order of their bounds, ties in the order of enumeration, in
+//! batches of fixed size. What is known so far changes only between batches. So which candidates are
+//! simulated, and what is found, depends on nothing but the request.
+//!
+//! A candidate is excluded when its bound is worse than the score of the last of the best that are to be
+//! kept. Its own score is no better than its bound, so it could not have been among them. A bound that
+//! is equal excludes nothing: the tie might be broken in its favour.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+use pipo_plan::plan::Plan;
+use pipo_plan::units::Bytes;
+use rayon::prelude::*;
+
+use crate::TuneError;
+use crate::evaluate::{EvaluateError, Fitted, Times};
+use crate::node::{Leaf, Node, Stand};
+use crate::problem::Problem;
+use crate::progress::Progress;
+use crate::score::Score;
+
+/// Nodes opened, and candidates simulated, between two looks at what is known. Large enough to keep many
+/// threads busy, small enough that a good find soon excludes others.
+const NODES: usize = 64;
+const LEAVES: usize = 64;
+
+/// A plan with its score.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) plan: Plan,
+    pub(crate) score: Score,
+    pub(crate) gpu: Bytes,
+}
+
+impl Found {
+    /// The written order: score, then fewer GPU bytes, then the text of the plan.
+    pub(crate) fn compare(&self, other: &Self) -> Ordering {
+        let text = || self.plan.to_toml().cmp(&other.plan.to_toml());
+        self.score.cmp(&other.score).then(self.gpu.cmp(&other.gpu)).then_with(text)
+    }
+}
+
+/// The best found so far, at most `keep` of them.
+#[derive(Debug)]
+pub(crate) struct Best {
+    keep: usize,
+    found: Vec<Found>,
+}
+
+impl Best {
+    pub(crate) fn new(keep: usize) -> Self {
+        Self { keep: keep.max(1), found: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, found: Found) {
+        let at = self.found.partition_point(|other| other.compare(&found) == Ordering::Less);
+        if at < self.keep {
+            self.found.insert(at, found);
+            self.found.truncate(self.keep);
+        }
+    }
+
+    /// Whether something with this bound cannot come among the best.
+    fn excludes(&self, bound: &Score) -> bool {
+        self.found.len() == self.keep && self.found.last().is_some_and(|worst| *bound > worst.score)
+    }
+
+    pub(crate) fn first(&self) -> Option<&Found> {
+        self.found.first()
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<Found> {
+        self.found
+    }
+}
+
+/// What a search did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) considered: u64,
+    pub(crate) simulated: u64,
+    pub(crate) by_bound: u64,
+    pub(crate) by_memory: u64,
+}
+
+/// Simulates a plan that may not fit; none if it does not.
+pub(crate) fn simulate(problem: &Problem, plan: Plan) -> Result<Option<Found>, EvaluateError> {
+    let fitted = match Fitted::new(&plan, &problem.request.machine) {
+        Err(EvaluateError::Memory(_)) => return Ok(None),
+        fitted => fitted?,
+    };
+    let (summary, _) = fitted.run(problem.costs, false)?;
+    let sequences = plan.batch.sequences();
+    let times = Times::of(&summary.passes);
+    let score = Score::new(&times, &problem.request.workload, sequences);
+    Ok(Some(Found { plan, score, gpu: fitted.memory.gpu() }))
+}
+
+/// Searches nodes that stand on `stands`, adding to what is `best` and to the counts.
+pub(crate) fn search(
+    problem: &Problem,
+    stands: &[Stand],
+    mut nodes: Vec<Node>,
+    best: &mut Best,
+    counts: &mut Counts,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(), TuneError> {
+    let exhaustive = problem.request.exhaustive;
+    // Stable: nodes with the same bound stay in the order of enumeration.
+    nodes.sort_by_key(|node| node.bound);
+    let all: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
+    counts.considered += all;
+    let mut closed = nodes.as_slice();
+    // The leaves of opened nodes that are still to be simulated, the best bound first.
+    let mut open: BinaryHeap<Reverse<(Score, usize, usize)>> = BinaryHeap::new();
+    let mut leaves: Vec<Vec<Leaf>> = Vec::new();
+    let (mut simulated, mut too_large) = (0, 0);
+    loop {
+        // Open nodes until the best leaf is known to be the best of all, or nothing is left to open.
+        while let Some(node) = closed.first() {
+            let leaf = open.peek().map(|Reverse((bound, ..))| *bound);
+            if leaf.is_some_and(|leaf| leaf < node.bound && open.len() >= LEAVES) {
+                break;
+            }
+            if !exhaustive && best.excludes(&node.bound) {
+                closed = &[];
+                break;
+            }
+            let (now, later) = closed.split_at(NODES.min(closed.len()));
+            let opened: Vec<Vec<Leaf>> = now
+                .par_iter()
+                .map(|node| stands[node.base].leaves(node))
+                .collect::<Result<_, _>>()
+                .map_err(TuneError::Unsupported)?;
+            for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {
+                let at = opened.iter().enumerate();
+                open.extend(at.map(|(leaf, l)| Reverse((l.bound, node, leaf))));
+                leaves.push(opened);
+            }
+            closed = later;
+        }
+        let mut batch = Vec::with_capacity(LEAVES);
+        while batch.len() < LEAVES
+            && let Some(Reverse((bound, node, leaf))) = open.pop()
+        {
+            if exhaustive || !best.excludes(&bound) {
+                let node_ref = &nodes[node];
+                batch.push(stands[node_ref.base].plan(node_ref, &leaves[node][leaf]));
+            } else {
+                open.clear(); // the others have no better bound
+            }
+        }
+        if batch.is_empty() {
+            break;
+        }
+        let results: Vec<Option<Found>> = batch
+            .into_par_iter()
+            .map(|plan| simulate(problem, plan))
+            .collect::<Result<_, _>>()
+            .map_err(TuneError::Candidate)?;
+        for found in results {
+            match found {
+                Some(found) => {
+                    simulated += 1;
+                    best.add(found);
+                }
+                None => too_large += 1,
+            }
+        }
+        progress(Progress { done: simulated + too_large, total: all });
+    }
+    progress(Progress { done: all, total: all });
+    counts.simulated += simulated;
+    counts.by_memory += too_large;
+    counts.by_bound += all - simulated - too_large;
+    Ok(())
+}

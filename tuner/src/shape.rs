@@ -1,0 +1,174 @@
+//! What does not depend on where weights live: the model cut into units, and their arithmetic for one way
+//! of grouping sequences.
+
+use pipo_plan::plan::{Batching, Plan};
+use pipo_plan::schedule::{HostMemory, LaneKind, Work};
+use pipo_plan::strategy::frame::Frame;
+use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};
+use pipo_plan::strategy::shapes::Piece;
+use pipo_plan::strategy::units::Unit;
+use pipo_plan::strategy::{Granularity, Strategy};
+use pipo_simulator::Unsupported;
+
+use crate::demand::{Demand, Pricer, Series};
+
+/// The model cut into units.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// How finely.
+    pub(crate) granularity: Granularity,
+    /// Units and sizes; its batch means nothing here.
+    pub(crate) frame: Frame,
+    /// Units as they are placed where the embedding is looked up in host memory.
+    with_host_table: Vec<Unit>,
+    /// For each unit, the first unit that is like it in all but name.
+    pub(crate) like: Vec<usize>,
+}
+
+impl Cut {
+    pub(crate) fn new(plan: &Plan, granularity: Granularity) -> Self {
+        let frame = Frame::new(plan, granularity, true);
+        let host = Pipo { embedding: Embedding::Host, ..Pipo::default() };
+        let with_host_table = placed_units(&frame, &host);
+        let like = (0..frame.units.len()).map(|u| like(&frame, u)).collect();
+        Self { granularity, frame, with_host_table, like }
+    }
+
+    /// The units as they are placed.
+    pub(crate) fn placed_units(&self, embedding: Embedding) -> &[Unit] {
+        match embedding {
+            Embedding::Host => &self.with_host_table,
+            Embedding::Unit => &self.frame.units,
+        }
+    }
+}
+
+/// The first unit like this one. Layers with experts are all different, because each draws its own.
+fn like(frame: &Frame, unit: usize) -> usize {
+    let this = &frame.units[unit];
+    if this.has_experts() {
+        return unit;
+    }
+    let same = |other: &Unit| other.attends == this.attends && other.tensors == this.tensors;
+    frame.units.iter().position(same).unwrap_or(unit)
+}
+
+/// The arithmetic of every unit for one way of grouping sequences.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) batch: Batching,
+    /// Index of the cut.
+    pub(crate) cut: usize,
+    /// By unit; empty for units that are like an earlier one.
+    units: Vec<Option<Arithmetic>>,
+    /// Experts of each unit that the router picks; empty where there are none.
+    pub(crate) picked: Vec<Picked>,
+}
+
+/// What one unit computes for one micro-batch.
+#[derive(Debug)]
+pub(crate) struct Arithmetic {
+    /// On the GPU.
+    pub(crate) whole: Series,
+    /// With decode attention on the CPU, transfers included; for units that attend, if it may be asked for.
+    pub(crate) split: Option<Series>,
+}
+
+/// How many experts of a unit are loaded if only those that are picked are.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Picked {
+    /// In the prefill.
+    pub(crate) first: f64,
+    /// In all decode steps together.
+    pub(crate) rest: f64,
+    /// In the step that needs fewest.
+    pub(crate) least: f64,
+}
+
+impl Shape {
+    /// `split` says whether attention on the CPU may be asked for, `steps` whether each step is kept.
+    pub(crate) fn new(
+        cut: &Cut,
+        index: usize,
+        plan: &Plan,
+        batch: Batching,
+        pricer: Pricer,
+        split: bool,
+        steps: bool,
+    ) -> Result<Self, Unsupported> {
+        let plan = Plan { batch, strategy: Strategy::Pipo(Pipo::default()), ..plan.clone() };
+        let frame = Frame { plan, units: cut.frame.units.clone(), style: cut.frame.style };
+        let arithmetic = |unit: usize| {
+            if cut.like[unit] != unit {
+                return Ok(None);
+            }
+            Arithmetic::new(&frame, unit, pricer, split, steps).map(Some)
+        };
+        let units = (0..frame.units.len()).map(arithmetic).collect::<Result<_, _>>()?;
+        let picked = frame.plan.model.experts.map(|_| {
+            frame.units.iter().map(|unit| Picked::new(&frame, unit)).collect()
+        });
+        Ok(Self { batch, cut: index, units, picked: picked.unwrap_or_default() })
+    }
+
+    /// The arithmetic of a unit.
+    pub(crate) fn arithmetic(&self, cut: &Cut, unit: usize) -> Option<&Arithmetic> {
+        self.units[cut.like[unit]].as_ref()
+    }
+}
+
+impl Arithmetic {
+    fn new(
+        frame: &Frame,
+        unit: usize,
+        pricer: Pricer,
+        split: bool,
+        steps: bool,
+    ) -> Result<Self, Unsupported> {
+        let unit = &frame.units[unit];
+        let on_gpu = |pass: u32, piece: Piece| {
+            let mut sum = Demand::NOTHING;
+            for chunk in 0..frame.chunks(pass) {
+                let work = Work::Gpu(frame.compute(unit, pass, chunk, piece));
+                sum.add(&pricer.demand(LaneKind::Gpu, &work)?, 1.0);
+            }
+            Ok(sum)
+        };
+        let whole = Series::over(frame.passes(), steps, |pass| on_gpu(pass, Piece::Whole))?;
+        if !(split && unit.attends) {
+            return Ok(Self { whole, split: None });
+        }
+        let apart = |pass: u32| {
+            if pass == 0 {
+                return Ok(whole.first);
+            }
+            let memory = HostMemory::Pinned;
+            let down = Work::D2h { bytes: frame.query(pass) + frame.new_cache(pass), memory };
+            let up = Work::H2d { bytes: frame.query(pass), memory };
+            let attention = Work::Cpu(frame.compute(unit, pass, 0, Piece::AttentionOnly));
+            Ok(on_gpu(pass, Piece::BeforeAttention)?
+                .plus(&on_gpu(pass, Piece::AfterAttention)?)
+                .plus(&pricer.demand(LaneKind::D2h, &down)?)
+                .plus(&pricer.demand(LaneKind::H2d, &up)?)
+                .plus(&pricer.demand(LaneKind::Cpu, &attention)?))
+        };
+        let split = Series::over(frame.passes(), steps, apart)?;
+        Ok(Self { whole, split: Some(split) })
+    }
+}
+
+impl Picked {
+    fn new(frame: &Frame, unit: &Unit) -> Self {
+        let of = |pass: u32| {
+            let hit = frame.routed(unit, pass).unwrap_or_default();
+            hit.iter().filter(|&&h| h).count() as f64
+        };
+        let mut picked = Self { first: of(0), rest: 0.0, least: f64::MAX };
+        for pass in 1..frame.passes() {
+            let step = of(pass);
+            picked.rest += step;
+            picked.least = picked.least.min(step);
+        }
+        if frame.passes() < 2 { Self { least: 0.0, ..picked } } else { picked }
+    }
+}
