@@ -196,15 +196,23 @@ impl Pipeline {
         let layer = self.frame.units[usize::from(unit)].layer;
         let on_gpu = self.kv_on_gpu.get(layer as usize).copied().unwrap_or(true);
         let on_cpu = attends && !on_gpu && pass > 0 && self.knobs.attention == Processor::Cpu;
+        let step = |micro| Step { pass, unit, micro, layer, weights, is_head };
         let mut last = None;
+        if on_cpu {
+            // First halves before second halves: the GPU takes them in this order, and goes on with the
+            // next micro-batch while the CPU attends for this one.
+            let micros = 0..self.frame.micros();
+            let attended: Vec<OpId> = micros.map(|m| self.attend_on_cpu(out, step(m))).collect();
+            for (micro, op) in (0..).zip(attended) {
+                last = Some(self.compute(out, step(micro), Piece::AfterAttention, &[op], None));
+            }
+            return last;
+        }
         for micro in 0..self.frame.micros() {
-            let step = Step { pass, unit, micro, layer, weights, is_head };
-            last = Some(if on_cpu {
-                self.attend_on_cpu(out, step)
-            } else if attends && !on_gpu {
-                self.attend_streamed(out, step)
+            last = Some(if attends && !on_gpu {
+                self.attend_streamed(out, step(micro))
             } else {
-                self.compute(out, step, Piece::Whole, &[], None)
+                self.compute(out, step(micro), Piece::Whole, &[], None)
             });
         }
         last
@@ -308,7 +316,8 @@ impl Pipeline {
         computed
     }
 
-    /// Decode attention on the CPU: queries and new rows go down, outputs come back.
+    /// Decode attention on the CPU: queries and new rows go down, outputs come back. What follows
+    /// attention is still to be computed, and waits for what this returns.
     fn attend_on_cpu(&self, out: &mut Builder, step: Step) -> OpId {
         let mark = Marks::new(&self.frame).cache(step.layer, step.micro);
         let unit = &self.frame.units[usize::from(step.unit)];
@@ -326,8 +335,7 @@ impl Pipeline {
         let bytes = self.frame.query(step.pass);
         let work = out.work(Work::H2d { bytes, memory: HostMemory::Pinned });
         let load = out.op(self.hidden_load, OpKind::LoadHidden, work).unit(step.unit, step.micro);
-        let loaded = load.after(attended).emit();
-        self.compute(out, step, Piece::AfterAttention, &[loaded], None)
+        load.after(attended).emit()
     }
 }
 
