@@ -218,6 +218,8 @@ pub fn run() -> Result<Outcome> {
         comparisons,
         checks,
         notes: definition.notes,
+        utilisation: Vec::new(),
+        timelines: Vec::new(),
     })
 }
 
