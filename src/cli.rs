@@ -93,6 +93,9 @@ pub struct Tune {
     /// How the KV cache is stored.
     #[arg(long, value_enum, default_value_t = PrecisionArg::Fp16)]
     pub kv: PrecisionArg,
+    /// Strategies that compete [default: all].
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub strategy: Vec<String>,
     /// Simulate every candidate instead of excluding by bounds: proves that nothing was lost.
     #[arg(long)]
     pub exhaustive: bool,

@@ -4,6 +4,8 @@
 //! value with its source, what was fitted to which cells, which cells are held out) and a module here
 //! that turns the definition into plans, runs them, and compares.
 
+pub mod pipo_throughput;
+
 /// One value of a paper beside the simulated one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {

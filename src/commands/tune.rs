@@ -71,7 +71,14 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         "simulated": tuning.simulated,
         "excluded_by_bound": tuning.excluded_by_bound,
         "excluded_by_memory": tuning.excluded_by_memory,
-    }))
+    }))?;
+    match tuning.verdict {
+        Verdict::GoalOutOfReach { goal, step, reason, .. } => {
+            let text = format!("the goal of {goal} a step cannot be met: {reason}; the best plan takes {step}");
+            Err(OutOfReach(text).into())
+        }
+        Verdict::Offload | Verdict::NoOffloadNeeded => Ok(()),
+    }
 }
 
 fn machine(args: &Tune) -> anyhow::Result<(Machine, String)> {
@@ -94,21 +101,23 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         objective: args.objective.into(),
         token_within: args.token_within,
     };
-    let precision = Precisions { weights: args.weights.into(), kv: args.kv.into() };
+    let model = input::model(&args.model)?;
     Ok(Request {
-        model: input::model(&args.model)?,
-        machine,
-        workload,
-        budget,
-        precision,
+        precision: Precisions { weights: args.weights.into(), kv: args.kv.into() },
         seed: args.seed,
+        strategies: args.strategy.clone(),
         exhaustive: args.exhaustive,
         top: args.top,
+        ..Request::new(model, machine, workload, budget)
     })
 }
 
+/// Errors about the request are the user's to mend; that nothing fits is an answer with its own code.
 fn out_of_reach(error: TuneError) -> anyhow::Error {
-    OutOfReach(error.to_string()).into()
+    match error {
+        TuneError::NothingFits { .. } => OutOfReach(error.to_string()).into(),
+        other => other.into(),
+    }
 }
 
 fn header(printer: &Printer, request: &Request, why: &str) {
@@ -140,8 +149,11 @@ fn verdict(printer: &Printer, tuning: &Tuning) {
     match &tuning.verdict {
         Verdict::Offload => printer.line("verdict  offload: the model does not fit, this plan streams it"),
         Verdict::NoOffloadNeeded => {
-            printer.line("verdict  no offload needed: everything fits on the GPU");
+            printer.line("verdict  no offload needed: everything fits on the GPU, and nothing is faster");
         }
+        Verdict::GoalOutOfReach { goal, step, reason, .. } => printer.line(format!(
+            "verdict  out of reach: the goal is {goal} a step, the fastest plan takes {step}; {reason}"
+        )),
     }
     printer.line(format!(
         "search   {} candidates: {} simulated, {} excluded by a proved bound, {} did not fit",

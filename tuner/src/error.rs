@@ -30,7 +30,7 @@ pub enum TuneError {
     #[error("the space has no value for `{0}`; give it at least one")]
     EmptySpace(&'static str),
     /// No plan can be lowered: the request itself is at fault.
-    #[error("{}: {0}", .0.path)]
+    #[error("{path}: {0}", path = .0.path)]
     Request(LowerError),
     /// The machine lacks something that every plan needs.
     #[error(transparent)]

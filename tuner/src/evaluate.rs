@@ -44,10 +44,10 @@ pub struct Evaluation {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EvaluateError {
     /// The plan says something that its strategy cannot do.
-    #[error("{}: {0}", .0.path)]
+    #[error("{path}: {0}", path = .0.path)]
     Lower(LowerError),
     /// It does not fit its budget.
-    #[error("{}: {0}", .0.path)]
+    #[error("{path}: {0}", path = .0.path)]
     Memory(LowerError),
     /// The machine cannot run it, or the schedule is stuck.
     #[error(transparent)]

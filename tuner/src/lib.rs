@@ -20,6 +20,7 @@ mod base;
 mod baselines;
 mod bound;
 mod demand;
+mod difference;
 mod error;
 mod evaluate;
 mod fill;

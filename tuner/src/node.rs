@@ -19,7 +19,7 @@ use pipo_plan::strategy::{Order, Strategy};
 use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
-use crate::base::Base;
+use crate::base::{Base, Needs};
 use crate::bound::{Bounded, Moving};
 use crate::demand::Demand;
 use crate::fill::Units;
@@ -201,6 +201,25 @@ impl<'a> Stand<'a> {
     /// Decode steps.
     pub(crate) fn steps(&self) -> f64 {
         self.problem.request.workload.new_tokens.saturating_sub(1) as f64
+    }
+
+    /// The least memory that any leaf of this base needs: one slot, and nothing resident but what has to
+    /// be where there is no disk.
+    pub(crate) fn smallest(&self) -> Needs {
+        let budget = &self.problem.request.budget;
+        let units = self.cut.placed_units(self.base.knobs.embedding);
+        let total: Bytes = units.iter().map(|u| u.bytes).sum();
+        let largest = units.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
+        let space = &self.problem.request.space;
+        let least = |list: &[u32]| u64::from(list.iter().copied().min().unwrap_or(1));
+        let block = space.block.iter().copied().min().unwrap_or(Bytes::ZERO).min(largest);
+        let has_disk = self.problem.request.machine.disk.is_some();
+        let host = if has_disk { block * least(&space.host_slots) } else { total };
+        let slots = largest * least(&space.gpu_slots);
+        Needs {
+            gpu: budget.gpu - self.base.gpu_room + slots.min(total),
+            host: budget.host - self.base.host_room + host,
+        }
     }
 
     /// The ways to move a node's weights, and how many more there would be with more host memory.

@@ -7,10 +7,11 @@ use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};
 use pipo_plan::strategy::shapes::Piece;
 use pipo_plan::strategy::units::Unit;
-use pipo_plan::strategy::{Granularity, Strategy};
+use pipo_plan::strategy::Granularity;
 use pipo_simulator::Unsupported;
 
 use crate::demand::{Demand, Pricer, Series};
+use crate::problem::Problem;
 
 /// The model cut into units.
 #[derive(Debug)]
@@ -86,17 +87,16 @@ pub(crate) struct Picked {
 }
 
 impl Shape {
-    /// `split` says whether attention on the CPU may be asked for, `steps` whether each step is kept.
+    /// `split` says whether attention on the CPU may be asked for.
     pub(crate) fn new(
         cut: &Cut,
         index: usize,
-        plan: &Plan,
+        problem: &Problem,
         batch: Batching,
-        pricer: Pricer,
         split: bool,
-        steps: bool,
     ) -> Result<Self, Unsupported> {
-        let plan = Plan { batch, strategy: Strategy::Pipo(Pipo::default()), ..plan.clone() };
+        let (pricer, steps) = (problem.pricer, problem.keeps_steps());
+        let plan = Plan { batch, ..cut.frame.plan.clone() };
         let frame = Frame { plan, units: cut.frame.units.clone(), style: cut.frame.style };
         let arithmetic = |unit: usize| {
             if cut.like[unit] != unit {

@@ -106,6 +106,30 @@ impl Default for Space {
 }
 
 impl Space {
+    /// The first knob that has no value.
+    pub(crate) fn empty_knob(&self) -> Option<&'static str> {
+        let knobs = [
+            ("micro", self.micro.is_empty()),
+            ("count", self.count.is_empty()),
+            ("granularity", self.granularity.is_empty()),
+            ("gpu_slots", self.gpu_slots.is_empty()),
+            ("host_slots", self.host_slots.is_empty()),
+            ("block", self.block.is_empty()),
+            ("read_block", self.read_block.is_empty()),
+            ("disk_threads", self.disk_threads.is_empty()),
+            ("reads", self.reads.is_empty()),
+            ("order", self.order.is_empty()),
+            ("host", self.host.is_empty()),
+            ("embedding", self.embedding.is_empty()),
+            ("kv", self.kv.is_empty()),
+            ("kv_gpu_quarters", self.kv_gpu_quarters.is_empty()),
+            ("attention", self.attention.is_empty()),
+            ("hidden", self.hidden.is_empty()),
+            ("experts", self.experts.is_empty()),
+        ];
+        knobs.into_iter().find(|(_, empty)| *empty).map(|(name, _)| name)
+    }
+
     /// The ways to group sequences for a workload.
     ///
     /// A workload with a given batch is only divided. A free batch is one sequence where time is judged,

@@ -1,8 +1,10 @@
 //! What the tuner concludes: the ceiling of a plan, and whether to offload at all.
 
+use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{Lane, LaneKind, Layout};
 use pipo_plan::units::Nanos;
+use pipo_plan::workload::Workload;
 use pipo_simulator::{Costs, Resource, SimulationError, lower_bound};
 
 use crate::evaluate::{Evaluation, Fitted, ratio};
@@ -47,18 +49,23 @@ pub(crate) struct Binding {
 
 /// The resource that a plan needs longest, the first of equals in the order of lanes and resources.
 pub(crate) fn binding(fitted: &Fitted, costs: &dyn Costs) -> Result<Binding, SimulationError> {
+    let needs = needs(fitted, costs)?.into_iter();
+    Ok(longest(needs.map(|(resource, time)| Binding { resource, time })))
+}
+
+fn longest(needs: impl Iterator<Item = Binding>) -> Binding {
+    let nothing = Binding { resource: "nothing".into(), time: Nanos::ZERO };
+    needs.fold(nothing, |most, one| if one.time > most.time { one } else { most })
+}
+
+/// How long each lane and each shared resource is needed at least.
+fn needs(fitted: &Fitted, costs: &dyn Costs) -> Result<Vec<(String, Nanos)>, SimulationError> {
     let bound = lower_bound(&fitted.schedule, costs, &fitted.options(false))?;
     let layout = &fitted.schedule.layout;
     let lanes = layout.lanes.iter().zip(&bound.lanes).map(|(lane, &time)| (name(layout, lane), time));
     let resources = Resource::ALL.into_iter().zip(bound.resources);
     let resources = resources.map(|(resource, time)| (format!("{} bandwidth", resource.name()), time));
-    let mut most = Binding { resource: "nothing".into(), time: Nanos::ZERO };
-    for (resource, time) in lanes.chain(resources) {
-        if time > most.time {
-            most = Binding { resource, time };
-        }
-    }
-    Ok(most)
+    Ok(lanes.chain(resources).collect())
 }
 
 /// How a lane is called in a sentence.
@@ -91,10 +98,11 @@ pub(crate) fn verdict(
     plan: &Plan,
     fitted: &Fitted,
     evaluation: &Evaluation,
+    machine: &Machine,
     costs: &dyn Costs,
 ) -> Result<Verdict, SimulationError> {
     if let Some(goal) = plan.workload.token_within.filter(|&goal| evaluation.step > goal) {
-        let (resource, bound) = step_binding(plan, costs)?;
+        let (resource, bound) = step_binding(plan, machine, costs)?;
         let reason = if bound > goal {
             format!("{resource} alone needs {bound} a token")
         } else {
@@ -107,8 +115,24 @@ pub(crate) fn verdict(
     Ok(if resident { Verdict::NoOffloadNeeded } else { Verdict::Offload })
 }
 
-/// The binding resource of one decode step: what two requests that differ in one token differ by.
-fn step_binding(plan: &Plan, costs: &dyn Costs) -> Result<(String, Nanos), SimulationError> {
-    let _ = (plan, costs);
-    Ok((String::new(), Nanos::ZERO))
+/// The binding resource of one decode step: what a request with one such step needs beyond a request
+/// with none.
+fn step_binding(
+    plan: &Plan,
+    machine: &Machine,
+    costs: &dyn Costs,
+) -> Result<(String, Nanos), SimulationError> {
+    let needs = |new_tokens: u64| -> Result<Vec<(String, Nanos)>, SimulationError> {
+        let workload = Workload { new_tokens, ..plan.workload.clone() };
+        // A shorter request never needs more memory than the plan's own.
+        match Fitted::new(&Plan { workload, ..plan.clone() }, machine) {
+            Ok(fitted) => needs(&fitted, costs),
+            Err(_) => Ok(Vec::new()),
+        }
+    };
+    let (without, with) = (needs(1)?, needs(2)?);
+    let each = with.into_iter().zip(without);
+    let steps = each.map(|((resource, two), (_, one))| Binding { resource, time: two - one });
+    let most = longest(steps);
+    Ok((most.resource, most.time))
 }

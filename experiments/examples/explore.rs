@@ -1,0 +1,1 @@
+fn main(){ pipo_experiments::pipo_throughput::explore() }

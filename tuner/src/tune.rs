@@ -1,0 +1,285 @@
+//! The whole search, from a request to a plan.
+
+use pipo_plan::plan::{Plan, Prediction, RunnerUp};
+use pipo_plan::strategy::Strategy;
+use pipo_simulator::{CostModel, Unsupported};
+use rayon::prelude::*;
+
+use crate::base::{self, Base, Needs, Refusal, Tried};
+use crate::baselines;
+use crate::difference::difference;
+use crate::error::{Tiers, TuneError};
+use crate::evaluate::{Evaluation, Fitted};
+use crate::node::{Node, Stand};
+use crate::problem::{Problem, Request};
+use crate::progress::Progress;
+use crate::search::{Best, Counts, Found, search};
+use crate::shape::{Cut, Shape};
+use crate::verdict::{Ceiling, Verdict, binding, ceiling, verdict};
+
+/// A plan with what it does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The plan.
+    pub plan: Plan,
+    /// What it does on the machine.
+    pub evaluation: Evaluation,
+    /// How its knobs differ from the chosen plan's; empty for the chosen plan itself.
+    pub difference: String,
+}
+
+/// The best plan of another system.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Baseline {
+    /// The system.
+    pub name: &'static str,
+    /// What it does, or why it does nothing.
+    pub outcome: Result<Evaluation, String>,
+    /// Its plan, if it has one.
+    pub plan: Option<Plan>,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tuning {
+    /// The best plan, prediction included.
+    pub best: Candidate,
+    /// The next best, best first.
+    pub runners_up: Vec<Candidate>,
+    /// Every other system at its best.
+    pub baselines: Vec<Baseline>,
+    /// What the binding resource alone would allow the best plan.
+    pub ceiling: Ceiling,
+    /// Candidates in the space.
+    pub considered: u64,
+    /// Candidates simulated.
+    pub simulated: u64,
+    /// Candidates that a proved bound excluded.
+    pub excluded_by_bound: u64,
+    /// Settings of the knobs that do not fit.
+    pub excluded_by_memory: u64,
+    /// Whether to offload.
+    pub verdict: Verdict,
+}
+
+/// Searches for the best plan.
+pub fn tune(
+    request: &Request,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Tuning, TuneError> {
+    check(request)?;
+    let costs = CostModel::new(&request.machine);
+    let problem = Problem::new(request, &costs);
+    let mut best = Best::new(request.top + 1);
+    let mut counts = Counts::default();
+
+    let rivals = baselines::try_all(&problem);
+    for found in rivals.iter().flat_map(|rival| &rival.found) {
+        best.add(found.clone());
+    }
+    let tried: u64 = rivals.iter().map(|r| r.found.len() as u64).sum();
+    counts.considered += tried;
+    counts.simulated += tried;
+    counts.by_memory += rivals.iter().map(|r| r.too_large).sum::<u64>();
+
+    let refused = match request.wants("pipo") {
+        true => search_pipo(&problem, &mut best, &mut counts, progress)?,
+        false => None,
+    };
+    if best.first().is_none() {
+        let why = rivals.into_iter().find_map(|rival| rival.why);
+        let why = why.map_or("nothing was tried".into(), |why| why.to_string());
+        return Err(refused.unwrap_or(TuneError::NoStrategy(why)));
+    }
+    conclude(&problem, best, &rivals, counts)
+}
+
+fn check(request: &Request) -> Result<(), TuneError> {
+    let known = Strategy::NAMES.to_vec();
+    if let Some(name) = request.strategies.iter().find(|s| !known.contains(&s.as_str())) {
+        return Err(TuneError::UnknownStrategy { name: name.clone(), known });
+    }
+    match request.space.empty_knob() {
+        Some(knob) => Err(TuneError::EmptySpace(knob)),
+        None => Ok(()),
+    }
+}
+
+/// Searches PIPO's space; what is returned says why it is empty, if it is.
+fn search_pipo(
+    problem: &Problem,
+    best: &mut Best,
+    counts: &mut Counts,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Option<TuneError>, TuneError> {
+    let cuts = cuts(problem);
+    let shapes = shapes(problem, &cuts).map_err(TuneError::Unsupported)?;
+    let tried: Vec<Tried> = shapes
+        .par_iter()
+        .enumerate()
+        .flat_map_iter(|(index, shape)| base::bases(problem, &cuts[shape.cut], shape, index))
+        .collect();
+    let mut bases: Vec<Base> = Vec::new();
+    let mut refused = None;
+    let mut nearest: Option<Needs> = None;
+    for one in tried {
+        match one {
+            Tried::Base(base) => bases.push(*base),
+            Tried::TooLarge(needs) => {
+                counts.by_memory += 1;
+                nearest = Some(nearest.map_or(needs, |other| nearer(problem, other, needs)));
+            }
+            Tried::Impossible(Refusal::Lower(error)) => {
+                refused = refused.or(Some(TuneError::Request(error)));
+            }
+            Tried::Impossible(Refusal::Unsupported(error)) => {
+                refused = refused.or(Some(TuneError::Unsupported(error)));
+            }
+        }
+    }
+    let stand = |(index, base): (usize, &'_ Base)| (index, base.shape);
+    let stands: Vec<Stand> = bases
+        .iter()
+        .enumerate()
+        .map(|at| {
+            let (index, shape) = stand(at);
+            let shape = &shapes[shape];
+            Stand { problem, cut: &cuts[shape.cut], shape, base: at.1, index }
+        })
+        .collect();
+    let opened: Vec<(Vec<Node>, u64)> = stands
+        .par_iter()
+        .map(Stand::nodes)
+        .collect::<Result<_, Unsupported>>()
+        .map_err(TuneError::Unsupported)?;
+    counts.by_memory += opened.iter().map(|(_, too_large)| too_large).sum::<u64>();
+    let nodes: Vec<Node> = opened.into_iter().flat_map(|(nodes, _)| nodes).collect();
+    if nodes.is_empty() {
+        let smallest = stands.iter().map(Stand::smallest);
+        let nearest = smallest.chain(nearest).reduce(|a, b| nearer(problem, a, b));
+        let budget = &problem.request.budget;
+        let budget = Tiers { gpu: budget.gpu, host: budget.host };
+        let too_large = nearest.map(|needs| TuneError::NothingFits {
+            needs: Tiers { gpu: needs.gpu, host: needs.host },
+            budget,
+        });
+        return Ok(too_large.or(refused));
+    }
+    search(problem, &stands, nodes, best, counts, progress)?;
+    Ok(None)
+}
+
+/// Of two needs, the one that exceeds the budgets by less; the first of equals.
+fn nearer(problem: &Problem, one: Needs, other: Needs) -> Needs {
+    let budget = &problem.request.budget;
+    let excess = |n: &Needs| (n.gpu - budget.gpu) + (n.host - budget.host);
+    if excess(&other) < excess(&one) { other } else { one }
+}
+
+fn cuts(problem: &Problem) -> Vec<Cut> {
+    let batch = pipo_plan::plan::Batching::single(1);
+    let plan = problem.plan(batch, Strategy::Pipo(pipo_plan::strategy::pipo::Pipo::default()));
+    let granularities = problem.request.space.granularity.par_iter();
+    granularities.map(|&granularity| Cut::new(&plan, granularity)).collect()
+}
+
+fn shapes(problem: &Problem, cuts: &[Cut]) -> Result<Vec<Shape>, Unsupported> {
+    let space = &problem.request.space;
+    let split = space.attention.contains(&pipo_plan::strategy::Processor::Cpu);
+    let batchings = space.batchings(&problem.request.workload);
+    let of_cut = |cut: usize| batchings.iter().map(move |&batch| (cut, batch));
+    let all: Vec<_> = (0..cuts.len()).flat_map(of_cut).collect();
+    all.into_par_iter()
+        .map(|(cut, batch)| Shape::new(&cuts[cut], cut, problem, batch, split))
+        .collect()
+}
+
+/// Fills in what a reader wants to know about the best.
+fn conclude(
+    problem: &Problem,
+    best: Best,
+    rivals: &[baselines::Tried],
+    counts: Counts,
+) -> Result<Tuning, TuneError> {
+    let found = best.into_vec();
+    let evaluated: Vec<(Plan, Evaluation)> = found
+        .into_par_iter()
+        .map(|found| evaluate(problem, found))
+        .collect::<Result<_, _>>()?;
+    let baselines = rivals.par_iter().map(|rival| baseline(problem, rival)).collect::<Result<_, _>>()?;
+    let mut evaluated = evaluated.into_iter();
+    let Some((mut plan, evaluation)) = evaluated.next() else {
+        return Err(TuneError::NoStrategy("nothing was found".into()));
+    };
+    let runners_up: Vec<Candidate> = evaluated
+        .map(|(other, evaluation)| {
+            let difference = difference(&plan, &other);
+            Candidate { plan: other, evaluation, difference }
+        })
+        .collect();
+    let fitted = Fitted::new(&plan, &problem.request.machine).map_err(TuneError::Candidate)?;
+    let binding = binding(&fitted, problem.costs)?;
+    let ceiling = ceiling(&plan, &evaluation, &binding);
+    let verdict = verdict(&plan, &fitted, &evaluation, &problem.request.machine, problem.costs)?;
+    plan.prediction = Some(prediction(&evaluation, &ceiling, counts));
+    let line = |candidate: &Candidate| RunnerUp {
+        strategy: candidate.plan.strategy.name().into(),
+        difference: candidate.difference.clone(),
+        tokens_per_second: rounded(candidate.evaluation.tokens_per_second),
+    };
+    plan.runners_up = runners_up.iter().map(line).collect();
+    Ok(Tuning {
+        best: Candidate { plan, evaluation, difference: String::new() },
+        runners_up,
+        baselines,
+        ceiling,
+        considered: counts.considered,
+        simulated: counts.simulated,
+        excluded_by_bound: counts.by_bound,
+        excluded_by_memory: counts.by_memory,
+        verdict,
+    })
+}
+
+fn evaluate(problem: &Problem, found: Found) -> Result<(Plan, Evaluation), TuneError> {
+    let fitted =
+        Fitted::new(&found.plan, &problem.request.machine).map_err(TuneError::Candidate)?;
+    let (summary, _) = fitted.run(problem.costs, false)?;
+    let evaluation = fitted.evaluation(&found.plan, problem.costs, &summary);
+    Ok((found.plan, evaluation.map_err(TuneError::Candidate)?))
+}
+
+fn baseline(problem: &Problem, rival: &baselines::Tried) -> Result<Baseline, TuneError> {
+    let Some(best) = rival.found.iter().min_by(|a, b| a.compare(b)) else {
+        let why = rival.why.as_ref().map_or("nothing was tried".into(), ToString::to_string);
+        return Ok(Baseline { name: rival.name, outcome: Err(why), plan: None });
+    };
+    let (plan, evaluation) = evaluate(problem, best.clone())?;
+    Ok(Baseline { name: rival.name, outcome: Ok(evaluation), plan: Some(plan) })
+}
+
+fn prediction(evaluation: &Evaluation, ceiling: &Ceiling, counts: Counts) -> Prediction {
+    Prediction {
+        request: evaluation.request,
+        prefill: evaluation.prefill,
+        step: evaluation.step,
+        tokens_per_second: rounded(evaluation.tokens_per_second),
+        decode_tokens_per_second: rounded(evaluation.decode_tokens_per_second),
+        prefill_tokens_per_second: rounded(evaluation.prefill_tokens_per_second),
+        ceiling_tokens_per_second: rounded(ceiling.tokens_per_second),
+        ceiling_resource: ceiling.resource.clone(),
+        nvml: rounded(evaluation.nvml),
+        kernel: rounded(evaluation.kernel),
+        link_bytes_per_step: evaluation.link_bytes_per_step,
+        disk_bytes_per_step: evaluation.disk_bytes_per_step,
+        gpu_bytes: evaluation.memory.gpu(),
+        host_bytes: evaluation.memory.host(),
+        candidates: counts.considered,
+        simulated: counts.simulated,
+    }
+}
+
+/// Four significant digits, through text, so that the file is the same on every machine.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
