@@ -3,6 +3,7 @@
 //! These are few, so all of them are simulated; no bound excludes one. Their knobs are filled by the
 //! same rule as PIPO's: what the budget leaves goes to resident weights.
 
+use pipo_plan::machine::Machine;
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::strategy::flexgen::FlexGen;
 use pipo_plan::strategy::resident::Resident;
@@ -37,7 +38,7 @@ pub(crate) fn try_all(problem: &Problem) -> Vec<Tried> {
 
 fn try_one(problem: &Problem, name: &'static str, plans: &[Plan]) -> Tried {
     let attempt = |plan: &Plan| {
-        let filled = fill(problem, plan.clone())?;
+        let filled = fill(plan.clone(), &problem.request.machine)?;
         match filled {
             Some(plan) => simulate(problem, plan),
             None => Ok(None),
@@ -89,7 +90,7 @@ fn flexgen(batch: &Batching) -> Vec<Strategy> {
 }
 
 /// Fills what the budget leaves with resident weights; none if nothing fits.
-fn fill(problem: &Problem, plan: Plan) -> Result<Option<Plan>, EvaluateError> {
+pub(crate) fn fill(plan: Plan, machine: &Machine) -> Result<Option<Plan>, EvaluateError> {
     match plan.strategy.clone() {
         Strategy::FlexGen(knobs) => {
             let with = |gpu: u64, host: u64| {
@@ -97,8 +98,8 @@ fn fill(problem: &Problem, plan: Plan) -> Result<Option<Plan>, EvaluateError> {
                 let knobs = FlexGen { weights_gpu, weights_host, ..knobs.clone() };
                 Plan { strategy: Strategy::FlexGen(knobs), ..plan.clone() }
             };
-            let Some(gpu) = most(problem, 100, |gpu| with(gpu, 0))? else { return Ok(None) };
-            let Some(host) = most(problem, 100 - gpu, |host| with(gpu, host))? else {
+            let Some(gpu) = most(machine, 100, |gpu| with(gpu, 0))? else { return Ok(None) };
+            let Some(host) = most(machine, 100 - gpu, |host| with(gpu, host))? else {
                 return Ok(None);
             };
             Ok(Some(with(gpu, host)))
@@ -112,12 +113,12 @@ fn percent(value: u64) -> u32 {
 }
 
 /// The largest setting from 0 to `limit` whose plan fits, if memory grows with the setting.
-pub(crate) fn most(
-    problem: &Problem,
+fn most(
+    machine: &Machine,
     limit: u64,
     plan: impl Fn(u64) -> Plan,
 ) -> Result<Option<u64>, EvaluateError> {
-    let fits = |setting: u64| match Fitted::new(&plan(setting), &problem.request.machine) {
+    let fits = |setting: u64| match Fitted::new(&plan(setting), machine) {
         Ok(_) => Ok(true),
         Err(EvaluateError::Memory(_)) => Ok(false),
         Err(error) => Err(error),

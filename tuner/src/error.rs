@@ -65,7 +65,11 @@ fn does_not_fit(needs: &Tiers, budget: &Tiers) -> String {
             " The smallest needs {} of {name} memory, the budget is {}{}",
             needed.both(),
             allowed.both(),
-            if needed > allowed { format!(": raise {flag} to at least {}.", needed.exact()) } else { ".".into() }
+            if needed > allowed {
+                format!(": raise {flag} to at least {}.", needed.exact())
+            } else {
+                ".".into()
+            }
         );
     }
     text + " A smaller model, a shorter context, a smaller batch or fewer bits a weight need less."

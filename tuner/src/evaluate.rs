@@ -7,7 +7,9 @@ use pipo_plan::schedule::{Builder, LaneKind, Pass, Phase, Schedule};
 use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::{PassEnd, Timeline};
 use pipo_plan::units::{Bytes, Nanos};
-use pipo_simulator::{CostModel, Costs, Options, PageCache, SimulationError, Summary, simulate_with};
+use pipo_simulator::{
+    CostModel, Costs, Options, PageCache, SimulationError, Summary, simulate_with,
+};
 
 /// What a plan does on a machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,7 +121,8 @@ impl Fitted {
         let steps = (summary.passes.len() as u64).saturating_sub(1);
         let (link_first, disk_first) = self.prefill_bytes(costs)?;
         let link = summary.moved(LaneKind::H2d) + summary.moved(LaneKind::DiskToGpu);
-        let per_step = |all: Bytes, first: Bytes| Bytes((all - first).0.checked_div(steps).unwrap_or(0));
+        let per_step =
+            |all: Bytes, first: Bytes| Bytes((all - first).0.checked_div(steps).unwrap_or(0));
         let per_second = |tokens: u64, time: Nanos| ratio(tokens as f64, time.seconds());
         Ok(Evaluation {
             request: times.request,

@@ -23,11 +23,12 @@ use crate::base::{Base, Needs};
 use crate::bound::{Bounded, Moving};
 use crate::demand::Demand;
 use crate::fill::Units;
+use crate::pipeline::{Stage, earliest_end};
 use crate::problem::Problem;
 use crate::score::Score;
 use crate::shape::{Cut, Shape};
 use crate::space::HostChoice;
-use crate::weights::{Moved, Transfer};
+use crate::weights::{Moved, Transfer, link_time, loads};
 
 /// A group of candidates.
 #[derive(Debug, Clone)]
@@ -186,11 +187,27 @@ impl<'a> Stand<'a> {
             moving.rest.add(&reading(from_disk), steps);
             moving.least.add(&reading(from_disk), 1.0);
             // Units in GPU slots and blocks in host slots; those blocks take host memory.
-            let ahead = node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
+            let ahead =
+                node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
             moving.ahead.add(&reading(ahead.as_f64()), 1.0);
         }
+        let end = self.pipeline(node, placed, &mut |bytes| bytes.as_f64() * link);
         // Threads share the disk: however many there are, together they are no faster than its best.
         Bounded::new(self.base, &moving, node.computed, node.gpu_slots, 1, self.cache_threads())
+            .or_later(end)
+    }
+
+    /// When the last token comes at least, if only loads and computations take time.
+    fn pipeline(&self, node: &Node, placed: &[Placed], time: &mut dyn FnMut(Bytes) -> f64) -> f64 {
+        let stage = |(index, unit): (usize, &Placed)| {
+            let chain = self.base.chain_of.get(index).copied().flatten()?;
+            let routed = unit.segments.len() > 1;
+            let picked = self.shape.picked.get(index).filter(|_| routed);
+            Some(Stage { chain, load: loads(unit, picked, time) })
+        };
+        let stages: Vec<Stage> = placed.iter().enumerate().filter_map(stage).collect();
+        let passes = self.cut.frame.passes();
+        earliest_end(&stages, &self.base.chains, passes, node.gpu_slots)
     }
 
     /// The most threads that read; a cache on disk is read by as many.
@@ -250,7 +267,9 @@ impl<'a> Stand<'a> {
                 let fits = node.streamed <= if staged { room - ring } else { room };
                 let on_disk = node.host == HostChoice::Disk || !fits;
                 let passes = staged || (on_disk && node.streamed > Bytes::ZERO);
-                if (passes && ring > room) || (on_disk && self.problem.request.machine.disk.is_none()) {
+                if (passes && ring > room)
+                    || (on_disk && self.problem.request.machine.disk.is_none())
+                {
                     too_large += 1;
                     continue;
                 }
@@ -317,8 +336,31 @@ impl<'a> Stand<'a> {
         let moving =
             Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
         let threads = transfer.disk_threads;
+        let pricer = self.problem.pricer;
+        let mut known: Vec<(Bytes, f64)> = Vec::new();
+        let mut failed = None;
+        let mut time = |bytes: Bytes| {
+            if let Some((_, time)) = known.iter().find(|(other, _)| *other == bytes) {
+                return *time;
+            }
+            match link_time(bytes, transfer.block, pricer) {
+                Ok(time) => {
+                    known.push((bytes, time));
+                    time
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    0.0
+                }
+            }
+        };
+        let end = self.pipeline(node, &placed, &mut time);
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let bounded =
-            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads);
+            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
+                .or_later(end);
         Ok(Leaf { transfer, host_weights: self.with_table(host), bound: bounded.score(self) })
     }
 

@@ -63,10 +63,7 @@ pub struct Tuning {
 }
 
 /// Searches for the best plan.
-pub fn tune(
-    request: &Request,
-    progress: &(dyn Fn(Progress) + Sync),
-) -> Result<Tuning, TuneError> {
+pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<Tuning, TuneError> {
     check(request)?;
     let costs = CostModel::new(&request.machine);
     let problem = Problem::new(request, &costs);
@@ -202,11 +199,10 @@ fn conclude(
     counts: Counts,
 ) -> Result<Tuning, TuneError> {
     let found = best.into_vec();
-    let evaluated: Vec<(Plan, Evaluation)> = found
-        .into_par_iter()
-        .map(|found| evaluate(problem, found))
-        .collect::<Result<_, _>>()?;
-    let baselines = rivals.par_iter().map(|rival| baseline(problem, rival)).collect::<Result<_, _>>()?;
+    let evaluated: Vec<(Plan, Evaluation)> =
+        found.into_par_iter().map(|found| evaluate(problem, found)).collect::<Result<_, _>>()?;
+    let baselines =
+        rivals.par_iter().map(|rival| baseline(problem, rival)).collect::<Result<_, _>>()?;
     let mut evaluated = evaluated.into_iter();
     let Some((mut plan, evaluation)) = evaluated.next() else {
         return Err(TuneError::NoStrategy("nothing was found".into()));
