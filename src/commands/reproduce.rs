@@ -117,14 +117,14 @@ fn numbered(cells: &[Comparison]) -> (Vec<Vec<String>>, Vec<String>) {
 
 /// One cell without its remark.
 pub fn row(c: &Comparison) -> Vec<String> {
-    let value = |v: Option<f64>, none: &str| v.map_or(none.to_owned(), rate);
     vec![
         c.group.clone(),
         c.label.clone(),
         c.unit.to_owned(),
-        value(c.paper, "OOM"),
+        // As the paper prints it, every digit.
+        c.paper.map_or("OOM".to_owned(), |v| v.to_string()),
         c.rounding.map_or(String::new(), interval),
-        value(c.simulated, "OOM"),
+        c.simulated.map_or("OOM".to_owned(), rate),
         c.error().map_or(String::new(), |e| format!("{:+.1} %", 100.0 * e)),
         if c.held_out { "held out" } else { "fitted" }.to_owned(),
     ]
