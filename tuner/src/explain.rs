@@ -148,9 +148,7 @@ fn twice_the_rate(curve: &mut Curve) {
 
 fn faster_link(machine: &mut Machine) {
     let link = &mut machine.link;
-    for curve in
-        [&mut link.h2d, &mut link.d2h, &mut link.pageable_h2d, &mut link.pageable_d2h]
-    {
+    for curve in [&mut link.h2d, &mut link.d2h, &mut link.pageable_h2d, &mut link.pageable_d2h] {
         twice_the_rate(&mut curve.value);
     }
     twice(&mut link.duplex.value);

@@ -50,11 +50,12 @@ impl Units<'_> {
         let mut sizes: Vec<Bytes> = self.units.iter().map(|u| u.bytes).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        let fits = |weights: &Bytes| self.on_gpu(*weights, slots) <= room;
         let ring = |size: &Bytes| *size * u64::from(slots);
         let offers = sizes.iter().filter(|s| ring(s) <= room).map(|s| room - ring(s));
-        let weights = offers.filter(|weights| *weights < total).find(fits)?;
-        Some(offer_remainder(weights, room, total, |w| self.on_gpu(w, slots)))
+        let used = |weights: Bytes| self.on_gpu(weights, slots);
+        let fitting = offers.filter(|weights| *weights < total).map(|w| (w, used(w)));
+        let (weights, taken) = fitting.into_iter().find(|(_, taken)| *taken <= room)?;
+        Some(offer_remainder((weights, taken), room, total, used))
     }
 
     /// The most weights that may stay in `room` bytes of host memory with a ring of at most `ring` bytes
@@ -65,27 +66,31 @@ impl Units<'_> {
         if total <= if staged { room - ring } else { room } {
             return total;
         }
-        offer_remainder(room - ring, room, total, |weights| {
+        let used = |weights: Bytes| {
             let homes = assign(self.units, gpu, weights, self.order);
             self.held(&homes, |h| h.host) + ring
-        })
+        };
+        let first = room - ring;
+        offer_remainder((first, used(first)), room, total, used)
     }
 }
 
-/// Raises an offer by what it leaves unused as long as the result fits and takes more.
+/// Raises an offer, given with what it uses, by what it leaves unused, as long as the result fits and
+/// takes more.
 fn offer_remainder(
-    mut offer: Bytes,
+    (mut offer, mut taken): (Bytes, Bytes),
     room: Bytes,
     total: Bytes,
     used: impl Fn(Bytes) -> Bytes,
 ) -> Bytes {
     // Each round that helps adds a unit; what is left after a few is less than the smallest.
     for _ in 0..4 {
-        let more = (offer + (room - used(offer))).min(total);
-        if more <= offer || used(more) > room || used(more) == used(offer) {
+        let more = (offer + (room - taken)).min(total);
+        let by_more = used(more);
+        if more <= offer || by_more > room || by_more == taken {
             break;
         }
-        offer = more;
+        (offer, taken) = (more, by_more);
     }
     offer
 }

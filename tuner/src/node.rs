@@ -191,10 +191,16 @@ impl<'a> Stand<'a> {
                 node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
             moving.ahead.add(&reading(ahead.as_f64()), 1.0);
         }
-        let end = self.pipeline(node, placed, &mut |bytes| bytes.as_f64() * link);
         // Threads share the disk: however many there are, together they are no faster than its best.
         Bounded::new(self.base, &moving, node.computed, node.gpu_slots, 1, self.cache_threads())
-            .or_later(end)
+    }
+
+    /// A second bound on a node, dearer than its own: looked at before its leaves are.
+    pub(crate) fn second_bound(&self, node: &Node) -> Score {
+        let placed = self.place(node.gpu_weights, Bytes::ZERO, node.order);
+        let link = 1.0 / self.problem.request.machine.link.h2d.best().per_nano();
+        let end = self.pipeline(node, &placed, &mut |bytes| bytes.as_f64() * link);
+        Bounded::NOTHING.or_later(end).score(self).max(node.bound)
     }
 
     /// When the last token comes at least, if only loads and computations take time.

@@ -83,7 +83,10 @@ fn notes(plan: &Plan, placement: &Placement) -> Vec<String> {
     if !matches!(plan.strategy, Strategy::FlexGen(_)) {
         notes.push("FlexGen waits for all copies after each layer and batch, and has two buffers; block sizes".into());
         notes.push("and slots are not expressible. Weights are dequantised before each product, not in it.".into());
-        notes.push("The share on the GPU is of each layer's tensors, rounded by FlexGen to whole tensors.".into());
+        notes.push(
+            "The share on the GPU is of each layer's tensors, rounded by FlexGen to whole tensors."
+                .into(),
+        );
     }
     if plan.batch.prefill_chunk.is_some() {
         notes.push("The prompt is worked on in one piece: its activations may not fit where the plan's do.".into());

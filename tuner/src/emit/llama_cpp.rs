@@ -12,7 +12,8 @@ pub(super) fn emit(plan: &Plan, placement: &Placement) -> String {
     let sequences = plan.batch.sequences();
     let context = plan.workload.context().saturating_mul(sequences);
     let batch = plan.batch.prefill_chunk.unwrap_or(plan.workload.prompt);
-    let mut settings = format!("llama-server -m {}-{}.gguf", plan.model.name, file_type(plan.precision.weights));
+    let mut settings =
+        format!("llama-server -m {}-{}.gguf", plan.model.name, file_type(plan.precision.weights));
     let exceptions = exceptions(placement);
     if exceptions.is_empty() {
         settings += " -ngl all";
@@ -39,20 +40,30 @@ pub(super) fn emit(plan: &Plan, placement: &Placement) -> String {
 
 fn notes(plan: &Plan, placement: &Placement) -> Vec<String> {
     let mut notes = vec![
-        "llama.cpp streams no weights in decode: tensors kept off the GPU are computed by the CPU,".into(),
-        "which `pipo simulate` shows as the strategy cpu-split. There are no buffers to choose.".into(),
+        "llama.cpp streams no weights in decode: tensors kept off the GPU are computed by the CPU,"
+            .into(),
+        "which `pipo simulate` shows as the strategy cpu-split. There are no buffers to choose."
+            .into(),
     ];
     if plan.precision.weights == Precision::Int4 {
-        notes.push("int4 in groups of 64 with a minimum is 4.5 bits a weight; Q4_0 has the same size.".into());
+        notes.push(
+            "int4 in groups of 64 with a minimum is 4.5 bits a weight; Q4_0 has the same size."
+                .into(),
+        );
     }
     if placement.weights.disk > Bytes::ZERO {
         notes.push("Weights on disk are read through a memory map, page by page.".into());
     }
     if placement.cache.gpu > Bytes::ZERO && placement.cache.host > Bytes::ZERO {
-        notes.push("The plan splits the cache; llama.cpp keeps a layer's cache beside its attention.".into());
+        notes.push(
+            "The plan splits the cache; llama.cpp keeps a layer's cache beside its attention."
+                .into(),
+        );
     }
     if !placement.by_layer {
-        notes.push("The plan splits each tensor; here whole layers are placed, by their share.".into());
+        notes.push(
+            "The plan splits each tensor; here whole layers are placed, by their share.".into(),
+        );
     }
     notes
 }

@@ -70,7 +70,10 @@ fn notes(plan: &Plan, placement: &Placement, offloaded: usize) -> Vec<String> {
             "Set --gpu-memory-utilization to {:.2} GiB over the card's memory: it is a share of the card.",
             gib(plan.budget.gpu)
         ),
-        format!("{offloaded} of {} layers are fetched; vLLM fetches whole layers.", placement.layers.len()),
+        format!(
+            "{offloaded} of {} layers are fetched; vLLM fetches whole layers.",
+            placement.layers.len()
+        ),
     ];
     if offloaded > 0 {
         notes.push(format!(
@@ -82,13 +85,18 @@ fn notes(plan: &Plan, placement: &Placement, offloaded: usize) -> Vec<String> {
         notes.push("vLLM has no weights on disk: host memory must hold them all.".into());
     }
     if placement.cache.host + placement.cache.disk > Bytes::ZERO {
-        notes.push("vLLM's cache of running requests stays on the GPU: fewer sequences will fit.".into());
+        notes.push(
+            "vLLM's cache of running requests stays on the GPU: fewer sequences will fit.".into(),
+        );
     }
     if plan.batch.count > 1 {
         notes.push("Micro-batches that share a load are not expressible.".into());
     }
     if plan.precision.weights.is_quantised() {
-        notes.push(format!("MODEL must be stored in a format of about {:.1} bits a weight (GPTQ, AWQ).", plan.precision.weights.bits()));
+        notes.push(format!(
+            "MODEL must be stored in a format of about {:.1} bits a weight (GPTQ, AWQ).",
+            plan.precision.weights.bits()
+        ));
     }
     notes
 }
