@@ -6,6 +6,8 @@ pub mod explain;
 pub mod machines;
 pub mod models;
 pub mod plot;
+pub mod published;
+pub mod report;
 pub mod reproduce;
 pub mod shell;
 pub mod simulate;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::fit::{Result, deviation, minimise};
 use crate::printed::Printed;
-use crate::{Check, Comparison, Fitted, Outcome, median_error};
+use crate::{Check, Comparison, Fitted, Outcome, Refit, median_error};
 
 const ID: &str = "headinfer";
 
@@ -238,6 +238,16 @@ fn set_arithmetic(machine: &mut Machine, rate: FlopRate) {
     machine.gpu.attention.value = rate;
 }
 
+/// The constants fitted anew, in the form in which they are published. The fit is deterministic and its
+/// cells are fixed by the definition, so no option changes it.
+pub fn refit_published(_: &Refit) -> Result<Vec<Fitted>> {
+    let mut machine = machine(&definition()?)?;
+    let constants = refit()?;
+    set_link(&mut machine, constants.link);
+    set_arithmetic(&mut machine, constants.arithmetic);
+    Ok(fitted(&machine))
+}
+
 /// Runs the experiment.
 pub fn run() -> Result<Outcome> {
     let definition = definition()?;
@@ -263,6 +273,8 @@ pub fn run() -> Result<Outcome> {
         comparisons,
         checks,
         notes: definition.notes,
+        utilisation: Vec::new(),
+        timelines: Vec::new(),
     })
 }
 

@@ -4,7 +4,17 @@
 //! value with its source, what was fitted to which cells, which cells are held out) and a module here
 //! that turns the definition into plans, runs them, and compares.
 
+pub mod endor;
+mod fit;
+pub mod flexgen_t4;
+pub mod headinfer;
 pub mod pipo_throughput;
+mod printed;
+mod registry;
+
+use pipo_plan::timeline::Timeline;
+
+pub use registry::{Experiment, Failure, Refit, all, find};
 
 /// One value of a paper beside the simulated one.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +68,19 @@ pub struct Check {
     pub detail: String,
 }
 
+/// Simulated utilisation of one cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UtilisationRow {
+    /// Group it belongs to.
+    pub group: String,
+    /// The cell.
+    pub label: String,
+    /// Share of the time in which kernels or copies run.
+    pub nvml: f64,
+    /// Share of the time in which kernels run.
+    pub kernel: f64,
+}
+
 /// What running an experiment gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
@@ -77,6 +100,10 @@ pub struct Outcome {
     pub checks: Vec<Check>,
     /// What cannot be reproduced and why; readings of claims; anything else a reader must know.
     pub notes: Vec<String>,
+    /// Utilisation of the cells, where it is part of the claim.
+    pub utilisation: Vec<UtilisationRow>,
+    /// A few timelines worth drawing, by name.
+    pub timelines: Vec<(String, Timeline)>,
 }
 
 /// Median of the absolute errors of some cells; `None` for none.
@@ -87,10 +114,3 @@ pub fn median_error<'a>(cells: impl IntoIterator<Item = &'a Comparison>) -> Opti
     let middle = errors.get(n / 2).copied()?;
     Some(if n % 2 == 1 { middle } else { f64::midpoint(errors[n / 2 - 1], middle) })
 }
-
-mod fit;
-pub mod flexgen_t4;
-mod printed;
-
-pub mod endor;
-pub mod headinfer;

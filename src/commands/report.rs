@@ -51,9 +51,18 @@ pub fn plan(printer: &Printer, plan: &Plan) {
     let text = plan.to_toml();
     let table = format!("[{}]", plan.strategy.name());
     let knobs = text.lines().skip_while(|l| *l != table).skip(1).take_while(|l| !l.is_empty());
-    let knobs: Vec<String> = knobs.map(|l| l.replace(" = ", " ").replace('"', "")).collect();
-    for row in knobs.chunks(4) {
+    let knobs: Vec<String> = knobs.filter_map(|l| l.split_once(" = ")).map(knob).collect();
+    for row in knobs.chunks(5) {
         printer.line(format!("  {}", row.join(", ")));
+    }
+}
+
+/// A knob as a person reads it: sizes rounded, the plan file has them exactly.
+fn knob((name, value): (&str, &str)) -> String {
+    let value = value.trim_matches('"');
+    match value.parse::<Bytes>() {
+        Ok(bytes) => format!("{name} {bytes}"),
+        Err(_) => format!("{name} {value}"),
     }
 }
 
@@ -137,19 +146,24 @@ pub fn rivals(printer: &Printer, tuning: &Tuning) {
     let best = tuning.best.evaluation.tokens_per_second;
     let row = |name: String, e: &Evaluation| {
         let times = format!("{:.2}x", best / e.tokens_per_second.max(f64::MIN_POSITIVE));
-        let (nvml, kernel) = (percent(e.nvml), percent(e.kernel));
-        vec![name, rate(e.tokens_per_second), nvml, kernel, times]
+        vec![name, rate(e.tokens_per_second), percent(e.nvml), percent(e.kernel), times]
     };
     let mut rows = vec![row("  this plan".into(), &tuning.best.evaluation)];
-    for runner in &tuning.runners_up {
-        rows.push(row(format!("  runner-up: {}", runner.difference), &runner.evaluation));
+    let mut remarks = Vec::new();
+    for (number, runner) in (1..).zip(&tuning.runners_up) {
+        let name = format!("  runner-up {number}");
+        remarks.push(format!("{name}: {}", runner.difference));
+        rows.push(row(name, &runner.evaluation));
     }
     for baseline in &tuning.baselines {
         let name = format!("  baseline {}", baseline.name);
         match &baseline.outcome {
             Ok(evaluation) => rows.push(row(name, evaluation)),
-            Err(why) => rows.push(vec![name, "none".into(), String::new(), String::new(), why.clone()]),
+            Err(why) => remarks.push(format!("{name}: {}", why.split(';').next().unwrap_or(why))),
         }
     }
     printer.table(&["  plan", "tokens/s", "nvml", "kernel", "this plan is"], &rows);
+    for remark in remarks {
+        printer.line(remark);
+    }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use pipo_plan::machine::Machine;
-use pipo_plan::plan::{Plan, Precisions};
+use pipo_plan::plan::Precisions;
 use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Workload};
 use pipo_results::svg::{self, Excerpt, Picture};
