@@ -238,7 +238,7 @@ impl Asked<'_> {
                 continue;
             }
             let Some(arithmetic) = shape.arithmetic(cut, index) else { continue };
-            let leaves = self.cache_leaves(&kv_on_gpu, unit);
+            let leaves = cache_leaves(&kv_on_gpu, unit);
             let split = arithmetic.split.as_ref();
             let split = split.filter(|_| leaves && self.knobs.attention == Processor::Cpu);
             sum.add(split.unwrap_or(&arithmetic.whole), self.micros());
@@ -256,11 +256,6 @@ impl Asked<'_> {
         Ok(sum)
     }
 
-    /// Whether a unit attends over a cache that is not on the GPU.
-    fn cache_leaves(&self, kv_on_gpu: &[bool], unit: &Unit) -> bool {
-        unit.attends && !kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true)
-    }
-
     /// How long each unit computes at least: for each an index, and the times in each pass. Units that
     /// are alike share them.
     fn chains(&self) -> (Vec<Option<usize>>, Vec<Vec<f64>>) {
@@ -272,7 +267,7 @@ impl Asked<'_> {
             if index == 0 && self.knobs.embedding == Embedding::Host {
                 return None;
             }
-            let leaves = self.cache_leaves(&kv_on_gpu, unit);
+            let leaves = cache_leaves(&kv_on_gpu, unit);
             let on_cpu = leaves && self.knobs.attention == Processor::Cpu;
             let key = (cut.like[index], usize::from(on_cpu));
             let known = seen.iter().position(|other| *other == key);
@@ -397,4 +392,9 @@ impl Asked<'_> {
         }
         Ok(least.unwrap_or(Demand::NOTHING))
     }
+}
+
+/// Whether a unit attends over a cache that is not on the GPU.
+fn cache_leaves(kv_on_gpu: &[bool], unit: &Unit) -> bool {
+    unit.attends && !kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true)
 }

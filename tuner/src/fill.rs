@@ -8,8 +8,8 @@ use pipo_plan::units::Bytes;
 /// Units that are to be placed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Units<'a> {
-    /// The units.
-    pub(crate) units: &'a [Unit],
+    /// In order of use.
+    pub(crate) all: &'a [Unit],
     /// Head and embedding are one matrix: kept at the same tier, it is kept once.
     pub(crate) tied: bool,
     /// Which stay first.
@@ -18,7 +18,7 @@ pub(crate) struct Units<'a> {
 
 impl Units<'_> {
     pub(crate) fn total(&self) -> Bytes {
-        self.units.iter().map(|u| u.bytes).sum()
+        self.all.iter().map(|u| u.bytes).sum()
     }
 
     fn held(&self, homes: &[Home], tier: fn(&Home) -> Bytes) -> Bytes {
@@ -31,7 +31,7 @@ impl Units<'_> {
 
     /// GPU bytes of resident weights and slots when at most `weights` stay.
     fn on_gpu(&self, weights: Bytes, slots: u32) -> Bytes {
-        let homes = assign(self.units, weights, Bytes::ZERO, self.order);
+        let homes = assign(self.all, weights, Bytes::ZERO, self.order);
         let slot = homes.iter().map(Home::streamed).max().unwrap_or(Bytes::ZERO);
         self.held(&homes, |h| h.gpu) + slot * u64::from(slots)
     }
@@ -47,7 +47,7 @@ impl Units<'_> {
         if self.on_gpu(total, slots) <= room {
             return Some(total);
         }
-        let mut sizes: Vec<Bytes> = self.units.iter().map(|u| u.bytes).collect();
+        let mut sizes: Vec<Bytes> = self.all.iter().map(|u| u.bytes).collect();
         sizes.sort_unstable();
         sizes.dedup();
         let ring = |size: &Bytes| *size * u64::from(slots);
@@ -61,13 +61,13 @@ impl Units<'_> {
     /// The most weights that may stay in `room` bytes of host memory with a ring of at most `ring` bytes
     /// beside them. `gpu` says what stays on the GPU; where `staged`, all weights pass through the ring.
     pub(crate) fn fill_host(&self, gpu: Bytes, room: Bytes, ring: Bytes, staged: bool) -> Bytes {
-        let homes = assign(self.units, gpu, Bytes::ZERO, self.order);
+        let homes = assign(self.all, gpu, Bytes::ZERO, self.order);
         let total: Bytes = homes.iter().map(Home::streamed).sum();
         if total <= if staged { room - ring } else { room } {
             return total;
         }
         let used = |weights: Bytes| {
-            let homes = assign(self.units, gpu, weights, self.order);
+            let homes = assign(self.all, gpu, weights, self.order);
             self.held(&homes, |h| h.host) + ring
         };
         let first = room - ring;

@@ -71,7 +71,7 @@ pub(crate) struct Stand<'a> {
 
 impl<'a> Stand<'a> {
     /// The nodes of a base, and how many settings had no room for their slots.
-    pub(crate) fn nodes(&self) -> Result<(Vec<Node>, u64), Unsupported> {
+    pub(crate) fn nodes(&self) -> (Vec<Node>, u64) {
         let space = &self.problem.request.space;
         let (mut nodes, mut too_large) = (Vec::new(), 0);
         for &gpu_slots in &space.gpu_slots {
@@ -86,18 +86,18 @@ impl<'a> Stand<'a> {
                     continue; // the order decides nothing
                 }
                 for &host in &space.host {
-                    let (node, excluded) = self.node(gpu_slots, order, host, gpu, &placed)?;
+                    let (node, excluded) = self.node(gpu_slots, order, host, gpu, &placed);
                     too_large += excluded;
                     let resident = node.streamed == Bytes::ZERO;
                     nodes.extend((node.leaves > 0).then_some(node));
                     if resident {
-                        return Ok((nodes, too_large)); // no other knob decides anything
+                        return (nodes, too_large); // no other knob decides anything
                     }
                 }
                 others.push(placed);
             }
         }
-        Ok((nodes, too_large))
+        (nodes, too_large)
     }
 
     fn all_fits_host(&self, placed: &[Placed]) -> bool {
@@ -107,7 +107,7 @@ impl<'a> Stand<'a> {
     fn units(&self, order: Order) -> Units<'a> {
         let embedding = self.base.knobs.embedding;
         let tied = self.cut.frame.plan.model.tied_embeddings && embedding == Embedding::Unit;
-        Units { units: self.cut.placed_units(embedding), tied, order }
+        Units { all: self.cut.placed_units(embedding), tied, order }
     }
 
     /// Places weights; `host` is what of them may stay in host memory.
@@ -132,7 +132,7 @@ impl<'a> Stand<'a> {
         host: HostChoice,
         gpu_weights: Bytes,
         placed: &[Placed],
-    ) -> Result<(Node, u64), Unsupported> {
+    ) -> (Node, u64) {
         let micros = self.shape.batch.count as f64;
         let mut computed = (0.0, 0.0);
         for (index, _) in placed.iter().enumerate().filter(|(_, p)| p.streamed() > Bytes::ZERO) {
@@ -158,7 +158,7 @@ impl<'a> Stand<'a> {
         let (transfers, excluded) = self.transfers(&node);
         node.leaves = transfers.len();
         node.bound = self.optimistic(&node, placed).score(self);
-        Ok((node, excluded))
+        (node, excluded)
     }
 
     /// What all leaves of a node have in common: every byte crosses the link at no more than its best
