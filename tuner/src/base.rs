@@ -371,6 +371,8 @@ impl Asked<'_> {
         }
         let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
         let layers = kv_on_gpu.iter().filter(|&&on| !on).count() as f64;
+        // Asked for even where nothing is read back, because what is new is written in any case.
+        self.cheapest(LaneKind::DiskWrite, |request| Work::DiskWrite { bytes: Bytes(1), request })?;
         for pass in 0..self.frame.passes().saturating_sub(1) {
             let bytes = self.frame.new_cache(pass);
             let write = |request| Work::DiskWrite { bytes, request };

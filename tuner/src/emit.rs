@@ -91,7 +91,7 @@ fn with_notes(plan: &Plan, notes: &[String], settings: &str) -> String {
         plan.workload.new_tokens
     );
     for note in notes {
-        let _ = write!(text, "# {note}\n");
+        let _ = writeln!(text, "# {note}");
     }
     text + settings
 }

@@ -15,7 +15,7 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, LaneKind};
 use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
-use pipo_plan::strategy::{Order, Strategy};
+use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
@@ -258,7 +258,7 @@ impl<'a> Stand<'a> {
             io: io(space.reads.first().copied().unwrap_or_default()),
             staged: staged && node.streamed > Bytes::ZERO,
         };
-        let writes_cache = self.base.writes.least() > 0.0;
+        let writes_cache = self.base.knobs.kv == KvTier::Disk;
         if node.streamed == Bytes::ZERO && !writes_cache {
             return (vec![plain], 0);
         }
@@ -301,7 +301,7 @@ impl<'a> Stand<'a> {
         let space = &self.problem.request.space;
         let mut all = Vec::new();
         // A cache on disk is moved whole, so every size of request differs there.
-        let most = if self.base.writes.least() > 0.0 { Bytes(u64::MAX) } else { one.block };
+        let most = if self.base.knobs.kv == KvTier::Disk { Bytes(u64::MAX) } else { one.block };
         for read_block in effective(&space.read_block, most) {
             for &disk_threads in &space.disk_threads {
                 for &reads in &space.reads {

@@ -46,7 +46,7 @@ impl Tree {
                     tree.nearest = Some(nearer(problem, known, needs));
                 }
                 Tried::Impossible(refusal) => {
-                    tree.refused.get_or_insert_with(|| match refusal {
+                    tree.refused.get_or_insert(match refusal {
                         Refusal::Lower(error) => TuneError::Request(error),
                         Refusal::Unsupported(error) => TuneError::Unsupported(error),
                     });
