@@ -238,7 +238,7 @@ impl Asked<'_> {
                 continue;
             }
             let Some(arithmetic) = shape.arithmetic(cut, index) else { continue };
-            let leaves = self.cache_leaves(&kv_on_gpu, unit);
+            let leaves = cache_leaves(&kv_on_gpu, unit);
             let split = arithmetic.split.as_ref();
             let split = split.filter(|_| leaves && self.knobs.attention == Processor::Cpu);
             sum.add(split.unwrap_or(&arithmetic.whole), self.micros());
@@ -256,11 +256,6 @@ impl Asked<'_> {
         Ok(sum)
     }
 
-    /// Whether a unit attends over a cache that is not on the GPU.
-    fn cache_leaves(&self, kv_on_gpu: &[bool], unit: &Unit) -> bool {
-        unit.attends && !kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true)
-    }
-
     /// How long each unit computes at least: for each an index, and the times in each pass. Units that
     /// are alike share them.
     fn chains(&self) -> (Vec<Option<usize>>, Vec<Vec<f64>>) {
@@ -272,7 +267,7 @@ impl Asked<'_> {
             if index == 0 && self.knobs.embedding == Embedding::Host {
                 return None;
             }
-            let leaves = self.cache_leaves(&kv_on_gpu, unit);
+            let leaves = cache_leaves(&kv_on_gpu, unit);
             let on_cpu = leaves && self.knobs.attention == Processor::Cpu;
             let key = (cut.like[index], usize::from(on_cpu));
             let known = seen.iter().position(|other| *other == key);
@@ -376,6 +371,8 @@ impl Asked<'_> {
         }
         let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
         let layers = kv_on_gpu.iter().filter(|&&on| !on).count() as f64;
+        // Asked for even where nothing is read back, because what is new is written in any case.
+        self.cheapest(LaneKind::DiskWrite, |request| Work::DiskWrite { bytes: Bytes(1), request })?;
         for pass in 0..self.frame.passes().saturating_sub(1) {
             let bytes = self.frame.new_cache(pass);
             let write = |request| Work::DiskWrite { bytes, request };
@@ -397,4 +394,9 @@ impl Asked<'_> {
         }
         Ok(least.unwrap_or(Demand::NOTHING))
     }
+}
+
+/// Whether a unit attends over a cache that is not on the GPU.
+fn cache_leaves(kv_on_gpu: &[bool], unit: &Unit) -> bool {
+    unit.attends && !kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true)
 }

@@ -91,6 +91,10 @@ impl Bounded {
         })
     }
 
+    /// No time at all: every run is longer.
+    pub(crate) const NOTHING: Self =
+        Self(Times { request: Nanos::ZERO, prefill: Nanos::ZERO, step: Nanos::ZERO });
+
     /// The request lasts at least `nanos`.
     pub(crate) fn or_later(mut self, nanos: f64) -> Self {
         self.0.request = self.0.request.max(at_least(nanos));

@@ -3,6 +3,8 @@
 //! No engine has all of PIPO's knobs, so each text says in comments what it cannot express, and what that
 //! engine will do instead. Bytes are what the plan accounts for; an engine's own overheads differ.
 
+use std::fmt::Write;
+
 use pipo_plan::plan::Plan;
 use pipo_plan::strategy::LowerError;
 
@@ -89,7 +91,7 @@ fn with_notes(plan: &Plan, notes: &[String], settings: &str) -> String {
         plan.workload.new_tokens
     );
     for note in notes {
-        text += &format!("# {note}\n");
+        let _ = writeln!(text, "# {note}");
     }
     text + settings
 }

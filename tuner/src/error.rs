@@ -1,5 +1,7 @@
 //! Why there is no plan.
 
+use std::fmt::Write;
+
 use pipo_plan::strategy::LowerError;
 use pipo_plan::units::Bytes;
 use pipo_simulator::{SimulationError, Unsupported};
@@ -61,7 +63,8 @@ fn does_not_fit(needs: &Tiers, budget: &Tiers) -> String {
         ("host", "--host-mem", needs.host, budget.host),
     ];
     for (name, flag, needed, allowed) in tiers {
-        text += &format!(
+        let _ = write!(
+            text,
             " The smallest needs {} of {name} memory, the budget is {}{}",
             needed.both(),
             allowed.both(),

@@ -1,5 +1,7 @@
 //! Where a plan's time goes, and what would buy more.
 
+use std::cmp::Reverse;
+
 use pipo_plan::machine::{Curve, Machine};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{LaneKind, OpKind};
@@ -87,16 +89,19 @@ fn shares(parts: impl Iterator<Item = (String, Nanos)>, whole: Nanos) -> Vec<Sha
         Share { name, time, share }
     };
     let mut all: Vec<Share> = parts.filter(|(_, time)| *time > Nanos::ZERO).map(share).collect();
-    all.sort_by(|a, b| b.time.cmp(&a.time));
+    all.sort_by_key(|share| Reverse(share.time));
     all
 }
+
+/// Makes a machine better.
+type Improve = fn(&mut Machine);
 
 /// What more memory may be, in each of two steps.
 const MORE: [Bytes; 2] = [Bytes(2_000_000_000), Bytes(8_000_000_000)];
 
 fn what_ifs(plan: &Plan, machine: &Machine, now: f64) -> Result<Vec<WhatIf>, EvaluateError> {
     let mut changes: Vec<(String, Plan, Machine)> = Vec::new();
-    let faster: [(&str, fn(&mut Machine)); 5] = [
+    let faster: [(&str, Improve); 5] = [
         ("link 2x faster", faster_link),
         ("disk 2x faster", faster_disk),
         ("GPU 2x faster", faster_gpu),

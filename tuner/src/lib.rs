@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`problem`](Request) | the request |
 //! | [`space`](Space) | which values each knob may take |
-//! | `shape`, `base`, `node` | levels of the search tree, each computing what those below it share |
+//! | `tree`, `shape`, `base`, `node` | levels of the search tree, each computing what those below it share |
 //! | `fill` | resident weights fill what the other knobs leave |
 //! | `demand`, `weights`, `bound` | a proved lower bound on the times of a candidate, from sums |
 //! | `pipeline` | another, from the order of loads and computations |
@@ -36,6 +36,7 @@ mod score;
 mod search;
 mod shape;
 mod space;
+mod tree;
 mod tune;
 mod verdict;
 mod weights;
@@ -49,3 +50,6 @@ pub use progress::Progress;
 pub use space::{HostChoice, Space};
 pub use tune::{Baseline, Candidate, Tuning, tune};
 pub use verdict::{Ceiling, Verdict};
+
+#[cfg(test)]
+mod exactness;

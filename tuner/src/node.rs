@@ -15,7 +15,7 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, LaneKind};
 use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
-use pipo_plan::strategy::{Order, Strategy};
+use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
@@ -71,7 +71,7 @@ pub(crate) struct Stand<'a> {
 
 impl<'a> Stand<'a> {
     /// The nodes of a base, and how many settings had no room for their slots.
-    pub(crate) fn nodes(&self) -> Result<(Vec<Node>, u64), Unsupported> {
+    pub(crate) fn nodes(&self) -> (Vec<Node>, u64) {
         let space = &self.problem.request.space;
         let (mut nodes, mut too_large) = (Vec::new(), 0);
         for &gpu_slots in &space.gpu_slots {
@@ -86,18 +86,18 @@ impl<'a> Stand<'a> {
                     continue; // the order decides nothing
                 }
                 for &host in &space.host {
-                    let (node, excluded) = self.node(gpu_slots, order, host, gpu, &placed)?;
+                    let (node, excluded) = self.node(gpu_slots, order, host, gpu, &placed);
                     too_large += excluded;
                     let resident = node.streamed == Bytes::ZERO;
                     nodes.extend((node.leaves > 0).then_some(node));
                     if resident {
-                        return Ok((nodes, too_large)); // no other knob decides anything
+                        return (nodes, too_large); // no other knob decides anything
                     }
                 }
                 others.push(placed);
             }
         }
-        Ok((nodes, too_large))
+        (nodes, too_large)
     }
 
     fn all_fits_host(&self, placed: &[Placed]) -> bool {
@@ -107,7 +107,7 @@ impl<'a> Stand<'a> {
     fn units(&self, order: Order) -> Units<'a> {
         let embedding = self.base.knobs.embedding;
         let tied = self.cut.frame.plan.model.tied_embeddings && embedding == Embedding::Unit;
-        Units { units: self.cut.placed_units(embedding), tied, order }
+        Units { all: self.cut.placed_units(embedding), tied, order }
     }
 
     /// Places weights; `host` is what of them may stay in host memory.
@@ -132,7 +132,7 @@ impl<'a> Stand<'a> {
         host: HostChoice,
         gpu_weights: Bytes,
         placed: &[Placed],
-    ) -> Result<(Node, u64), Unsupported> {
+    ) -> (Node, u64) {
         let micros = self.shape.batch.count as f64;
         let mut computed = (0.0, 0.0);
         for (index, _) in placed.iter().enumerate().filter(|(_, p)| p.streamed() > Bytes::ZERO) {
@@ -158,7 +158,7 @@ impl<'a> Stand<'a> {
         let (transfers, excluded) = self.transfers(&node);
         node.leaves = transfers.len();
         node.bound = self.optimistic(&node, placed).score(self);
-        Ok((node, excluded))
+        (node, excluded)
     }
 
     /// What all leaves of a node have in common: every byte crosses the link at no more than its best
@@ -191,10 +191,16 @@ impl<'a> Stand<'a> {
                 node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
             moving.ahead.add(&reading(ahead.as_f64()), 1.0);
         }
-        let end = self.pipeline(node, placed, &mut |bytes| bytes.as_f64() * link);
         // Threads share the disk: however many there are, together they are no faster than its best.
         Bounded::new(self.base, &moving, node.computed, node.gpu_slots, 1, self.cache_threads())
-            .or_later(end)
+    }
+
+    /// A second bound on a node, dearer than its own: looked at before its leaves are.
+    pub(crate) fn second_bound(&self, node: &Node) -> Score {
+        let placed = self.place(node.gpu_weights, Bytes::ZERO, node.order);
+        let link = 1.0 / self.problem.request.machine.link.h2d.best().per_nano();
+        let end = self.pipeline(node, &placed, &mut |bytes| bytes.as_f64() * link);
+        Bounded::NOTHING.or_later(end).score(self).max(node.bound)
     }
 
     /// When the last token comes at least, if only loads and computations take time.
@@ -252,7 +258,7 @@ impl<'a> Stand<'a> {
             io: io(space.reads.first().copied().unwrap_or_default()),
             staged: staged && node.streamed > Bytes::ZERO,
         };
-        let writes_cache = self.base.writes.least() > 0.0;
+        let writes_cache = self.base.knobs.kv == KvTier::Disk;
         if node.streamed == Bytes::ZERO && !writes_cache {
             return (vec![plain], 0);
         }
@@ -295,7 +301,7 @@ impl<'a> Stand<'a> {
         let space = &self.problem.request.space;
         let mut all = Vec::new();
         // A cache on disk is moved whole, so every size of request differs there.
-        let most = if self.base.writes.least() > 0.0 { Bytes(u64::MAX) } else { one.block };
+        let most = if self.base.knobs.kv == KvTier::Disk { Bytes(u64::MAX) } else { one.block };
         for read_block in effective(&space.read_block, most) {
             for &disk_threads in &space.disk_threads {
                 for &reads in &space.reads {

@@ -16,8 +16,6 @@
 //! They tell what sums cannot: that the link stands still while a run of resident units computes and all
 //! slots are full.
 
-use std::collections::VecDeque;
-
 /// One unit as the pipeline sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Stage {
@@ -29,8 +27,9 @@ pub(crate) struct Stage {
 
 /// When the last pass ends at least. `chains` holds, for each kind of unit, a time for each pass.
 pub(crate) fn earliest_end(stages: &[Stage], chains: &[Vec<f64>], passes: u32, slots: u32) -> f64 {
-    let slots = slots.max(1) as usize;
-    let mut held: VecDeque<f64> = VecDeque::with_capacity(slots);
+    // When each slot was last freed; nobody has held one at the beginning.
+    let mut freed = vec![0.0_f64; slots.max(1) as usize];
+    let mut slot = 0;
     let (mut computed, mut loaded) = (0.0_f64, 0.0_f64);
     for pass in 0..passes as usize {
         for stage in stages {
@@ -38,12 +37,10 @@ pub(crate) fn earliest_end(stages: &[Stage], chains: &[Vec<f64>], passes: u32, s
             let chain = chains.get(stage.chain).and_then(|chain| chain.get(pass));
             let chain = chain.copied().unwrap_or(0.0);
             if load > 0.0 {
-                if held.len() == slots {
-                    loaded = loaded.max(held.pop_front().unwrap_or(0.0));
-                }
-                loaded += load;
+                loaded = loaded.max(freed[slot]) + load;
                 computed = computed.max(loaded) + chain;
-                held.push_back(computed);
+                freed[slot] = computed;
+                slot = if slot + 1 == freed.len() { 0 } else { slot + 1 };
             } else {
                 computed += chain;
             }

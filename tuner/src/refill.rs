@@ -19,7 +19,7 @@ use crate::shape::Cut;
 pub(crate) fn refill(plan: &Plan, machine: &Machine) -> Result<Plan, EvaluateError> {
     match &plan.strategy {
         Strategy::Pipo(knobs) => refill_pipo(plan, knobs, machine),
-        _ => Ok(fill(plan.clone(), machine)?.unwrap_or_else(|| plan.clone())),
+        _ => Ok(fill(plan, machine)?.unwrap_or_else(|| plan.clone())),
     }
 }
 
@@ -33,11 +33,11 @@ fn refill_pipo(plan: &Plan, knobs: &Pipo, machine: &Machine) -> Result<Plan, Eva
     let needed = memory(&bare)?;
     let cut_model = Cut::new(plan, knobs.granularity);
     let units = Units {
-        units: cut_model.placed_units(knobs.embedding),
+        all: cut_model.placed_units(knobs.embedding),
         tied: plan.model.tied_embeddings && knobs.embedding == Embedding::Unit,
         order: knobs.order,
     };
-    let largest = units.units.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
+    let largest = units.all.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
     // Without resident weights every slot is as large as the largest unit.
     let slots = largest * u64::from(knobs.gpu_slots);
     let room = plan.budget.gpu + slots - needed.gpu();

@@ -63,7 +63,7 @@ fn needs(fitted: &Fitted, costs: &dyn Costs) -> Result<Vec<(String, Nanos)>, Sim
     let bound = lower_bound(&fitted.schedule, costs, &fitted.options(false))?;
     let layout = &fitted.schedule.layout;
     let lanes =
-        layout.lanes.iter().zip(&bound.lanes).map(|(lane, &time)| (name(layout, lane), time));
+        layout.lanes.iter().zip(&bound.lanes).map(|(lane, &time)| (name(layout, *lane), time));
     let resources = Resource::ALL.into_iter().zip(bound.resources);
     let resources =
         resources.map(|(resource, time)| (format!("{} bandwidth", resource.name()), time));
@@ -71,7 +71,7 @@ fn needs(fitted: &Fitted, costs: &dyn Costs) -> Result<Vec<(String, Nanos)>, Sim
 }
 
 /// How a lane is called in a sentence.
-fn name(layout: &Layout, lane: &Lane) -> String {
+fn name(layout: &Layout, lane: Lane) -> String {
     let plain = match lane.kind {
         LaneKind::DiskRead => "the disk, reading",
         LaneKind::DiskWrite => "the disk, writing",

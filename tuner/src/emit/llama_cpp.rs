@@ -1,5 +1,7 @@
 //! llama.cpp: layers or tensors on one side or the other; what is not on the GPU is computed by the CPU.
 
+use std::fmt::Write;
+
 use pipo_plan::model::Precision;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
@@ -20,11 +22,12 @@ pub(super) fn emit(plan: &Plan, placement: &Placement) -> String {
     } else {
         settings += " -ngl all -fit off";
         for exception in &exceptions {
-            settings += &format!(" \\\n  -ot '{exception}=CPU'");
+            let _ = write!(settings, " \\\n  -ot '{exception}=CPU'");
         }
     }
-    settings += &format!(" \\\n  -c {context} -np {sequences} -b {} -ub {batch}", batch.max(2048));
-    settings += &format!(" \\\n  -ctk {0} -ctv {0}", cache_type(plan.precision.kv));
+    let _ =
+        write!(settings, " \\\n  -c {context} -np {sequences} -b {} -ub {batch}", batch.max(2048));
+    let _ = write!(settings, " \\\n  -ctk {0} -ctv {0}", cache_type(plan.precision.kv));
     if plan.precision.kv.is_quantised() {
         settings += " -fa on"; // a quantised V cache needs it
     }

@@ -1,5 +1,7 @@
 //! vLLM: every so many layers, some are kept in host memory and fetched ahead.
 
+use std::fmt::Write;
+
 use pipo_plan::model::Precision;
 use pipo_plan::plan::Plan;
 use pipo_plan::strategy::Granularity;
@@ -19,14 +21,15 @@ pub(super) fn emit(plan: &Plan, placement: &Placement) -> String {
     );
     if let Some(chunk) = plan.batch.prefill_chunk {
         let tokens = chunk.saturating_mul(plan.batch.micro);
-        settings += &format!(" --max-num-batched-tokens {tokens}");
+        let _ = write!(settings, " --max-num-batched-tokens {tokens}");
     }
     if plan.precision.kv == Precision::Int8 {
         settings += " --kv-cache-dtype fp8";
     }
     if offloaded > 0 {
         let (size, in_group) = group(offloaded, layers);
-        settings += &format!(
+        let _ = write!(
+            settings,
             " \\\n  --offload-backend prefetch --offload-group-size {size} \
              --offload-num-in-group {in_group} --offload-prefetch-step {}",
             ahead(plan).max(in_group)
