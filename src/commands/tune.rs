@@ -9,7 +9,7 @@ use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Workload};
 use pipo_results::svg::{self, Excerpt, Picture};
 use pipo_results::trace;
-use pipo_tuner::{Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
+use pipo_tuner::{Proof, Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
 use serde_json::json;
 
 use crate::cli::Tune;
@@ -70,6 +70,7 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         "considered": tuning.considered,
         "simulated": tuning.simulated,
         "excluded_by_bound": tuning.excluded_by_bound,
+        "proof": format!("{:?}", tuning.proof),
         "excluded_by_memory": tuning.excluded_by_memory,
     }))?;
     match tuning.verdict {
@@ -109,6 +110,7 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         seed: args.seed,
         strategies: args.strategy.clone(),
         exhaustive: args.exhaustive,
+        effort: Some(args.effort.saturating_mul(1_000_000)).filter(|&e| e > 0),
         top: args.top,
         ..Request::new(model, machine, workload, budget)
     })
@@ -154,9 +156,16 @@ fn verdict(printer: &Printer, tuning: &Tuning) {
         )),
     }
     printer.line(format!(
-        "search   {} candidates: {} simulated, {} excluded by a proved bound, {} did not fit",
+        "search   {} candidates: {} simulated, {} left to their proved bounds, {} did not fit",
         tuning.considered, tuning.simulated, tuning.excluded_by_bound, tuning.excluded_by_memory
     ));
+    printer.line(match tuning.proof {
+        Proof::Optimal => "proof    no plan of the space is better".into(),
+        Proof::Within(times) => format!(
+            "proof    the effort ran out; no plan of the space is more than {times} times as good (--effort raises it)"
+        ),
+        Proof::Unknown => "proof    the effort ran out before a plan met the goal (--effort raises it)".into(),
+    });
 }
 
 fn wrote(printer: &Printer, files: &[&PathBuf]) {

@@ -45,10 +45,10 @@ pub use emit::{EmitError, Target, emit};
 pub use error::{Tiers, TuneError};
 pub use evaluate::{EvaluateError, Evaluation, evaluate};
 pub use explain::{Explanation, Share, WhatIf, explain};
-pub use problem::Request;
+pub use problem::{EFFORT, Request};
 pub use progress::Progress;
 pub use space::{HostChoice, Space};
-pub use tune::{Baseline, Candidate, Tuning, tune};
+pub use tune::{Baseline, Candidate, Proof, Tuning, tune};
 pub use verdict::{Ceiling, Verdict};
 
 #[cfg(test)]

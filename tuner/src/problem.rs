@@ -12,6 +12,9 @@ use crate::demand::Pricer;
 use crate::evaluate::overheads;
 use crate::space::Space;
 
+/// Two to four seconds on two cores.
+pub const EFFORT: u64 = 8_000_000;
+
 /// What is asked of the tuner.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -33,6 +36,10 @@ pub struct Request {
     pub space: Space,
     /// Simulate every candidate, also those that a bound excludes.
     pub exhaustive: bool,
+    /// Operations that may be simulated before the search stops and says how much better a plan it has
+    /// not looked at could still be; without a limit it goes on until none could be. Counted in
+    /// operations and not in seconds, so that the same request finds the same plan everywhere.
+    pub effort: Option<u64>,
     /// Runners-up to keep.
     pub top: usize,
 }
@@ -51,6 +58,7 @@ impl Request {
             strategies: Vec::new(),
             space: Space::default(),
             exhaustive: false,
+            effort: Some(EFFORT),
             top: 5,
         }
     }

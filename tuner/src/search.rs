@@ -33,6 +33,7 @@ pub(crate) struct Found {
     pub(crate) plan: Plan,
     pub(crate) score: Score,
     pub(crate) gpu: Bytes,
+    pub(crate) operations: u64,
 }
 
 impl Found {
@@ -96,10 +97,14 @@ pub(crate) fn simulate(problem: &Problem, plan: Plan) -> Result<Option<Found>, E
     let sequences = plan.batch.sequences();
     let times = Times::of(&summary.passes);
     let score = Score::new(&times, &problem.request.workload, sequences);
-    Ok(Some(Found { plan, score, gpu: fitted.memory.gpu() }))
+    let (gpu, operations) = (fitted.memory.gpu(), summary.ops);
+    Ok(Some(Found { plan, score, gpu, operations }))
 }
 
 /// Searches nodes that stand on `stands`, adding to what is `best` and to the counts.
+///
+/// Returns the bound of the best candidate that was neither simulated nor excluded, which is none unless
+/// the request's effort ran out.
 pub(crate) fn search(
     problem: &Problem,
     stands: &[Stand],
@@ -107,8 +112,10 @@ pub(crate) fn search(
     best: &mut Best,
     counts: &mut Counts,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<(), TuneError> {
+) -> Result<Option<Score>, TuneError> {
     let exhaustive = problem.request.exhaustive;
+    let effort = problem.request.effort.filter(|_| !exhaustive);
+    let (mut operations, mut batch_size, mut unseen) = (0_u64, LEAVES, None);
     // Stable: nodes with the same bound stay in the order of enumeration.
     nodes.sort_by_key(|node| node.bound);
     let all: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
@@ -148,8 +155,15 @@ pub(crate) fn search(
             }
             closed = later;
         }
-        let mut batch = Vec::with_capacity(LEAVES);
-        while batch.len() < LEAVES
+        if effort.is_some_and(|effort| operations >= effort) {
+            let leaf = open.peek().map(|Reverse((bound, ..))| *bound);
+            let node = closed.first().map(|node| node.bound);
+            let best_unseen = leaf.into_iter().chain(node).min();
+            unseen = best_unseen.filter(|bound| !best.excludes(bound));
+            break;
+        }
+        let mut batch = Vec::with_capacity(batch_size);
+        while batch.len() < batch_size
             && let Some(Reverse((bound, node, leaf))) = open.pop()
         {
             if exhaustive || !best.excludes(&bound) {
@@ -171,16 +185,23 @@ pub(crate) fn search(
             match found {
                 Some(found) => {
                     simulated += 1;
+                    operations += found.operations;
                     best.add(found);
                 }
                 None => too_large += 1,
             }
+        }
+        if let Some(effort) = effort {
+            // Long runs come in smaller batches, so that the last one does not overshoot by much.
+            let each = (operations / simulated.max(1)).max(1);
+            batch_size = usize::try_from(effort / 8 / each).unwrap_or(LEAVES).clamp(4, LEAVES);
         }
         progress(Progress { done: simulated + too_large, total: all });
     }
     progress(Progress { done: all, total: all });
     counts.simulated += simulated;
     counts.by_memory += too_large;
+    // What was neither simulated nor excluded is only bounded, like all of it where nothing is unseen.
     counts.by_bound += all - simulated - too_large;
-    Ok(())
+    Ok(unseen)
 }

@@ -11,6 +11,7 @@ use crate::error::TuneError;
 use crate::evaluate::{Evaluation, Fitted};
 use crate::problem::{Problem, Request};
 use crate::progress::Progress;
+use crate::score::Score;
 use crate::search::{Best, Counts, Found, search};
 use crate::tree::Tree;
 use crate::verdict::{Ceiling, Verdict, binding, ceiling, verdict};
@@ -56,8 +57,21 @@ pub struct Tuning {
     pub excluded_by_bound: u64,
     /// Settings of the knobs that do not fit.
     pub excluded_by_memory: u64,
+    /// What is known of the plans that were not simulated.
+    pub proof: Proof,
     /// Whether to offload.
     pub verdict: Verdict,
+}
+
+/// What is known of the plans that were not simulated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Proof {
+    /// A bound excludes every one of them.
+    Optimal,
+    /// The effort ran out: none is more than this many times as good, by its bound.
+    Within(f64),
+    /// The effort ran out before any plan met the goal, so that no ratio means anything.
+    Unknown,
 }
 
 /// Searches for the best plan.
@@ -77,17 +91,18 @@ pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<T
     counts.simulated += tried;
     counts.by_memory += rivals.iter().map(|r| r.too_large).sum::<u64>();
 
-    let refused = if request.wants("pipo") {
+    let searched = if request.wants("pipo") {
         search_pipo(&problem, &mut best, &mut counts, progress)?
     } else {
-        None
+        Searched::default()
     };
     if best.first().is_none() {
         let why = rivals.into_iter().find_map(|rival| rival.why);
         let why = why.map_or("nothing was tried".into(), |why| why.to_string());
-        return Err(refused.unwrap_or(TuneError::NoStrategy(why)));
+        return Err(searched.refused.unwrap_or(TuneError::NoStrategy(why)));
     }
-    conclude(&problem, best, &rivals, counts)
+    let proof = proof(&best, searched.unseen);
+    conclude(&problem, best, &rivals, counts, proof)
 }
 
 fn check(request: &Request) -> Result<(), TuneError> {
@@ -101,22 +116,37 @@ fn check(request: &Request) -> Result<(), TuneError> {
     }
 }
 
-/// Searches PIPO's space; what is returned says why it is empty, if it is.
+/// What became of PIPO's space: why it is empty, if it is; the best bound of what was not looked at.
+#[derive(Default)]
+struct Searched {
+    refused: Option<TuneError>,
+    unseen: Option<Score>,
+}
+
+/// Searches PIPO's space.
 fn search_pipo(
     problem: &Problem,
     best: &mut Best,
     counts: &mut Counts,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<Option<TuneError>, TuneError> {
+) -> Result<Searched, TuneError> {
     let tree = Tree::new(problem)?;
     let stands = tree.stands(problem);
     let (nodes, too_large) = tree.nodes(&stands);
     counts.by_memory += too_large;
     if nodes.is_empty() {
-        return Ok(tree.why_empty(problem, &stands));
+        return Ok(Searched { refused: tree.why_empty(problem, &stands), unseen: None });
     }
-    search(problem, &stands, nodes, best, counts, progress)?;
-    Ok(None)
+    let unseen = search(problem, &stands, nodes, best, counts, progress)?;
+    Ok(Searched { refused: None, unseen })
+}
+
+fn proof(best: &Best, unseen: Option<Score>) -> Proof {
+    let (Some(unseen), Some(first)) = (unseen, best.first()) else { return Proof::Optimal };
+    if unseen >= first.score {
+        return Proof::Optimal;
+    }
+    first.score.worse_than(&unseen).map_or(Proof::Unknown, |times| Proof::Within(rounded(times)))
 }
 
 /// Fills in what a reader wants to know about the best.
@@ -125,6 +155,7 @@ fn conclude(
     best: Best,
     rivals: &[baselines::Tried],
     counts: Counts,
+    proof: Proof,
 ) -> Result<Tuning, TuneError> {
     let found = best.into_vec();
     let evaluated: Vec<(Plan, Evaluation)> =
@@ -161,6 +192,7 @@ fn conclude(
         simulated: counts.simulated,
         excluded_by_bound: counts.by_bound,
         excluded_by_memory: counts.by_memory,
+        proof,
         verdict,
     })
 }
