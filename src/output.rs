@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -18,11 +18,6 @@ impl Printer {
     /// For people, or for programs.
     pub fn new(json: bool) -> Self {
         Self { json }
-    }
-
-    /// Whether a program reads.
-    pub fn json(&self) -> bool {
-        self.json
     }
 
     /// Prints a line for people; nothing where a program reads.
@@ -85,8 +80,7 @@ impl Printer {
             return;
         }
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
-        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(comfy_table::presets::NOTHING);
         table.set_header(header.iter().copied());
         for row in rows {
             table.add_row(row);

@@ -1,5 +1,7 @@
 //! Accelerate and the CPU split: order, memory, and that bytes add up.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod strategy_support;
 
 use pipo_plan::plan::Plan;
@@ -9,7 +11,7 @@ use pipo_plan::strategy::cpu_split::CpuSplit;
 use pipo_plan::strategy::{Strategy, lower};
 use pipo_plan::units::Bytes;
 use proptest::prelude::{ProptestConfig, any, prop_assert_eq, proptest};
-use strategy_support::{Emitted, plan};
+use strategy_support::{Emitted, count, plan};
 
 fn accelerate(model: &str, gpu: Bytes, host: Bytes) -> Plan {
     let knobs = Accelerate { gpu_weights: gpu, host_weights: host };
@@ -64,11 +66,11 @@ fn hidden_states_cross_once_where_layers_are_split() {
     let run = Emitted::new(&split("opt-125m", 5, true));
     assert_serial(&run);
     let decode = &run.passes[1];
-    assert_eq!(run.count(decode, OpKind::LoadHidden), 1);
-    assert_eq!(run.count(decode, OpKind::SaveHidden), 0);
-    assert_eq!(run.count(decode, OpKind::LoadWeights), 0, "decode moves no weight");
-    assert_eq!(run.count(decode, OpKind::CpuCompute), 7);
-    assert_eq!(run.count(decode, OpKind::Compute), 5 + 1, "the last layers and the head");
+    assert_eq!(count(decode, OpKind::LoadHidden), 1);
+    assert_eq!(count(decode, OpKind::SaveHidden), 0);
+    assert_eq!(count(decode, OpKind::LoadWeights), 0, "decode moves no weight");
+    assert_eq!(count(decode, OpKind::CpuCompute), 7);
+    assert_eq!(count(decode, OpKind::Compute), 5 + 1, "the last layers and the head");
     let first = decode.ops.iter().find(|op| op.kind == OpKind::Compute).unwrap();
     assert_eq!(run.layout.units[usize::from(first.unit)], "layer 7");
 }
@@ -79,10 +81,7 @@ fn a_long_prompt_is_offloaded_and_a_short_one_is_not() {
         let mut plan = split("opt-125m", 5, offload);
         plan.workload.prompt = prompt;
         let run = Emitted::new(&plan);
-        (
-            run.count(&run.passes[0], OpKind::LoadWeights),
-            run.count(&run.passes[0], OpKind::SaveCache),
-        )
+        (count(&run.passes[0], OpKind::LoadWeights), count(&run.passes[0], OpKind::SaveCache))
     };
     assert_eq!(loads(512, true), (7, 7));
     assert_eq!(loads(512, false), (0, 0));
@@ -97,8 +96,8 @@ fn each_chunk_of_a_prompt_copies_the_weights_anew() {
     let run = Emitted::new(&plan);
     run.check_slots().unwrap();
     let prefill = &run.passes[0];
-    assert_eq!(run.count(prefill, OpKind::LoadWeights), 3 * 12);
-    assert_eq!(run.count(prefill, OpKind::LoadCache), 2 * 12, "earlier chunks are attended to");
+    assert_eq!(count(prefill, OpKind::LoadWeights), 3 * 12);
+    assert_eq!(count(prefill, OpKind::LoadCache), 2 * 12, "earlier chunks are attended to");
     assert_eq!(run.moved(OpKind::SaveCache), Bytes(2 * 2 * 768 * 2 * 512 * 12));
     assert_eq!(prefill.ops.iter().filter(|op| op.ends_pass).count(), 1);
 }

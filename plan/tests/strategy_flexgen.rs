@@ -1,5 +1,7 @@
 //! FlexGen's schedule: the calls of a step, what waits for what, memory, and that bytes add up.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod strategy_support;
 
 use pipo_plan::memory::{MemoryTable, Overheads};
@@ -10,7 +12,7 @@ use pipo_plan::strategy::flexgen::FlexGen;
 use pipo_plan::strategy::{Granularity, Processor, Strategy, lower};
 use pipo_plan::units::Bytes;
 use proptest::prelude::{ProptestConfig, Strategy as _, any, prop, prop_assert_eq, proptest};
-use strategy_support::{Emitted, plan};
+use strategy_support::{Emitted, count, plan};
 
 fn flexgen(model: &str, micro: u64, count: u64, knobs: FlexGen) -> Plan {
     plan(model, micro, count, Strategy::FlexGen(knobs))
@@ -46,7 +48,7 @@ fn a_decode_step_has_the_six_calls_and_a_barrier() {
     let (layers, micros) = (48, 3);
     let steps = (2 * layers + 2) * micros;
     let decode = &run.passes[2];
-    let count = |kind| run.count(decode, kind);
+    let count = |kind| count(decode, kind);
     assert_eq!(count(OpKind::Barrier), steps, "one after every unit and micro-batch");
     // Attention is cut in two on the GPU around the part on the CPU.
     assert_eq!(count(OpKind::Compute), steps + layers * micros);
@@ -93,7 +95,7 @@ fn weights_of_the_next_unit_load_in_the_first_micro_batch_of_this_one() {
 fn without_overlap_everything_is_in_series() {
     let plan = flexgen("opt-1.3b", 2, 2, FlexGen { overlap: false, ..on_gpu(100) });
     let run = Emitted::new(&plan);
-    assert_eq!(run.count(&run.passes[1], OpKind::Barrier), 0);
+    assert_eq!(count(&run.passes[1], OpKind::Barrier), 0);
     // Each call waits for all of the call before it, so reachability is total between calls; it is
     // enough that each operation but the very first waits for something just before its call.
     for pass in &run.passes {
@@ -156,7 +158,7 @@ fn compressed_tensors_on_disk_are_two_jobs_through_four_relays() {
     let mut plan = flexgen("opt-1.3b", 1, 1, knobs);
     plan.precision.weights = Precision::Int4;
     let run = Emitted::new(&plan);
-    let reads = run.count(&run.passes[1], OpKind::ReadWeights);
+    let reads = count(&run.passes[1], OpKind::ReadWeights);
     // A layer has 6 matrices in two pieces and 10 vectors; embedding: table in two pieces, positions;
     // head: the same table, and a norm of two vectors.
     assert_eq!(reads, 24 * (6 * 2 + 10) + (2 + 1) + (2 + 2));

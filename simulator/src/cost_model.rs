@@ -29,11 +29,6 @@ impl<'a> CostModel<'a> {
         Self { machine, kernels: Kernels::new(&machine.gpu.kernels) }
     }
 
-    /// One thread's copy within host memory.
-    fn memcpy(&self, bytes: Bytes, rate: Bandwidth) -> Cost {
-        Cost::moving(bytes, rate.time(bytes)).drawing(Resource::Dram, 2.0)
-    }
-
     /// Disk requests in a row: the rate at their size, and one request's overhead at the start. All
     /// later requests overlap with the one before; their overhead is in the curve.
     fn requests(&self, bytes: Bytes, request: Bytes, curve: &Curve) -> Cost {
@@ -60,10 +55,10 @@ impl<'a> CostModel<'a> {
         };
         let hit = match io {
             DiskIo::Direct => None,
-            DiskIo::Buffered => Some(self.memcpy(bytes, self.machine.host.copy.value)),
+            DiskIo::Buffered => Some(memcpy(bytes, self.machine.host.copy.value)),
             DiskIo::PageFault => {
                 let mapped = disk.page_fault_hit.as_ref().unwrap_or(&self.machine.host.copy);
-                Some(self.memcpy(bytes, mapped.value))
+                Some(memcpy(bytes, mapped.value))
             }
         };
         Ok(Price { bytes, disk_read: bytes, cost: cost.drawing(Resource::Dram, 1.0), hit })
@@ -123,7 +118,7 @@ impl Costs for CostModel<'_> {
                 self.requests(bytes, request, &disk.write).drawing(Resource::Dram, 1.0)
             }
             &Work::HostCopy { bytes } | &Work::Gather { bytes } => {
-                self.memcpy(bytes, self.machine.host.copy.value)
+                memcpy(bytes, self.machine.host.copy.value)
             }
             &Work::H2d { bytes, memory } => copy(bytes, memory, &link.h2d, &link.pageable_h2d),
             &Work::D2h { bytes, memory } => copy(bytes, memory, &link.d2h, &link.pageable_d2h),
@@ -165,6 +160,11 @@ fn copy(bytes: Bytes, memory: HostMemory, pinned: &Curve, pageable: &Curve) -> C
         .drawing(Resource::Dram, dram)
         .drawing(Resource::Hbm, 1.0)
         .busy(permille(pinned.best().time(bytes), nanos))
+}
+
+/// One thread's copy within host memory.
+fn memcpy(bytes: Bytes, rate: Bandwidth) -> Cost {
+    Cost::moving(bytes, rate.time(bytes)).drawing(Resource::Dram, 2.0)
 }
 
 /// Thousandths that `part` is of `whole`, at most all of them.

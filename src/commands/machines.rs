@@ -61,7 +61,7 @@ fn show(machine: &Machine, printer: &Printer) -> anyhow::Result<()> {
         format!("{}{}", f.source, fitted.unwrap_or_default())
     };
     let rows: Vec<Vec<String>> =
-        figures.iter().map(|f| vec![f.path.clone(), f.value.clone(), source(f)]).collect();
+        figures.iter().map(|f| vec![f.path.to_owned(), f.value.clone(), source(f)]).collect();
     printer.table(&["figure", "value", "source"], &rows);
     printer.section("sources");
     for (key, text) in &machine.sources {

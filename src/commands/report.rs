@@ -19,6 +19,12 @@ pub fn rate(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// A printed value's limits, finer than the value itself so that the rounding can be seen.
+pub fn interval((low, high): (f64, f64)) -> String {
+    let decimals = if high >= 999.5 { 1 } else { 3 };
+    format!("{low:.decimals$} to {high:.decimals$}")
+}
+
 /// A share as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
@@ -51,26 +57,36 @@ pub fn plan(printer: &Printer, plan: &Plan) {
     let text = plan.to_toml();
     let table = format!("[{}]", plan.strategy.name());
     let knobs = text.lines().skip_while(|l| *l != table).skip(1).take_while(|l| !l.is_empty());
-    let knobs: Vec<String> = knobs.map(|l| l.replace(" = ", " ").replace('"', "")).collect();
-    for row in knobs.chunks(4) {
+    let knobs: Vec<String> = knobs.filter_map(|l| l.split_once(" = ")).map(knob).collect();
+    for row in knobs.chunks(5) {
         printer.line(format!("  {}", row.join(", ")));
+    }
+}
+
+/// A knob as a person reads it: sizes rounded, the plan file has them exactly.
+fn knob((name, value): (&str, &str)) -> String {
+    let value = value.trim_matches('"');
+    match value.parse::<Bytes>() {
+        Ok(bytes) => format!("{name} {bytes}"),
+        Err(_) => format!("{name} {value}"),
     }
 }
 
 /// Memory at every tier.
 pub fn memory(printer: &Printer, table: &MemoryTable, budget: &Budget) {
     printer.section("Memory");
-    let rows: Vec<Vec<String>> = table
-        .rows
-        .iter()
-        .map(|row| {
-            let slots = row.slots.map_or(String::new(), |(n, each)| format!("{n} x {each}"));
-            vec![format!("{}: {}", row.tier.name(), row.name), row.bytes.both(), slots]
-        })
-        .chain([("GPU", table.gpu(), budget.gpu), ("host", table.host(), budget.host)].map(
-            |(name, used, of)| vec![format!("{name}, all"), used.both(), format!("of {of}")],
-        ))
-        .collect();
+    let rows: Vec<Vec<String>> =
+        table
+            .rows
+            .iter()
+            .map(|row| {
+                let slots = row.slots.map_or(String::new(), |(n, each)| format!("{n} x {each}"));
+                vec![format!("{}: {}", row.tier.name(), row.name), row.bytes.both(), slots]
+            })
+            .chain([("GPU", table.gpu(), budget.gpu), ("host", table.host(), budget.host)].map(
+                |(name, used, of)| vec![format!("{name}, all"), used.both(), format!("of {of}")],
+            ))
+            .collect();
     printer.table(&["where and what", "bytes", "buffers"], &rows);
 }
 
@@ -116,7 +132,9 @@ pub fn explanation(printer: &Printer, explanation: &Explanation) {
     let rows: Vec<Vec<String>> = explanation
         .by_lane
         .iter()
-        .map(|share| vec![format!("  {}", share.name), share.time.to_string(), percent(share.share)])
+        .map(|share| {
+            vec![format!("  {}", share.name), share.time.to_string(), percent(share.share)]
+        })
         .collect();
     printer.table(&["  waiting for", "time", "share"], &rows);
     printer.section("What if (simulated again)");
@@ -137,19 +155,24 @@ pub fn rivals(printer: &Printer, tuning: &Tuning) {
     let best = tuning.best.evaluation.tokens_per_second;
     let row = |name: String, e: &Evaluation| {
         let times = format!("{:.2}x", best / e.tokens_per_second.max(f64::MIN_POSITIVE));
-        let (nvml, kernel) = (percent(e.nvml), percent(e.kernel));
-        vec![name, rate(e.tokens_per_second), nvml, kernel, times]
+        vec![name, rate(e.tokens_per_second), percent(e.nvml), percent(e.kernel), times]
     };
     let mut rows = vec![row("  this plan".into(), &tuning.best.evaluation)];
-    for runner in &tuning.runners_up {
-        rows.push(row(format!("  runner-up: {}", runner.difference), &runner.evaluation));
+    let mut remarks = Vec::new();
+    for (number, runner) in (1..).zip(&tuning.runners_up) {
+        let name = format!("  runner-up {number}");
+        remarks.push(format!("{name}: {}", runner.difference));
+        rows.push(row(name, &runner.evaluation));
     }
     for baseline in &tuning.baselines {
         let name = format!("  baseline {}", baseline.name);
         match &baseline.outcome {
             Ok(evaluation) => rows.push(row(name, evaluation)),
-            Err(why) => rows.push(vec![name, "none".into(), String::new(), String::new(), why.clone()]),
+            Err(why) => remarks.push(format!("{name}: {}", why.split(';').next().unwrap_or(why))),
         }
     }
     printer.table(&["  plan", "tokens/s", "nvml", "kernel", "this plan is"], &rows);
+    for remark in remarks {
+        printer.line(remark);
+    }
 }

@@ -5,6 +5,7 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, HostMemory, LaneKind, Tier, Work};
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, Pipo, kv_layers_on_gpu};
+use pipo_plan::strategy::units::Unit;
 use pipo_plan::strategy::{Granularity, KvTier, LowerError, Processor, Strategy, lower};
 use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
@@ -22,6 +23,10 @@ pub(crate) struct Base {
     pub(crate) knobs: Pipo,
     /// All that is asked beside moving weights.
     pub(crate) series: Series,
+    /// For each unit, an index into `chains`; none for a table that is looked up in host memory.
+    pub(crate) chain_of: Vec<Option<usize>>,
+    /// How long each kind of unit computes at least, in each pass.
+    pub(crate) chains: Vec<Vec<f64>>,
     /// What of a decode step may already have run when the step before it ends.
     pub(crate) ahead: Demand,
     /// What of a step may still run when its token is ready.
@@ -84,7 +89,15 @@ fn settings(problem: &Problem, cut: &Cut) -> Vec<Pipo> {
                         let possible = !on_cpu || (kv == KvTier::Host && hidden == Processor::Gpu);
                         if possible {
                             let granularity = cut.granularity;
-                            let knobs = Pipo { granularity, experts, embedding, kv, attention, hidden, ..Pipo::default() };
+                            let knobs = Pipo {
+                                granularity,
+                                experts,
+                                embedding,
+                                kv,
+                                attention,
+                                hidden,
+                                ..Pipo::default()
+                            };
                             all.push(knobs);
                         }
                     }
@@ -116,7 +129,8 @@ impl Maker<'_> {
         };
         let most = most.min(u64::from(layers.saturating_sub(1)));
         let quarters = &self.problem.request.space.kv_gpu_quarters;
-        let mut counts: Vec<u64> = quarters.iter().map(|&q| most * u64::from(q.min(4)) / 4).collect();
+        let mut counts: Vec<u64> =
+            quarters.iter().map(|&q| most * u64::from(q.min(4)) / 4).collect();
         counts.sort_unstable();
         counts.dedup();
         let counts = counts.into_iter().map(|c| u32::try_from(c).unwrap_or(layers));
@@ -155,18 +169,22 @@ impl Maker<'_> {
         let (gpu, host) = self.fixed(knobs).map_err(Refusal::Lower)?;
         let overheads = self.problem.overheads;
         let budget = &self.problem.request.budget;
-        let needs = Needs { gpu: gpu + overheads.gpu_context, host: host + overheads.host_reserved };
+        let needs =
+            Needs { gpu: gpu + overheads.gpu_context, host: host + overheads.host_reserved };
         if needs.gpu > budget.gpu || needs.host > budget.host {
             return Ok(Tried::TooLarge(needs));
         }
         let asked = Asked { maker: self, frame: self.frame(), knobs, pricer: self.problem.pricer };
         let series = asked.series().map_err(Refusal::Unsupported)?;
+        let (chain_of, chains) = asked.chains();
         let (ahead, behind) = asked.at_the_edges().map_err(Refusal::Unsupported)?;
         let writes = asked.writes().map_err(Refusal::Unsupported)?;
         Ok(Tried::Base(Box::new(Base {
             shape: self.index,
             knobs: knobs.clone(),
             series,
+            chain_of,
+            chains,
             ahead,
             behind,
             writes,
@@ -220,8 +238,7 @@ impl Asked<'_> {
                 continue;
             }
             let Some(arithmetic) = shape.arithmetic(cut, index) else { continue };
-            let on_gpu = kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true);
-            let leaves = unit.attends && !on_gpu;
+            let leaves = cache_leaves(&kv_on_gpu, unit);
             let split = arithmetic.split.as_ref();
             let split = split.filter(|_| leaves && self.knobs.attention == Processor::Cpu);
             sum.add(split.unwrap_or(&arithmetic.whole), self.micros());
@@ -237,6 +254,33 @@ impl Asked<'_> {
         })?;
         sum.add(&other, 1.0);
         Ok(sum)
+    }
+
+    /// How long each unit computes at least: for each an index, and the times in each pass. Units that
+    /// are alike share them.
+    fn chains(&self) -> (Vec<Option<usize>>, Vec<Vec<f64>>) {
+        let Maker { cut, shape, .. } = self.maker;
+        let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
+        let mut seen: Vec<(usize, usize)> = Vec::new();
+        let mut chains = Vec::new();
+        let mut of_unit = |index: usize, unit: &Unit| {
+            if index == 0 && self.knobs.embedding == Embedding::Host {
+                return None;
+            }
+            let leaves = cache_leaves(&kv_on_gpu, unit);
+            let on_cpu = leaves && self.knobs.attention == Processor::Cpu;
+            let key = (cut.like[index], usize::from(on_cpu));
+            let known = seen.iter().position(|other| *other == key);
+            Some(known.unwrap_or_else(|| {
+                let arithmetic = shape.arithmetic(cut, index);
+                chains.push(arithmetic.map_or_else(Vec::new, |a| a.chains[key.1].clone()));
+                seen.push(key);
+                seen.len() - 1
+            }))
+        };
+        let units = cut.frame.units.iter().enumerate();
+        let chain_of = units.map(|(index, unit)| of_unit(index, unit)).collect();
+        (chain_of, chains)
     }
 
     /// Hidden states of one micro-batch in one pass: the lookup, and the way to and from each unit.
@@ -327,6 +371,8 @@ impl Asked<'_> {
         }
         let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
         let layers = kv_on_gpu.iter().filter(|&&on| !on).count() as f64;
+        // Asked for even where nothing is read back, because what is new is written in any case.
+        self.cheapest(LaneKind::DiskWrite, |request| Work::DiskWrite { bytes: Bytes(1), request })?;
         for pass in 0..self.frame.passes().saturating_sub(1) {
             let bytes = self.frame.new_cache(pass);
             let write = |request| Work::DiskWrite { bytes, request };
@@ -348,4 +394,9 @@ impl Asked<'_> {
         }
         Ok(least.unwrap_or(Demand::NOTHING))
     }
+}
+
+/// Whether a unit attends over a cache that is not on the GPU.
+fn cache_leaves(kv_on_gpu: &[bool], unit: &Unit) -> bool {
+    unit.attends && !kv_on_gpu.get(unit.layer as usize).copied().unwrap_or(true)
 }

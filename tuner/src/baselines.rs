@@ -3,10 +3,17 @@
 //! These are few, so all of them are simulated; no bound excludes one. Their knobs are filled by the
 //! same rule as PIPO's: what the budget leaves goes to resident weights.
 
+use pipo_plan::machine::Machine;
+use pipo_plan::model::Part;
 use pipo_plan::plan::{Batching, Plan};
+use pipo_plan::strategy::accelerate::Accelerate;
+use pipo_plan::strategy::cpu_split::CpuSplit;
+use pipo_plan::strategy::endor::Endor;
 use pipo_plan::strategy::flexgen::FlexGen;
+use pipo_plan::strategy::headinfer::HeadInfer;
 use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{Processor, Strategy};
+use pipo_plan::units::Bytes;
 use rayon::prelude::*;
 
 use crate::evaluate::{EvaluateError, Fitted};
@@ -37,7 +44,7 @@ pub(crate) fn try_all(problem: &Problem) -> Vec<Tried> {
 
 fn try_one(problem: &Problem, name: &'static str, plans: &[Plan]) -> Tried {
     let attempt = |plan: &Plan| {
-        let filled = fill(problem, plan.clone())?;
+        let filled = fill(plan, &problem.request.machine)?;
         match filled {
             Some(plan) => simulate(problem, plan),
             None => Ok(None),
@@ -72,6 +79,13 @@ fn settings(problem: &Problem, name: &str) -> Vec<Plan> {
     match name {
         "resident" => with(|_| vec![Strategy::Resident(Resident::default())]),
         "flexgen" => with(flexgen),
+        "accelerate" => with(accelerate),
+        "cpu-split" => with(cpu_split),
+        "headinfer" => with(headinfer),
+        // Pruned weights are another model. Whoever asks for them by name shall have them.
+        "endor" if !problem.request.strategies.is_empty() => {
+            with(|_| vec![Strategy::Endor(Endor::default())])
+        }
         _ => Vec::new(),
     }
 }
@@ -88,36 +102,88 @@ fn flexgen(batch: &Batching) -> Vec<Strategy> {
     [on_gpu, on_host, on_cpu].map(Strategy::FlexGen).to_vec()
 }
 
-/// Fills what the budget leaves with resident weights; none if nothing fits.
-fn fill(problem: &Problem, plan: Plan) -> Result<Option<Plan>, EvaluateError> {
-    match plan.strategy.clone() {
-        Strategy::FlexGen(knobs) => {
-            let with = |gpu: u64, host: u64| {
-                let (weights_gpu, weights_host) = (percent(gpu), percent(host));
-                let knobs = FlexGen { weights_gpu, weights_host, ..knobs.clone() };
-                Plan { strategy: Strategy::FlexGen(knobs), ..plan.clone() }
-            };
-            let Some(gpu) = most(problem, 100, |gpu| with(gpu, 0))? else { return Ok(None) };
-            let Some(host) = most(problem, 100 - gpu, |host| with(gpu, host))? else {
-                return Ok(None);
-            };
-            Ok(Some(with(gpu, host)))
+/// Accelerate works on the whole batch and the whole prompt at once.
+fn accelerate(batch: &Batching) -> Vec<Strategy> {
+    let whole = batch.prefill_chunk.is_none() && batch.count == 1;
+    let empty = Accelerate { gpu_weights: Bytes::ZERO, host_weights: Bytes::ZERO };
+    whole.then_some(Strategy::Accelerate(empty)).into_iter().collect()
+}
+
+/// Layers on the CPU, the whole batch at once.
+fn cpu_split(batch: &Batching) -> Vec<Strategy> {
+    let whole = batch.count == 1;
+    whole.then(|| Strategy::CpuSplit(CpuSplit::default())).into_iter().collect()
+}
+
+/// HeadInfer with one group of heads, and with more where the cache of one is too large.
+fn headinfer(_: &Batching) -> Vec<Strategy> {
+    let with = |head_groups| Strategy::HeadInfer(HeadInfer { head_groups, ..HeadInfer::default() });
+    vec![with(1), with(4)]
+}
+
+/// Fills what the budget leaves with resident weights, the GPU first; none if nothing fits.
+pub(crate) fn fill(plan: &Plan, machine: &Machine) -> Result<Option<Plan>, EvaluateError> {
+    let strategy = plan.strategy.clone();
+    let (on_gpu, on_host) = limits(plan);
+    let with = |gpu: u64, host: u64| {
+        let strategy = match &strategy {
+            Strategy::FlexGen(knobs) => Strategy::FlexGen(FlexGen {
+                weights_gpu: small(gpu),
+                weights_host: small(host),
+                ..knobs.clone()
+            }),
+            Strategy::Accelerate(_) => Strategy::Accelerate(Accelerate {
+                gpu_weights: Bytes(gpu << 20),
+                host_weights: Bytes(host << 20),
+            }),
+            Strategy::CpuSplit(knobs) => {
+                Strategy::CpuSplit(CpuSplit { gpu_layers: small(gpu), ..knobs.clone() })
+            }
+            Strategy::Endor(knobs) => Strategy::Endor(Endor {
+                gpu_layers: small(gpu),
+                host_layers: small(host),
+                ..knobs.clone()
+            }),
+            other => other.clone(),
+        };
+        Plan { strategy, ..plan.clone() }
+    };
+    let Some(gpu) = most(machine, on_gpu, |gpu| with(gpu, 0))? else { return Ok(None) };
+    let left = if on_host > 0 { on_host - gpu.min(on_host) } else { 0 };
+    let Some(host) = most(machine, left, |host| with(gpu, host))? else { return Ok(None) };
+    Ok(Some(with(gpu, host)))
+}
+
+/// The largest settings of a strategy's knobs for weights on the GPU and in host memory: per cent,
+/// mebibytes or layers. What is on the GPU need not be in host memory.
+fn limits(plan: &Plan) -> (u64, u64) {
+    let layers = u64::from(plan.model.layers);
+    match plan.strategy {
+        Strategy::FlexGen(_) => (100, 100),
+        Strategy::Accelerate(_) => {
+            // A tied head counts twice here, which is no more than an upper limit.
+            let parts =
+                [Part::Embedding, Part::Head].map(|p| plan.model.bytes(p, plan.precision.weights));
+            let all = plan.model.total_bytes(plan.precision.weights) + parts[0] + parts[1];
+            (all.0.div_ceil(1 << 20), all.0.div_ceil(1 << 20))
         }
-        _ => Ok(Some(plan)),
+        Strategy::CpuSplit(_) => (layers, 0),
+        Strategy::Endor(_) => (layers, layers),
+        Strategy::Pipo(_) | Strategy::Resident(_) | Strategy::HeadInfer(_) => (0, 0),
     }
 }
 
-fn percent(value: u64) -> u32 {
-    u32::try_from(value).unwrap_or(100)
+fn small(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
 }
 
 /// The largest setting from 0 to `limit` whose plan fits, if memory grows with the setting.
-pub(crate) fn most(
-    problem: &Problem,
+fn most(
+    machine: &Machine,
     limit: u64,
     plan: impl Fn(u64) -> Plan,
 ) -> Result<Option<u64>, EvaluateError> {
-    let fits = |setting: u64| match Fitted::new(&plan(setting), &problem.request.machine) {
+    let fits = |setting: u64| match Fitted::new(&plan(setting), machine) {
         Ok(_) => Ok(true),
         Err(EvaluateError::Memory(_)) => Ok(false),
         Err(error) => Err(error),

@@ -25,7 +25,8 @@
 //!
 //! **The request.** `e(last)` is at least the bound on all passes taken as one, and at least the sum of
 //! the bounds on the prefill and on all decode steps: the two may well be short of different things.
-//! A step is bounded as the passes `p..=p`, and the median of bounds is a bound on the median.
+//! A step is bounded as the passes `p..=p`, and the median of bounds is a bound on the median. Another
+//! bound on the request is in `pipeline`.
 
 use pipo_plan::schedule::LaneKind;
 use pipo_plan::units::Nanos;
@@ -88,6 +89,16 @@ impl Bounded {
             prefill: at_least(prefill),
             step: median(steps),
         })
+    }
+
+    /// No time at all: every run is longer.
+    pub(crate) const NOTHING: Self =
+        Self(Times { request: Nanos::ZERO, prefill: Nanos::ZERO, step: Nanos::ZERO });
+
+    /// The request lasts at least `nanos`.
+    pub(crate) fn or_later(mut self, nanos: f64) -> Self {
+        self.0.request = self.0.request.max(at_least(nanos));
+        self
     }
 
     /// No run scores better.

@@ -71,6 +71,11 @@ impl Demand {
         self.0[kind.index()]
     }
 
+    /// Time asked of all lanes, one after the other.
+    pub(crate) fn lanes(&self) -> f64 {
+        self.0[..LANES].iter().sum()
+    }
+
     /// Spreads the demand on a kind of lane over several lanes: the busiest has at least the mean.
     pub(crate) fn spread(&mut self, kind: LaneKind, lanes: u32) {
         self.0[kind.index()] /= f64::from(lanes.max(1));
@@ -157,6 +162,20 @@ pub(crate) struct Series {
 impl Series {
     pub(crate) const NOTHING: Self =
         Self { first: Demand::NOTHING, rest: Demand::NOTHING, steps: Vec::new() };
+
+    /// Sums the passes; `steps` says whether each decode step is kept apart.
+    pub(crate) fn of(passes: &[Demand], steps: bool) -> Self {
+        let mut series = Self::NOTHING;
+        let Some((first, rest)) = passes.split_first() else { return series };
+        series.first = *first;
+        for step in rest {
+            series.rest.add(step, 1.0);
+        }
+        if steps {
+            series.steps = rest.to_vec();
+        }
+        series
+    }
 
     /// Sums what `demand` says of each pass; `steps` says whether each step is kept apart.
     pub(crate) fn over<E>(

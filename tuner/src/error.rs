@@ -1,5 +1,7 @@
 //! Why there is no plan.
 
+use std::fmt::Write;
+
 use pipo_plan::strategy::LowerError;
 use pipo_plan::units::Bytes;
 use pipo_simulator::{SimulationError, Unsupported};
@@ -61,11 +63,16 @@ fn does_not_fit(needs: &Tiers, budget: &Tiers) -> String {
         ("host", "--host-mem", needs.host, budget.host),
     ];
     for (name, flag, needed, allowed) in tiers {
-        text += &format!(
+        let _ = write!(
+            text,
             " The smallest needs {} of {name} memory, the budget is {}{}",
             needed.both(),
             allowed.both(),
-            if needed > allowed { format!(": raise {flag} to at least {}.", needed.exact()) } else { ".".into() }
+            if needed > allowed {
+                format!(": raise {flag} to at least {}.", needed.exact())
+            } else {
+                ".".into()
+            }
         );
     }
     text + " A smaller model, a shorter context, a smaller batch or fewer bits a weight need less."

@@ -7,7 +7,9 @@ use pipo_plan::schedule::{Builder, LaneKind, Pass, Phase, Schedule};
 use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::{PassEnd, Timeline};
 use pipo_plan::units::{Bytes, Nanos};
-use pipo_simulator::{CostModel, Costs, Options, PageCache, SimulationError, Summary, simulate_with};
+use pipo_simulator::{
+    CostModel, Costs, Options, PageCache, SimulationError, Summary, simulate_with,
+};
 
 /// What a plan does on a machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,10 +118,12 @@ impl Fitted {
             let busy = lanes.filter(|(lane, _)| lane.kind == kind).map(|(_, &busy)| busy);
             share(busy.max().unwrap_or(Nanos::ZERO))
         };
-        let steps = (summary.passes.len() as u64).saturating_sub(1);
+        let decodes = |pass: &&PassEnd| pass.phase == Phase::Decode;
+        let steps = summary.passes.iter().filter(decodes).count() as u64;
         let (link_first, disk_first) = self.prefill_bytes(costs)?;
         let link = summary.moved(LaneKind::H2d) + summary.moved(LaneKind::DiskToGpu);
-        let per_step = |all: Bytes, first: Bytes| Bytes((all - first).0.checked_div(steps).unwrap_or(0));
+        let per_step =
+            |all: Bytes, first: Bytes| Bytes((all - first).0.checked_div(steps).unwrap_or(0));
         let per_second = |tokens: u64, time: Nanos| ratio(tokens as f64, time.seconds());
         Ok(Evaluation {
             request: times.request,
@@ -141,21 +145,23 @@ impl Fitted {
     /// Bytes that the prefill moves to the GPU, and reads from disk; with a cold page cache each extent
     /// is missed when it is first read, so these are known without running.
     fn prefill_bytes(&self, costs: &dyn Costs) -> Result<(Bytes, Bytes), SimulationError> {
-        let layout = &self.schedule.layout;
+        let Schedule { layout, program } = &self.schedule;
         let mut builder = Builder::new(layout);
-        self.schedule.program.emit(0, &mut builder);
-        let pass = builder.finish(Pass::default());
-        let prices = builder.works.as_slice().iter().map(|work| costs.price(work));
-        let prices = prices.collect::<Result<Vec<_>, _>>()?;
+        let mut pass = Pass::default();
         let (mut link, mut disk) = (Bytes::ZERO, Bytes::ZERO);
-        for op in &pass.ops {
-            let price = &prices[op.work.0 as usize];
-            let lane = layout.queues.get(usize::from(op.queue.0));
-            let lane = lane.and_then(|lane| layout.lanes.get(usize::from(lane.0)));
-            if lane.is_some_and(|l| matches!(l.kind, LaneKind::H2d | LaneKind::DiskToGpu)) {
-                link += price.bytes;
+        let prefill = (0..program.passes()).take_while(|&p| program.phase(p) == Phase::Prefill);
+        for number in prefill {
+            program.emit(number, &mut builder);
+            pass = builder.finish(pass);
+            for op in &pass.ops {
+                let price = costs.price(&builder.works[op.work])?;
+                let lane = layout.queues.get(usize::from(op.queue.0));
+                let lane = lane.and_then(|lane| layout.lanes.get(usize::from(lane.0)));
+                if lane.is_some_and(|l| matches!(l.kind, LaneKind::H2d | LaneKind::DiskToGpu)) {
+                    link += price.bytes;
+                }
+                disk += price.disk_read;
             }
-            disk += price.disk_read;
         }
         Ok((link, disk))
     }

@@ -8,8 +8,8 @@ use pipo_plan::units::Bytes;
 /// Units that are to be placed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Units<'a> {
-    /// The units.
-    pub(crate) units: &'a [Unit],
+    /// In order of use.
+    pub(crate) all: &'a [Unit],
     /// Head and embedding are one matrix: kept at the same tier, it is kept once.
     pub(crate) tied: bool,
     /// Which stay first.
@@ -18,7 +18,7 @@ pub(crate) struct Units<'a> {
 
 impl Units<'_> {
     pub(crate) fn total(&self) -> Bytes {
-        self.units.iter().map(|u| u.bytes).sum()
+        self.all.iter().map(|u| u.bytes).sum()
     }
 
     fn held(&self, homes: &[Home], tier: fn(&Home) -> Bytes) -> Bytes {
@@ -31,7 +31,7 @@ impl Units<'_> {
 
     /// GPU bytes of resident weights and slots when at most `weights` stay.
     fn on_gpu(&self, weights: Bytes, slots: u32) -> Bytes {
-        let homes = assign(self.units, weights, Bytes::ZERO, self.order);
+        let homes = assign(self.all, weights, Bytes::ZERO, self.order);
         let slot = homes.iter().map(Home::streamed).max().unwrap_or(Bytes::ZERO);
         self.held(&homes, |h| h.gpu) + slot * u64::from(slots)
     }
@@ -47,45 +47,50 @@ impl Units<'_> {
         if self.on_gpu(total, slots) <= room {
             return Some(total);
         }
-        let mut sizes: Vec<Bytes> = self.units.iter().map(|u| u.bytes).collect();
+        let mut sizes: Vec<Bytes> = self.all.iter().map(|u| u.bytes).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        let fits = |weights: &Bytes| self.on_gpu(*weights, slots) <= room;
         let ring = |size: &Bytes| *size * u64::from(slots);
         let offers = sizes.iter().filter(|s| ring(s) <= room).map(|s| room - ring(s));
-        let weights = offers.filter(|weights| *weights < total).find(fits)?;
-        Some(offer_remainder(weights, room, total, |w| self.on_gpu(w, slots)))
+        let used = |weights: Bytes| self.on_gpu(weights, slots);
+        let fitting = offers.filter(|weights| *weights < total).map(|w| (w, used(w)));
+        let (weights, taken) = fitting.into_iter().find(|(_, taken)| *taken <= room)?;
+        Some(offer_remainder((weights, taken), room, total, used))
     }
 
     /// The most weights that may stay in `room` bytes of host memory with a ring of at most `ring` bytes
     /// beside them. `gpu` says what stays on the GPU; where `staged`, all weights pass through the ring.
     pub(crate) fn fill_host(&self, gpu: Bytes, room: Bytes, ring: Bytes, staged: bool) -> Bytes {
-        let homes = assign(self.units, gpu, Bytes::ZERO, self.order);
+        let homes = assign(self.all, gpu, Bytes::ZERO, self.order);
         let total: Bytes = homes.iter().map(Home::streamed).sum();
         if total <= if staged { room - ring } else { room } {
             return total;
         }
-        offer_remainder(room - ring, room, total, |weights| {
-            let homes = assign(self.units, gpu, weights, self.order);
+        let used = |weights: Bytes| {
+            let homes = assign(self.all, gpu, weights, self.order);
             self.held(&homes, |h| h.host) + ring
-        })
+        };
+        let first = room - ring;
+        offer_remainder((first, used(first)), room, total, used)
     }
 }
 
-/// Raises an offer by what it leaves unused as long as the result fits and takes more.
+/// Raises an offer, given with what it uses, by what it leaves unused, as long as the result fits and
+/// takes more.
 fn offer_remainder(
-    mut offer: Bytes,
+    (mut offer, mut taken): (Bytes, Bytes),
     room: Bytes,
     total: Bytes,
     used: impl Fn(Bytes) -> Bytes,
 ) -> Bytes {
     // Each round that helps adds a unit; what is left after a few is less than the smallest.
     for _ in 0..4 {
-        let more = (offer + (room - used(offer))).min(total);
-        if more <= offer || used(more) > room || used(more) == used(offer) {
+        let more = (offer + (room - taken)).min(total);
+        let by_more = used(more);
+        if more <= offer || by_more > room || by_more == taken {
             break;
         }
-        offer = more;
+        (offer, taken) = (more, by_more);
     }
     offer
 }

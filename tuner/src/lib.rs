@@ -7,9 +7,10 @@
 //! |---|---|
 //! | [`problem`](Request) | the request |
 //! | [`space`](Space) | which values each knob may take |
-//! | `shape`, `base`, `node` | levels of the search tree, each computing what those below it share |
+//! | `tree`, `shape`, `base`, `node` | levels of the search tree, each computing what those below it share |
 //! | `fill` | resident weights fill what the other knobs leave |
 //! | `demand`, `weights`, `bound` | a proved lower bound on the times of a candidate, from sums |
+//! | `pipeline` | another, from the order of loads and computations |
 //! | `search` | best-first search with pruning |
 //! | `baselines` | the defaults that a plan must never be worse than |
 //! | [`evaluate`] | one plan on one machine |
@@ -21,24 +22,34 @@ mod baselines;
 mod bound;
 mod demand;
 mod difference;
+mod emit;
 mod error;
 mod evaluate;
+mod explain;
 mod fill;
 mod node;
+mod pipeline;
 mod problem;
 mod progress;
+mod refill;
 mod score;
 mod search;
 mod shape;
 mod space;
+mod tree;
 mod tune;
 mod verdict;
 mod weights;
 
+pub use emit::{EmitError, Target, emit};
 pub use error::{Tiers, TuneError};
 pub use evaluate::{EvaluateError, Evaluation, evaluate};
+pub use explain::{Explanation, Share, WhatIf, explain};
 pub use problem::Request;
 pub use progress::Progress;
 pub use space::{HostChoice, Space};
 pub use tune::{Baseline, Candidate, Tuning, tune};
 pub use verdict::{Ceiling, Verdict};
+
+#[cfg(test)]
+mod exactness;

@@ -15,7 +15,7 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, LaneKind};
 use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
-use pipo_plan::strategy::{Order, Strategy};
+use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
@@ -23,11 +23,12 @@ use crate::base::{Base, Needs};
 use crate::bound::{Bounded, Moving};
 use crate::demand::Demand;
 use crate::fill::Units;
+use crate::pipeline::{Stage, earliest_end};
 use crate::problem::Problem;
 use crate::score::Score;
 use crate::shape::{Cut, Shape};
 use crate::space::HostChoice;
-use crate::weights::{Moved, Transfer};
+use crate::weights::{Moved, Transfer, link_time, loads};
 
 /// A group of candidates.
 #[derive(Debug, Clone)]
@@ -70,7 +71,7 @@ pub(crate) struct Stand<'a> {
 
 impl<'a> Stand<'a> {
     /// The nodes of a base, and how many settings had no room for their slots.
-    pub(crate) fn nodes(&self) -> Result<(Vec<Node>, u64), Unsupported> {
+    pub(crate) fn nodes(&self) -> (Vec<Node>, u64) {
         let space = &self.problem.request.space;
         let (mut nodes, mut too_large) = (Vec::new(), 0);
         for &gpu_slots in &space.gpu_slots {
@@ -85,18 +86,18 @@ impl<'a> Stand<'a> {
                     continue; // the order decides nothing
                 }
                 for &host in &space.host {
-                    let (node, excluded) = self.node(gpu_slots, order, host, gpu, &placed)?;
+                    let (node, excluded) = self.node(gpu_slots, order, host, gpu, &placed);
                     too_large += excluded;
                     let resident = node.streamed == Bytes::ZERO;
                     nodes.extend((node.leaves > 0).then_some(node));
                     if resident {
-                        return Ok((nodes, too_large)); // no other knob decides anything
+                        return (nodes, too_large); // no other knob decides anything
                     }
                 }
                 others.push(placed);
             }
         }
-        Ok((nodes, too_large))
+        (nodes, too_large)
     }
 
     fn all_fits_host(&self, placed: &[Placed]) -> bool {
@@ -106,7 +107,7 @@ impl<'a> Stand<'a> {
     fn units(&self, order: Order) -> Units<'a> {
         let embedding = self.base.knobs.embedding;
         let tied = self.cut.frame.plan.model.tied_embeddings && embedding == Embedding::Unit;
-        Units { units: self.cut.placed_units(embedding), tied, order }
+        Units { all: self.cut.placed_units(embedding), tied, order }
     }
 
     /// Places weights; `host` is what of them may stay in host memory.
@@ -131,7 +132,7 @@ impl<'a> Stand<'a> {
         host: HostChoice,
         gpu_weights: Bytes,
         placed: &[Placed],
-    ) -> Result<(Node, u64), Unsupported> {
+    ) -> (Node, u64) {
         let micros = self.shape.batch.count as f64;
         let mut computed = (0.0, 0.0);
         for (index, _) in placed.iter().enumerate().filter(|(_, p)| p.streamed() > Bytes::ZERO) {
@@ -157,7 +158,7 @@ impl<'a> Stand<'a> {
         let (transfers, excluded) = self.transfers(&node);
         node.leaves = transfers.len();
         node.bound = self.optimistic(&node, placed).score(self);
-        Ok((node, excluded))
+        (node, excluded)
     }
 
     /// What all leaves of a node have in common: every byte crosses the link at no more than its best
@@ -186,11 +187,33 @@ impl<'a> Stand<'a> {
             moving.rest.add(&reading(from_disk), steps);
             moving.least.add(&reading(from_disk), 1.0);
             // Units in GPU slots and blocks in host slots; those blocks take host memory.
-            let ahead = node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
+            let ahead =
+                node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
             moving.ahead.add(&reading(ahead.as_f64()), 1.0);
         }
         // Threads share the disk: however many there are, together they are no faster than its best.
         Bounded::new(self.base, &moving, node.computed, node.gpu_slots, 1, self.cache_threads())
+    }
+
+    /// A second bound on a node, dearer than its own: looked at before its leaves are.
+    pub(crate) fn second_bound(&self, node: &Node) -> Score {
+        let placed = self.place(node.gpu_weights, Bytes::ZERO, node.order);
+        let link = 1.0 / self.problem.request.machine.link.h2d.best().per_nano();
+        let end = self.pipeline(node, &placed, &mut |bytes| bytes.as_f64() * link);
+        Bounded::NOTHING.or_later(end).score(self).max(node.bound)
+    }
+
+    /// When the last token comes at least, if only loads and computations take time.
+    fn pipeline(&self, node: &Node, placed: &[Placed], time: &mut dyn FnMut(Bytes) -> f64) -> f64 {
+        let stage = |(index, unit): (usize, &Placed)| {
+            let chain = self.base.chain_of.get(index).copied().flatten()?;
+            let routed = unit.segments.len() > 1;
+            let picked = self.shape.picked.get(index).filter(|_| routed);
+            Some(Stage { chain, load: loads(unit, picked, time) })
+        };
+        let stages: Vec<Stage> = placed.iter().enumerate().filter_map(stage).collect();
+        let passes = self.cut.frame.passes();
+        earliest_end(&stages, &self.base.chains, passes, node.gpu_slots)
     }
 
     /// The most threads that read; a cache on disk is read by as many.
@@ -235,7 +258,7 @@ impl<'a> Stand<'a> {
             io: io(space.reads.first().copied().unwrap_or_default()),
             staged: staged && node.streamed > Bytes::ZERO,
         };
-        let writes_cache = self.base.writes.least() > 0.0;
+        let writes_cache = self.base.knobs.kv == KvTier::Disk;
         if node.streamed == Bytes::ZERO && !writes_cache {
             return (vec![plain], 0);
         }
@@ -250,7 +273,9 @@ impl<'a> Stand<'a> {
                 let fits = node.streamed <= if staged { room - ring } else { room };
                 let on_disk = node.host == HostChoice::Disk || !fits;
                 let passes = staged || (on_disk && node.streamed > Bytes::ZERO);
-                if (passes && ring > room) || (on_disk && self.problem.request.machine.disk.is_none()) {
+                if (passes && ring > room)
+                    || (on_disk && self.problem.request.machine.disk.is_none())
+                {
                     too_large += 1;
                     continue;
                 }
@@ -276,7 +301,7 @@ impl<'a> Stand<'a> {
         let space = &self.problem.request.space;
         let mut all = Vec::new();
         // A cache on disk is moved whole, so every size of request differs there.
-        let most = if self.base.writes.least() > 0.0 { Bytes(u64::MAX) } else { one.block };
+        let most = if self.base.knobs.kv == KvTier::Disk { Bytes(u64::MAX) } else { one.block };
         for read_block in effective(&space.read_block, most) {
             for &disk_threads in &space.disk_threads {
                 for &reads in &space.reads {
@@ -317,8 +342,31 @@ impl<'a> Stand<'a> {
         let moving =
             Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
         let threads = transfer.disk_threads;
+        let pricer = self.problem.pricer;
+        let mut known: Vec<(Bytes, f64)> = Vec::new();
+        let mut failed = None;
+        let mut time = |bytes: Bytes| {
+            if let Some((_, time)) = known.iter().find(|(other, _)| *other == bytes) {
+                return *time;
+            }
+            match link_time(bytes, transfer.block, pricer) {
+                Ok(time) => {
+                    known.push((bytes, time));
+                    time
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    0.0
+                }
+            }
+        };
+        let end = self.pipeline(node, &placed, &mut time);
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let bounded =
-            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads);
+            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
+                .or_later(end);
         Ok(Leaf { transfer, host_weights: self.with_table(host), bound: bounded.score(self) })
     }
 

@@ -36,11 +36,6 @@ impl Score {
         };
         Self { excess, time, tokens: tokens.max(1) }
     }
-
-    /// Whether the goal, if there is one, is met.
-    pub(crate) fn meets_goal(&self) -> bool {
-        self.excess == Nanos::ZERO
-    }
 }
 
 impl Ord for Score {

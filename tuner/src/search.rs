@@ -132,7 +132,13 @@ pub(crate) fn search(
             let (now, later) = closed.split_at(NODES.min(closed.len()));
             let opened: Vec<Vec<Leaf>> = now
                 .par_iter()
-                .map(|node| stands[node.base].leaves(node))
+                .map(|node| {
+                    let stand = &stands[node.base];
+                    if !exhaustive && best.excludes(&stand.second_bound(node)) {
+                        return Ok(Vec::new());
+                    }
+                    stand.leaves(node)
+                })
                 .collect::<Result<_, _>>()
                 .map_err(TuneError::Unsupported)?;
             for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {

@@ -3,11 +3,11 @@
 
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::schedule::{HostMemory, LaneKind, Work};
+use pipo_plan::strategy::Granularity;
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};
 use pipo_plan::strategy::shapes::Piece;
 use pipo_plan::strategy::units::Unit;
-use pipo_plan::strategy::Granularity;
 use pipo_simulator::Unsupported;
 
 use crate::demand::{Demand, Pricer, Series};
@@ -73,6 +73,9 @@ pub(crate) struct Arithmetic {
     pub(crate) whole: Series,
     /// With decode attention on the CPU, transfers included; for units that attend, if it may be asked for.
     pub(crate) split: Option<Series>,
+    /// Nanoseconds from the beginning of its first computation to the end of its last, at least, in each
+    /// pass: for all micro-batches, on the GPU alone and with attention on the CPU.
+    pub(crate) chains: [Vec<f64>; 2],
 }
 
 /// How many experts of a unit are loaded if only those that are picked are.
@@ -105,9 +108,11 @@ impl Shape {
             Arithmetic::new(&frame, unit, pricer, split, steps).map(Some)
         };
         let units = (0..frame.units.len()).map(arithmetic).collect::<Result<_, _>>()?;
-        let picked = frame.plan.model.experts.map(|_| {
-            frame.units.iter().map(|unit| Picked::new(&frame, unit)).collect()
-        });
+        let picked = frame
+            .plan
+            .model
+            .experts
+            .map(|_| frame.units.iter().map(|unit| Picked::new(&frame, unit)).collect());
         Ok(Self { batch, cut: index, units, picked: picked.unwrap_or_default() })
     }
 
@@ -126,34 +131,61 @@ impl Arithmetic {
         steps: bool,
     ) -> Result<Self, Unsupported> {
         let unit = &frame.units[unit];
-        let on_gpu = |pass: u32, piece: Piece| {
-            let mut sum = Demand::NOTHING;
-            for chunk in 0..frame.chunks(pass) {
-                let work = Work::Gpu(frame.compute(unit, pass, chunk, piece));
-                sum.add(&pricer.demand(LaneKind::Gpu, &work)?, 1.0);
-            }
-            Ok(sum)
-        };
-        let whole = Series::over(frame.passes(), steps, |pass| on_gpu(pass, Piece::Whole))?;
+        let pieces = Pieces { frame, unit, pricer };
+        let passes = frame.passes();
+        let whole = (0..passes).map(|pass| pieces.on_gpu(pass, Piece::Whole));
+        let whole = whole.collect::<Result<Vec<_>, _>>()?;
+        let micros = frame.plan.batch.count as f64;
+        // One micro-batch after the other.
+        let serial = |demand: &Demand| demand.lane(LaneKind::Gpu) * micros;
+        let alone = whole.iter().map(serial).collect();
+        let series = Series::of(&whole, steps);
         if !(split && unit.attends) {
-            return Ok(Self { whole, split: None });
+            return Ok(Self { whole: series, split: None, chains: [alone, Vec::new()] });
         }
-        let apart = |pass: u32| {
-            if pass == 0 {
-                return Ok(whole.first);
-            }
-            let memory = HostMemory::Pinned;
-            let down = Work::D2h { bytes: frame.query(pass) + frame.new_cache(pass), memory };
-            let up = Work::H2d { bytes: frame.query(pass), memory };
-            let attention = Work::Cpu(frame.compute(unit, pass, 0, Piece::AttentionOnly));
-            Ok(on_gpu(pass, Piece::BeforeAttention)?
-                .plus(&on_gpu(pass, Piece::AfterAttention)?)
-                .plus(&pricer.demand(LaneKind::D2h, &down)?)
-                .plus(&pricer.demand(LaneKind::H2d, &up)?)
-                .plus(&pricer.demand(LaneKind::Cpu, &attention)?))
-        };
-        let split = Series::over(frame.passes(), steps, apart)?;
-        Ok(Self { whole, split: Some(split) })
+        let mut apart = whole[..1].to_vec();
+        for pass in 1..passes {
+            apart.push(pieces.split(pass)?);
+        }
+        // A micro-batch goes down, is attended to, and comes back; others may compute meanwhile.
+        let round = |demand: &Demand| demand.lanes().max(serial(demand));
+        let first = whole.iter().take(1).map(serial);
+        let with_cpu = first.chain(apart.iter().skip(1).map(round)).collect();
+        let split = Some(Series::of(&apart, steps));
+        Ok(Self { whole: series, split, chains: [alone, with_cpu] })
+    }
+}
+
+/// Prices the pieces of a unit.
+struct Pieces<'a> {
+    frame: &'a Frame,
+    unit: &'a Unit,
+    pricer: Pricer<'a>,
+}
+
+impl Pieces<'_> {
+    fn on_gpu(&self, pass: u32, piece: Piece) -> Result<Demand, Unsupported> {
+        let mut sum = Demand::NOTHING;
+        for chunk in 0..self.frame.chunks(pass) {
+            let work = Work::Gpu(self.frame.compute(self.unit, pass, chunk, piece));
+            sum.add(&self.pricer.demand(LaneKind::Gpu, &work)?, 1.0);
+        }
+        Ok(sum)
+    }
+
+    /// One micro-batch of a decode step with attention on the CPU.
+    fn split(&self, pass: u32) -> Result<Demand, Unsupported> {
+        let memory = HostMemory::Pinned;
+        let query = self.frame.query(pass);
+        let down = Work::D2h { bytes: query + self.frame.new_cache(pass), memory };
+        let up = Work::H2d { bytes: query, memory };
+        let attention = Work::Cpu(self.frame.compute(self.unit, pass, 0, Piece::AttentionOnly));
+        let gpu = self.on_gpu(pass, Piece::BeforeAttention)?;
+        Ok(gpu
+            .plus(&self.on_gpu(pass, Piece::AfterAttention)?)
+            .plus(&self.pricer.demand(LaneKind::D2h, &down)?)
+            .plus(&self.pricer.demand(LaneKind::H2d, &up)?)
+            .plus(&self.pricer.demand(LaneKind::Cpu, &attention)?))
     }
 }
 

@@ -93,7 +93,7 @@ impl Default for Space {
             read_block: [8, 1].map(|m| Bytes(m * MIB)).to_vec(),
             disk_threads: vec![1, 2, 4],
             reads: vec![FileReads::Direct, FileReads::Buffered],
-            order: vec![Order::Spread, Order::First],
+            order: vec![Order::Spread, Order::Head, Order::First],
             host: vec![HostChoice::Pinned, HostChoice::Pageable, HostChoice::Disk],
             embedding: vec![Embedding::Host],
             kv: vec![KvTier::Gpu, KvTier::Host, KvTier::Disk],

@@ -2,19 +2,17 @@
 
 use pipo_plan::plan::{Plan, Prediction, RunnerUp};
 use pipo_plan::strategy::Strategy;
-use pipo_simulator::{CostModel, Unsupported};
+use pipo_simulator::CostModel;
 use rayon::prelude::*;
 
-use crate::base::{self, Base, Needs, Refusal, Tried};
 use crate::baselines;
 use crate::difference::difference;
-use crate::error::{Tiers, TuneError};
+use crate::error::TuneError;
 use crate::evaluate::{Evaluation, Fitted};
-use crate::node::{Node, Stand};
 use crate::problem::{Problem, Request};
 use crate::progress::Progress;
 use crate::search::{Best, Counts, Found, search};
-use crate::shape::{Cut, Shape};
+use crate::tree::Tree;
 use crate::verdict::{Ceiling, Verdict, binding, ceiling, verdict};
 
 /// A plan with what it does.
@@ -63,10 +61,7 @@ pub struct Tuning {
 }
 
 /// Searches for the best plan.
-pub fn tune(
-    request: &Request,
-    progress: &(dyn Fn(Progress) + Sync),
-) -> Result<Tuning, TuneError> {
+pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<Tuning, TuneError> {
     check(request)?;
     let costs = CostModel::new(&request.machine);
     let problem = Problem::new(request, &costs);
@@ -82,9 +77,10 @@ pub fn tune(
     counts.simulated += tried;
     counts.by_memory += rivals.iter().map(|r| r.too_large).sum::<u64>();
 
-    let refused = match request.wants("pipo") {
-        true => search_pipo(&problem, &mut best, &mut counts, progress)?,
-        false => None,
+    let refused = if request.wants("pipo") {
+        search_pipo(&problem, &mut best, &mut counts, progress)?
+    } else {
+        None
     };
     if best.first().is_none() {
         let why = rivals.into_iter().find_map(|rival| rival.why);
@@ -112,86 +108,15 @@ fn search_pipo(
     counts: &mut Counts,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Option<TuneError>, TuneError> {
-    let cuts = cuts(problem);
-    let shapes = shapes(problem, &cuts).map_err(TuneError::Unsupported)?;
-    let tried: Vec<Tried> = shapes
-        .par_iter()
-        .enumerate()
-        .flat_map_iter(|(index, shape)| base::bases(problem, &cuts[shape.cut], shape, index))
-        .collect();
-    let mut bases: Vec<Base> = Vec::new();
-    let mut refused = None;
-    let mut nearest: Option<Needs> = None;
-    for one in tried {
-        match one {
-            Tried::Base(base) => bases.push(*base),
-            Tried::TooLarge(needs) => {
-                counts.by_memory += 1;
-                nearest = Some(nearest.map_or(needs, |other| nearer(problem, other, needs)));
-            }
-            Tried::Impossible(Refusal::Lower(error)) => {
-                refused = refused.or(Some(TuneError::Request(error)));
-            }
-            Tried::Impossible(Refusal::Unsupported(error)) => {
-                refused = refused.or(Some(TuneError::Unsupported(error)));
-            }
-        }
-    }
-    let stand = |(index, base): (usize, &'_ Base)| (index, base.shape);
-    let stands: Vec<Stand> = bases
-        .iter()
-        .enumerate()
-        .map(|at| {
-            let (index, shape) = stand(at);
-            let shape = &shapes[shape];
-            Stand { problem, cut: &cuts[shape.cut], shape, base: at.1, index }
-        })
-        .collect();
-    let opened: Vec<(Vec<Node>, u64)> = stands
-        .par_iter()
-        .map(Stand::nodes)
-        .collect::<Result<_, Unsupported>>()
-        .map_err(TuneError::Unsupported)?;
-    counts.by_memory += opened.iter().map(|(_, too_large)| too_large).sum::<u64>();
-    let nodes: Vec<Node> = opened.into_iter().flat_map(|(nodes, _)| nodes).collect();
+    let tree = Tree::new(problem)?;
+    let stands = tree.stands(problem);
+    let (nodes, too_large) = tree.nodes(&stands);
+    counts.by_memory += too_large;
     if nodes.is_empty() {
-        let smallest = stands.iter().map(Stand::smallest);
-        let nearest = smallest.chain(nearest).reduce(|a, b| nearer(problem, a, b));
-        let budget = &problem.request.budget;
-        let budget = Tiers { gpu: budget.gpu, host: budget.host };
-        let too_large = nearest.map(|needs| TuneError::NothingFits {
-            needs: Tiers { gpu: needs.gpu, host: needs.host },
-            budget,
-        });
-        return Ok(too_large.or(refused));
+        return Ok(tree.why_empty(problem, &stands));
     }
     search(problem, &stands, nodes, best, counts, progress)?;
     Ok(None)
-}
-
-/// Of two needs, the one that exceeds the budgets by less; the first of equals.
-fn nearer(problem: &Problem, one: Needs, other: Needs) -> Needs {
-    let budget = &problem.request.budget;
-    let excess = |n: &Needs| (n.gpu - budget.gpu) + (n.host - budget.host);
-    if excess(&other) < excess(&one) { other } else { one }
-}
-
-fn cuts(problem: &Problem) -> Vec<Cut> {
-    let batch = pipo_plan::plan::Batching::single(1);
-    let plan = problem.plan(batch, Strategy::Pipo(pipo_plan::strategy::pipo::Pipo::default()));
-    let granularities = problem.request.space.granularity.par_iter();
-    granularities.map(|&granularity| Cut::new(&plan, granularity)).collect()
-}
-
-fn shapes(problem: &Problem, cuts: &[Cut]) -> Result<Vec<Shape>, Unsupported> {
-    let space = &problem.request.space;
-    let split = space.attention.contains(&pipo_plan::strategy::Processor::Cpu);
-    let batchings = space.batchings(&problem.request.workload);
-    let of_cut = |cut: usize| batchings.iter().map(move |&batch| (cut, batch));
-    let all: Vec<_> = (0..cuts.len()).flat_map(of_cut).collect();
-    all.into_par_iter()
-        .map(|(cut, batch)| Shape::new(&cuts[cut], cut, problem, batch, split))
-        .collect()
 }
 
 /// Fills in what a reader wants to know about the best.
@@ -202,11 +127,10 @@ fn conclude(
     counts: Counts,
 ) -> Result<Tuning, TuneError> {
     let found = best.into_vec();
-    let evaluated: Vec<(Plan, Evaluation)> = found
-        .into_par_iter()
-        .map(|found| evaluate(problem, found))
-        .collect::<Result<_, _>>()?;
-    let baselines = rivals.par_iter().map(|rival| baseline(problem, rival)).collect::<Result<_, _>>()?;
+    let evaluated: Vec<(Plan, Evaluation)> =
+        found.into_par_iter().map(|found| evaluate(problem, found)).collect::<Result<_, _>>()?;
+    let baselines =
+        rivals.par_iter().map(|rival| baseline(problem, rival)).collect::<Result<_, _>>()?;
     let mut evaluated = evaluated.into_iter();
     let Some((mut plan, evaluation)) = evaluated.next() else {
         return Err(TuneError::NoStrategy("nothing was found".into()));

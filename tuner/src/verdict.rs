@@ -62,14 +62,16 @@ fn longest(needs: impl Iterator<Item = Binding>) -> Binding {
 fn needs(fitted: &Fitted, costs: &dyn Costs) -> Result<Vec<(String, Nanos)>, SimulationError> {
     let bound = lower_bound(&fitted.schedule, costs, &fitted.options(false))?;
     let layout = &fitted.schedule.layout;
-    let lanes = layout.lanes.iter().zip(&bound.lanes).map(|(lane, &time)| (name(layout, lane), time));
+    let lanes =
+        layout.lanes.iter().zip(&bound.lanes).map(|(lane, &time)| (name(layout, *lane), time));
     let resources = Resource::ALL.into_iter().zip(bound.resources);
-    let resources = resources.map(|(resource, time)| (format!("{} bandwidth", resource.name()), time));
+    let resources =
+        resources.map(|(resource, time)| (format!("{} bandwidth", resource.name()), time));
     Ok(lanes.chain(resources).collect())
 }
 
 /// How a lane is called in a sentence.
-fn name(layout: &Layout, lane: &Lane) -> String {
+fn name(layout: &Layout, lane: Lane) -> String {
     let plain = match lane.kind {
         LaneKind::DiskRead => "the disk, reading",
         LaneKind::DiskWrite => "the disk, writing",

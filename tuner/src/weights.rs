@@ -26,6 +26,23 @@ pub(crate) struct Transfer {
 /// Bytes of one segment that wait in host memory and on disk.
 type Waiting = (Bytes, Bytes);
 
+/// Link time of one unit's loads in the prefill, and at least in any later pass.
+pub(crate) fn loads(
+    unit: &Placed,
+    picked: Option<&Picked>,
+    time: &mut dyn FnMut(Bytes) -> f64,
+) -> (f64, f64) {
+    let mut segment = |index: usize| {
+        let home = unit.segments.get(index).copied().unwrap_or_default();
+        let (host, disk) = (time(home.host), time(home.disk));
+        host + disk
+    };
+    let (dense, expert) = (segment(0), segment(1));
+    let experts = unit.segments.len().saturating_sub(1) as f64;
+    let (first, least) = picked.map_or((experts, experts), |p| (p.first, p.least));
+    (dense + expert * first, dense + expert * least)
+}
+
 /// Units that are alike in what must be moved: the part that is always needed, one expert, how many
 /// experts there are.
 type Kind = (Waiting, Waiting, usize);
@@ -225,6 +242,16 @@ impl Blocks<'_> {
             }
         }
     }
+}
+
+/// Nanoseconds that the link takes for a segment cut into blocks.
+pub(crate) fn link_time(bytes: Bytes, block: Bytes, pricer: Pricer) -> Result<f64, Unsupported> {
+    let mut sum = 0.0;
+    for (bytes, times) in sizes(bytes, block) {
+        let work = Work::H2d { bytes, memory: HostMemory::Pinned };
+        sum += pricer.demand(LaneKind::H2d, &work)?.lane(LaneKind::H2d) * times;
+    }
+    Ok(sum)
 }
 
 /// The sizes of the blocks of a segment, with how many there are of each: whole ones and the last.

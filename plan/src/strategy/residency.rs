@@ -16,6 +16,9 @@ pub enum Order {
     Spread,
     /// From the first unit on.
     First,
+    /// The head first, then evenly. A GPU slot is as large as the largest streamed unit, and with a large
+    /// vocabulary that is the head: keeping it makes every slot smaller.
+    Head,
 }
 
 /// Where the bytes of one unit live. A unit's stored run is cut in this order: GPU, host, disk.
@@ -102,10 +105,21 @@ fn choose(sizes: &[Bytes], budget: Bytes, order: Order) -> Vec<bool> {
     let total: u128 = sizes.iter().map(|s| u128::from(s.0)).sum();
     let mut chosen = vec![false; sizes.len()];
     let mut used = Bytes::ZERO;
-    if order == Order::Spread && total > 0 {
-        let share = u128::from(budget.0).min(total);
+    if let (Order::Head, Some(&head)) = (order, sizes.last())
+        && head <= budget
+        && head.0 > 0
+    {
+        used = head;
+        chosen[sizes.len() - 1] = true;
+    }
+    if order != Order::First && total > 0 {
+        let total = total - u128::from(used.0);
+        let share = u128::from((budget - used).0).min(total);
         let mut credit: u128 = 0;
         for (i, size) in sizes.iter().enumerate() {
+            if chosen[i] {
+                continue;
+            }
             // Credit is kept in units of byte * total, so that no fraction is lost.
             credit += u128::from(size.0) * share;
             let price = u128::from(size.0) * total;
@@ -146,8 +160,15 @@ mod tests {
     }
 
     #[test]
+    fn the_head_stays_first_where_that_is_asked_for() {
+        let sizes = bytes(&[10, 10, 10, 10, 25]);
+        assert_eq!(choose(&sizes, Bytes(45), Order::Head), [false, true, false, true, true]);
+        assert_eq!(choose(&sizes, Bytes(20), Order::Head), [true, false, false, true, false]);
+    }
+
+    #[test]
     fn a_budget_for_everything_takes_everything() {
-        for order in [Order::Spread, Order::First] {
+        for order in [Order::Spread, Order::First, Order::Head] {
             assert!(choose(&bytes(&[7, 11, 13]), Bytes(31), order).iter().all(|&c| c));
         }
     }

@@ -1,6 +1,7 @@
 //! A plan to lower, and its operations to look at.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
@@ -33,6 +34,11 @@ pub(crate) fn plan(model: &str, micro: u64, count: u64, strategy: Strategy) -> P
     }
 }
 
+/// Operations of one kind in a pass.
+pub(crate) fn count(pass: &Pass, kind: OpKind) -> usize {
+    pass.ops.iter().filter(|op| op.kind == kind).count()
+}
+
 /// Every operation of a plan.
 pub(crate) struct Emitted {
     pub(crate) layout: Layout,
@@ -50,10 +56,6 @@ impl Emitted {
             passes.push(out.finish(Pass::default()));
         }
         Self { layout: schedule.layout, passes, table: out.works }
-    }
-
-    pub(crate) fn count(&self, pass: &Pass, kind: OpKind) -> usize {
-        pass.ops.iter().filter(|op| op.kind == kind).count()
     }
 
     /// The works of one kind of operation in a pass.

@@ -48,41 +48,33 @@ impl<'a> Calls<'a> {
         }
     }
 
-    /// Loads the weights of a unit: first what is in host memory, then what passes through relays.
+    /// Loads the weights of a unit, tensor by tensor. The barrier before has freed the buffer, so it
+    /// does not matter that copies of both queues write to it and only the first to be issued takes it.
     pub(super) fn load_weights(&mut self, step: Step) {
         let run = self.run;
-        let (disk, host): (Vec<Stored>, Vec<Stored>) =
-            run.loaded(step.unit).partition(|t| t.tier == Tier::Disk);
-        if disk.is_empty() && host.is_empty() {
-            return;
-        }
-        let slot = self.out.take(run.rings.weights);
-        debug_assert_eq!(Some(slot), run.weight_slot(step), "slots come round robin");
+        let Some(slot) = run.weight_slot(step) else { return };
+        let taken = self.out.take(run.rings.weights);
+        debug_assert_eq!(taken, slot, "slots come round robin");
         let mut takes = Some(slot);
-        let mut first = None;
         let mut number = 0;
-        for tensor in host {
+        for &Stored { tier, bytes, extent } in run.loaded(step.unit) {
             let memory =
-                if tensor.tier == Tier::Pinned { HostMemory::Pinned } else { HostMemory::Pageable };
-            let work = Work::H2d { bytes: tensor.bytes, memory };
-            let op = self.start(run.queues.weights, OpKind::LoadWeights, work, step);
-            let id = op.block(number).takes(takes.take()).emit();
+                if tier == Tier::Pageable { HostMemory::Pageable } else { HostMemory::Pinned };
+            let work = Work::H2d { bytes, memory };
+            let id = if tier == Tier::Disk {
+                let relay = self.out.take(run.rings.relays);
+                let thread = run.queues.read[usize::from(relay.index)];
+                let io = DiskIo::PageFault;
+                let read = Work::DiskRead { bytes, request: REQUEST, io };
+                let read = self.start(thread, OpKind::ReadWeights, read, step);
+                let read = read.block(number).extent(extent).takes(relay).emit();
+                let copy = self.by_thread(run.queues.relayed, OpKind::LoadWeights, work, step);
+                copy.block(number).after(read).takes(takes.take()).frees(relay).emit()
+            } else {
+                let copy = self.start(run.queues.weights, OpKind::LoadWeights, work, step);
+                copy.block(number).takes(takes.take()).emit()
+            };
             self.done(id, memory);
-            first = first.or(Some(id));
-            number = number.saturating_add(1);
-        }
-        for tensor in disk {
-            let relay = self.out.take(run.rings.relays);
-            let work =
-                Work::DiskRead { bytes: tensor.bytes, request: REQUEST, io: DiskIo::PageFault };
-            let thread = run.queues.read[usize::from(relay.index)];
-            let read = self.start(thread, OpKind::ReadWeights, work, step);
-            let read = read.block(number).extent(tensor.extent).takes(relay).emit();
-            let work = Work::H2d { bytes: tensor.bytes, memory: HostMemory::Pinned };
-            let copy = self.start(run.queues.relayed, OpKind::LoadWeights, work, step);
-            let copy = copy.block(number).after(read).after(first).takes(takes.take());
-            let id = copy.frees(relay).emit();
-            self.done(id, HostMemory::Pinned);
             number = number.saturating_add(1);
         }
         self.end();
@@ -120,7 +112,7 @@ impl<'a> Calls<'a> {
             let relay = self.out.take(run.rings.relays);
             let read = self.read_cache(bytes, relay, step).emit();
             let work = Work::H2d { bytes, memory: HostMemory::Pinned };
-            let copy = self.start(run.queues.cache_load, OpKind::LoadCache, work, step);
+            let copy = self.by_thread(run.queues.cache_load, OpKind::LoadCache, work, step);
             let id = copy.after(read).takes(takes.take()).frees(relay).emit();
             self.done(id, HostMemory::Pinned);
         }
@@ -157,7 +149,7 @@ impl<'a> Calls<'a> {
             let saved = save.takes(relay).frees(jobs.peek().is_none().then_some(slot)).emit();
             let thread = run.queues.write[usize::from(relay.index)];
             let work = Work::DiskWrite { bytes, request: REQUEST };
-            let write = self.start(thread, OpKind::WriteCache, work, step);
+            let write = self.by_thread(thread, OpKind::WriteCache, work, step);
             let id = write.after(saved).frees(relay).emit();
             self.done(id, memory);
         }
@@ -292,10 +284,16 @@ impl<'a> Calls<'a> {
         self.run.cache.outside() > 0 && self.run.frame.units[usize::from(step.unit)].attends
     }
 
+    /// Starts an operation that the issuing thread issues itself.
     fn start(&mut self, queue: QueueId, kind: OpKind, work: Work, step: Step) -> NewOp<'_> {
+        let blocked = self.blocked;
+        self.by_thread(queue, kind, work, step).after(blocked)
+    }
+
+    /// Starts an operation that a copy thread goes on with, whatever holds up the issuing thread.
+    fn by_thread(&mut self, queue: QueueId, kind: OpKind, work: Work, step: Step) -> NewOp<'_> {
         let work = self.out.work(work);
-        let op = self.out.op(queue, kind, work).unit(step.unit, step.micro);
-        op.after_all(&self.before).after(self.blocked)
+        self.out.op(queue, kind, work).unit(step.unit, step.micro).after_all(&self.before)
     }
 
     /// Notes an emitted copy; one that meets unpinned memory holds up the issuing thread.

@@ -112,13 +112,11 @@ impl Zigzag {
         let weight_slots = if streamed > 0 { double } else { 1 };
 
         let outside = cache.outside();
-        let context = frame.plan.workload.context();
         // A cache that is partly elsewhere is gathered on the GPU as a whole.
         let gathered = outside > 0 && !knobs.cpu_attention;
         let gathered = if gathered { frame.cache_room() } else { Bytes::ZERO };
         let new_rows = split::bytes(&frame, outside, frame.plan.workload.prompt);
         let hidden = if knobs.hidden == Processor::Cpu { frame.hidden(0) } else { Bytes::ZERO };
-        debug_assert!(split::bytes(&frame, outside, context) <= frame.cache_room());
         let rings = Rings {
             weights: layout.ring("weight buffers", Tier::Gpu, weight_slots, largest),
             cache: layout.ring("cache buffers", Tier::Gpu, double, gathered),
