@@ -2,6 +2,8 @@
 //!
 //! One file for each subcommand under `commands/`; none of them computes anything of its own.
 
+#![allow(unreachable_pub, reason = "a binary has no outside: `pub` is for its other modules")]
+
 mod cli;
 mod commands;
 mod input;

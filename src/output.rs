@@ -20,11 +20,6 @@ impl Printer {
         Self { json }
     }
 
-    /// Whether a program reads.
-    pub fn json(&self) -> bool {
-        self.json
-    }
-
     /// Prints a line for people; nothing where a program reads.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json {

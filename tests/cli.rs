@@ -44,8 +44,18 @@ fn tuning_leaves_a_plan_a_picture_and_a_trace_that_the_other_commands_read() {
     let folder = TempDir::new().unwrap();
     let text = good(folder.path(), SMALL);
     for expected in [
-        "model ", "machine ", "verdict ", "candidates", "Memory", "tokens/s", "nvml", "kernel",
-        "ceiling", "What if", "runner-up", "baseline flexgen",
+        "model ",
+        "machine ",
+        "verdict ",
+        "candidates",
+        "Memory",
+        "tokens/s",
+        "nvml",
+        "kernel",
+        "ceiling",
+        "What if",
+        "runner-up",
+        "baseline flexgen",
     ] {
         assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
     }
@@ -143,7 +153,10 @@ fn bad_input_is_refused_where_it_stands() {
     assert!(edit("version = 1", "version = 2").contains("edited.toml:1:11"));
     assert!(edit("[workload]\n", "[workload]\nspeed = 1\n").contains("unknown field `speed`"));
     let too_small = edit("gpu = \"1GB\"", "gpu = \"100MB\"");
-    assert!(too_small.contains("the budget is 100 MB") && too_small.contains("edited.toml:"), "{too_small}");
+    assert!(
+        too_small.contains("the budget is 100 MB") && too_small.contains("edited.toml:"),
+        "{too_small}"
+    );
 }
 
 #[test]
@@ -151,10 +164,17 @@ fn everything_has_json() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
     good(at, SMALL);
-    for line in
-        ["models", "models opt-13b", "machines", "machines h200", "doctor", "explain plan.toml",
-         "simulate plan.toml", "emit plan.toml vllm", "reproduce"]
-    {
+    for line in [
+        "models",
+        "models opt-13b",
+        "machines",
+        "machines h200",
+        "doctor",
+        "explain plan.toml",
+        "simulate plan.toml",
+        "emit plan.toml vllm",
+        "reproduce",
+    ] {
         let text = good(at, &format!("{line} --json"));
         let value: Result<serde_json::Value, _> = serde_json::from_str(&text);
         assert!(value.is_ok(), "`pipo {line} --json` printed {text}");

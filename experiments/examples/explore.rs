@@ -1,1 +1,3 @@
-fn main(){ pipo_experiments::pipo_throughput::explore() }
+fn main() {
+    pipo_experiments::pipo_throughput::explore()
+}

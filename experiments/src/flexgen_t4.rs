@@ -300,7 +300,8 @@ fn fitted(machine: &Machine) -> Vec<Fitted> {
     let of = |entry: machine::Entry| {
         let cells = entry.fitted_to?.to_owned();
         let meaning = machine.sources.get(entry.source).cloned().unwrap_or_default();
-        Some(Fitted { name: entry.path.into(), value: entry.value, meaning, cells })
+        let value = entry.value.trim_matches('"').to_owned();
+        Some(Fitted { name: entry.path.into(), value, meaning, cells })
     };
     machine.figures().into_iter().filter_map(of).collect()
 }

@@ -14,7 +14,7 @@ mod registry;
 
 use pipo_plan::timeline::Timeline;
 
-pub use registry::{Experiment, Failure, Refit, all, find};
+pub use registry::{Experiment, Failure, Refit, RefitFn, all, find};
 
 /// One value of a paper beside the simulated one.
 #[derive(Debug, Clone, PartialEq)]

@@ -28,7 +28,10 @@ pub fn run(printer: &Printer) -> anyhow::Result<()> {
     let findings = [
         Finding::new("GPU and NVML", gpus()),
         Finding::new("CUDA driver library", library("libcuda.so", "install the NVIDIA driver")),
-        Finding::new("NVRTC", library("libnvrtc.so", "install the CUDA toolkit's NVRTC, version 13")),
+        Finding::new(
+            "NVRTC",
+            library("libnvrtc.so", "install the CUDA toolkit's NVRTC, version 13"),
+        ),
         Finding::new("cuBLAS", library("libcublas.so", "install the CUDA toolkit's cuBLAS")),
         Finding::new("disks", disks()),
         Finding::new("host memory", host_memory()),
@@ -84,7 +87,9 @@ fn library(name: &str, next: &str) -> Result<String, String> {
         (text.starts_with('/') && Path::new(text).file_name()?.to_str()?.starts_with(name))
             .then(|| text.to_owned())
     });
-    found.ok_or_else(|| format!("{name} is not in the loader's cache nor in LD_LIBRARY_PATH; {next}"))
+    found.ok_or_else(|| {
+        format!("{name} is not in the loader's cache nor in LD_LIBRARY_PATH; {next}")
+    })
 }
 
 /// Block devices with their sizes.

@@ -24,7 +24,8 @@ pub fn run(args: &OnPlan, printer: &Printer) -> anyhow::Result<()> {
     report::figures(printer, &evaluation);
     report::explanation(printer, &explanation);
     let shares = |list: &[pipo_tuner::Share]| -> Vec<serde_json::Value> {
-        let entry = |s: &pipo_tuner::Share| json!({ "name": s.name, "ns": s.time.0, "share": s.share });
+        let entry =
+            |s: &pipo_tuner::Share| json!({ "name": s.name, "ns": s.time.0, "share": s.share });
         list.iter().map(entry).collect()
     };
     let what_ifs: Vec<serde_json::Value> = explanation

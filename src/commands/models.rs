@@ -35,9 +35,9 @@ fn list(printer: &Printer) -> anyhow::Result<()> {
 }
 
 fn show(model: &Model, printer: &Printer) -> anyhow::Result<()> {
-    let experts = model.experts.map_or(String::new(), |e| {
-        format!(", {} of {} experts for each token", e.active, e.count)
-    });
+    let experts = model
+        .experts
+        .map_or(String::new(), |e| format!(", {} of {} experts for each token", e.active, e.count));
     printer.line(format!(
         "{}: {}, {} layers, hidden {}, {} heads ({} for KV) of {}, MLP {}, vocabulary {}{experts}",
         model.name,
@@ -50,7 +50,8 @@ fn show(model: &Model, printer: &Printer) -> anyhow::Result<()> {
         model.ffn,
         model.vocab,
     ));
-    let tied = if model.tied_embeddings { " (the head is the embedding, counted once)" } else { "" };
+    let tied =
+        if model.tied_embeddings { " (the head is the embedding, counted once)" } else { "" };
     printer.line(format!(
         "{} parameters{tied}, {} active for each token",
         model.total_parameters(),

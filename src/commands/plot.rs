@@ -38,5 +38,6 @@ fn draw(timelines: &[(String, Timeline)]) -> String {
 }
 
 fn title(path: &Path) -> String {
-    path.file_stem().map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into_owned())
+    path.file_stem()
+        .map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into_owned())
 }

@@ -9,7 +9,7 @@ use pipo_results::manifest::{FileHash, Manifest};
 use pipo_results::report::{Report, Section, markdown};
 use pipo_results::svg::{Compared, comparison};
 
-use crate::commands::reproduce::row;
+use crate::commands::reproduce::{COLUMNS, row};
 use crate::output;
 
 /// Writes everything about an outcome into a folder; returns the files.
@@ -25,7 +25,8 @@ pub fn write(outcome: &Outcome, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
             .iter()
             .map(|(name, timeline)| Compared { name, note: "", timeline })
             .collect();
-        files.push(("timelines.svg".into(), comparison(&outcome.title, &outcome.source, &compared)));
+        files
+            .push(("timelines.svg".into(), comparison(&outcome.title, &outcome.source, &compared)));
     }
     let manifest = manifest(outcome, &files).to_json();
     files.push(("report.md".into(), report(outcome, &files, &manifest)?));
@@ -101,38 +102,57 @@ fn csv(cells: &[Comparison]) -> String {
 }
 
 fn report(outcome: &Outcome, files: &[(String, String)], manifest: &str) -> anyhow::Result<String> {
-    let columns =
-        ["group", "cell", "unit", "paper", "printed digits allow", "simulated", "error", "use", "note"];
     let checks = outcome.checks.iter().map(|c| {
         vec![c.name.clone(), if c.holds { "holds" } else { "fails" }.into(), c.detail.clone()]
     });
-    let fitted = outcome.fitted.iter().map(|f| {
-        vec![f.name.clone(), f.value.clone(), f.cells.clone(), f.meaning.clone()]
+    let fitted = outcome
+        .fitted
+        .iter()
+        .map(|f| vec![f.name.clone(), f.value.clone(), f.cells.clone(), f.meaning.clone()]);
+    let cells = outcome.comparisons.iter().map(|c| {
+        let mut cells = row(c);
+        cells.push(c.note.clone());
+        cells
     });
-    let cells = outcome.comparisons.iter().map(row).collect();
+    let columns: Vec<&str> = COLUMNS.into_iter().chain(["note"]).collect();
     let mut sections = vec![
         Section::table("Checks", &["statement", "holds", "figures"], checks.collect()),
-        Section::table("Cells", &columns, cells),
-        Section::table("Fitted constants", &["constant", "value", "fitted to", "meaning"], fitted.collect()),
+        Section::table("Cells", &columns, cells.collect()),
+        Section::table(
+            "Fitted constants",
+            &["constant", "value", "fitted to", "meaning"],
+            fitted.collect(),
+        ),
     ];
     if !outcome.utilisation.is_empty() {
         let percent = crate::commands::report::percent;
-        let rows = outcome.utilisation.iter().map(|u| {
-            vec![u.group.clone(), u.label.clone(), percent(u.nvml), percent(u.kernel)]
-        });
+        let rows = outcome
+            .utilisation
+            .iter()
+            .map(|u| vec![u.group.clone(), u.label.clone(), percent(u.nvml), percent(u.kernel)]);
         let columns = ["group", "cell", "nvml", "kernel"];
         sections.push(Section::table("Utilisation, simulated", &columns, rows.collect()));
     }
     let figures = files
         .iter()
         .filter(|(name, _)| Path::new(name).extension().is_some_and(|e| e == "svg"))
-        .map(|(name, _)| pipo_results::report::Figure { caption: name.clone(), path: name.clone() });
-    sections.push(Section { title: "Figures".into(), figures: figures.collect(), ..Section::default() });
+        .map(|(name, _)| pipo_results::report::Figure {
+            caption: name.clone(),
+            path: name.clone(),
+        });
+    sections.push(Section {
+        title: "Figures".into(),
+        figures: figures.collect(),
+        ..Section::default()
+    });
     let notes = outcome.notes.join("\n\n");
     sections.push(Section { title: "Notes".into(), text: notes, ..Section::default() });
     let report = Report {
         title: outcome.title.clone(),
-        summary: format!("{}. Simulated on the machine profile `{}`.", outcome.source, outcome.machine),
+        summary: format!(
+            "{}. Simulated on the machine profile `{}`.",
+            outcome.source, outcome.machine
+        ),
         sections,
         manifest: manifest.to_owned(),
     };

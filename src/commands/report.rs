@@ -19,6 +19,12 @@ pub fn rate(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// A printed value's limits, finer than the value itself so that the rounding can be seen.
+pub fn interval((low, high): (f64, f64)) -> String {
+    let decimals = if high >= 999.5 { 1 } else { 3 };
+    format!("{low:.decimals$} to {high:.decimals$}")
+}
+
 /// A share as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
@@ -69,17 +75,18 @@ fn knob((name, value): (&str, &str)) -> String {
 /// Memory at every tier.
 pub fn memory(printer: &Printer, table: &MemoryTable, budget: &Budget) {
     printer.section("Memory");
-    let rows: Vec<Vec<String>> = table
-        .rows
-        .iter()
-        .map(|row| {
-            let slots = row.slots.map_or(String::new(), |(n, each)| format!("{n} x {each}"));
-            vec![format!("{}: {}", row.tier.name(), row.name), row.bytes.both(), slots]
-        })
-        .chain([("GPU", table.gpu(), budget.gpu), ("host", table.host(), budget.host)].map(
-            |(name, used, of)| vec![format!("{name}, all"), used.both(), format!("of {of}")],
-        ))
-        .collect();
+    let rows: Vec<Vec<String>> =
+        table
+            .rows
+            .iter()
+            .map(|row| {
+                let slots = row.slots.map_or(String::new(), |(n, each)| format!("{n} x {each}"));
+                vec![format!("{}: {}", row.tier.name(), row.name), row.bytes.both(), slots]
+            })
+            .chain([("GPU", table.gpu(), budget.gpu), ("host", table.host(), budget.host)].map(
+                |(name, used, of)| vec![format!("{name}, all"), used.both(), format!("of {of}")],
+            ))
+            .collect();
     printer.table(&["where and what", "bytes", "buffers"], &rows);
 }
 
@@ -125,7 +132,9 @@ pub fn explanation(printer: &Printer, explanation: &Explanation) {
     let rows: Vec<Vec<String>> = explanation
         .by_lane
         .iter()
-        .map(|share| vec![format!("  {}", share.name), share.time.to_string(), percent(share.share)])
+        .map(|share| {
+            vec![format!("  {}", share.name), share.time.to_string(), percent(share.share)]
+        })
         .collect();
     printer.table(&["  waiting for", "time", "share"], &rows);
     printer.section("What if (simulated again)");

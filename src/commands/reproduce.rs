@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::cli::Reproduce;
 use crate::commands::published;
-use crate::commands::report::{percent, rate};
+use crate::commands::report::{interval, percent, rate};
 use crate::output::Printer;
 
 /// Runs the command.
@@ -68,11 +68,11 @@ fn print(outcome: &Outcome, printer: &Printer) {
     printer.line(format!("source   {}", outcome.source));
     printer.line(format!("machine  {}", outcome.machine));
     printer.line("");
-    let rows: Vec<Vec<String>> = outcome.comparisons.iter().map(row).collect();
-    printer.table(
-        &["group", "cell", "unit", "paper", "printed digits allow", "simulated", "error", "use", "note"],
-        &rows,
-    );
+    let (rows, remarks) = numbered(&outcome.comparisons);
+    printer.table(&COLUMNS, &rows);
+    for remark in remarks {
+        printer.line(remark);
+    }
     if !outcome.utilisation.is_empty() {
         printer.section("Utilisation (simulated)");
         let rows: Vec<Vec<String>> = outcome
@@ -96,20 +96,37 @@ fn print(outcome: &Outcome, printer: &Printer) {
     }
 }
 
-/// One cell as it is printed.
+/// The columns of [`row`].
+pub const COLUMNS: [&str; 8] =
+    ["group", "cell", "unit", "paper", "printed digits allow", "simulated", "error", "use"];
+
+/// The cells as they are printed, remarks numbered and apart so that the table stays narrow.
+fn numbered(cells: &[Comparison]) -> (Vec<Vec<String>>, Vec<String>) {
+    let mut remarks: Vec<String> = Vec::new();
+    let mut rows = Vec::new();
+    for cell in cells {
+        let mut row = row(cell);
+        if !cell.note.is_empty() {
+            remarks.push(format!("  [{}] {}", remarks.len() + 1, cell.note));
+            row[1] += &format!(" [{}]", remarks.len());
+        }
+        rows.push(row);
+    }
+    (rows, remarks)
+}
+
+/// One cell without its remark.
 pub fn row(c: &Comparison) -> Vec<String> {
-    let value = |v: Option<f64>, none: &str| v.map_or(none.to_owned(), rate);
-    let interval = c.rounding.map_or(String::new(), |(l, h)| format!("{} to {}", rate(l), rate(h)));
     vec![
         c.group.clone(),
         c.label.clone(),
         c.unit.to_owned(),
-        value(c.paper, "OOM"),
-        interval,
-        value(c.simulated, "OOM"),
+        // As the paper prints it, every digit.
+        c.paper.map_or("OOM".to_owned(), |v| v.to_string()),
+        c.rounding.map_or(String::new(), interval),
+        c.simulated.map_or("OOM".to_owned(), rate),
         c.error().map_or(String::new(), |e| format!("{:+.1} %", 100.0 * e)),
         if c.held_out { "held out" } else { "fitted" }.to_owned(),
-        c.note.clone(),
     ]
 }
 

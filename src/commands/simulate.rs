@@ -16,7 +16,8 @@ use crate::output::{self, Printer};
 /// Runs the command.
 pub fn run(args: &Simulate, printer: &Printer) -> anyhow::Result<()> {
     let (plan, machine) = read(&args.on)?;
-    let (evaluation, timeline) = evaluate(&plan, &machine, true).map_err(|e| in_file(&args.on, e))?;
+    let (evaluation, timeline) =
+        evaluate(&plan, &machine, true).map_err(|e| in_file(&args.on, e))?;
     let timeline = timeline.context("no timeline was recorded; please report it")?;
     let title = format!("{} on {}", plan.model.name, machine.name);
     let subtitle = report::subtitle(&plan, &evaluation);
@@ -69,7 +70,10 @@ pub fn read(args: &OnPlan) -> anyhow::Result<(Plan, Machine)> {
     let plan = Plan::from_toml(&input::document(&args.plan)?)?;
     let name = args.machine.as_deref().unwrap_or(&plan.machine);
     let machine = input::machine(name).with_context(|| {
-        format!("{} was made for the machine `{name}`; name a profile with --machine", args.plan.display())
+        format!(
+            "{} was made for the machine `{name}`; name a profile with --machine",
+            args.plan.display()
+        )
     })?;
     Ok((plan, machine))
 }

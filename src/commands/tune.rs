@@ -74,7 +74,9 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
     }))?;
     match tuning.verdict {
         Verdict::GoalOutOfReach { goal, step, reason, .. } => {
-            let text = format!("the goal of {goal} a step cannot be met: {reason}; the best plan takes {step}");
+            let text = format!(
+                "the goal of {goal} a step cannot be met: {reason}; the best plan takes {step}"
+            );
             Err(OutOfReach(text).into())
         }
         Verdict::Offload | Verdict::NoOffloadNeeded => Ok(()),
@@ -137,11 +139,7 @@ fn header(printer: &Printer, request: &Request, why: &str) {
         workload.batch.map_or("free".into(), |b| b.to_string()),
         workload.objective.name()
     ));
-    printer.line(format!(
-        "budget   GPU {}, host {}",
-        budget.gpu.both(),
-        budget.host.both()
-    ));
+    printer.line(format!("budget   GPU {}, host {}", budget.gpu.both(), budget.host.both()));
 }
 
 fn verdict(printer: &Printer, tuning: &Tuning) {

@@ -170,7 +170,9 @@ impl<'de> Deserialize<'de> for Printed {
             Ok(value) if value > 0.0 && f64::is_finite(value) => {
                 Ok(Self::Value { value, half: 0.5 * 10_f64.powi(-decimals) })
             }
-            _ => Err(de::Error::custom("write the number as printed, such as \"5.97\", or \"OOM\"")),
+            _ => {
+                Err(de::Error::custom("write the number as printed, such as \"5.97\", or \"OOM\""))
+            }
         }
     }
 }

@@ -13,7 +13,8 @@ pub(super) fn set(machine: &mut Machine, path: &str, value: f64) -> bool {
     let whole = value as u64;
     let scaled = |curve: &Curve| {
         let rated = curve.with_rate(Bandwidth(whole));
-        let points = rated.points().iter().map(|&(s, r)| (s, Bandwidth(rounded(r.as_f64()) as u64)));
+        let points =
+            rated.points().iter().map(|&(s, r)| (s, Bandwidth(rounded(r.as_f64()) as u64)));
         Curve::new(points.collect()).unwrap_or(rated)
     };
     match path {
@@ -53,11 +54,21 @@ pub(super) fn apply(machine: &mut Machine, constants: &[Constant], point: &[f64]
     }
 }
 
-pub(super) fn search(n: usize, loss: impl Fn(&[f64]) -> f64, draws: usize, starts: usize, shrink: f64, until: f64) -> (f64, Point) {
+pub(super) fn search(
+    n: usize,
+    loss: impl Fn(&[f64]) -> f64,
+    draws: usize,
+    starts: usize,
+    shrink: f64,
+    until: f64,
+) -> (f64, Point) {
     use rand::{RngExt, SeedableRng};
     let mut rng = rand_pcg::Pcg64::seed_from_u64(1);
     let mut drawn: Vec<(f64, Point)> = (0..draws)
-        .map(|_| { let p: Point = (0..n).map(|_| rng.random_range(0.0..1.0)).collect(); (loss(&p), p) })
+        .map(|_| {
+            let p: Point = (0..n).map(|_| rng.random_range(0.0..1.0)).collect();
+            (loss(&p), p)
+        })
         .collect();
     drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
     drawn.truncate(starts);
@@ -71,12 +82,19 @@ pub(super) fn search(n: usize, loss: impl Fn(&[f64]) -> f64, draws: usize, start
                     let mut p = at.1.clone();
                     p[i] = (p[i] + sign * step).clamp(0.0, 1.0);
                     let l = loss(&p);
-                    if l < at.0 { at = (l, p); break; }
+                    if l < at.0 {
+                        at = (l, p);
+                        break;
+                    }
                 }
             }
-            if at.0 >= before - 1e-9 { step *= shrink; }
+            if at.0 >= before - 1e-9 {
+                step *= shrink;
+            }
         }
-        if at.0 < best.0 { best = at; }
+        if at.0 < best.0 {
+            best = at;
+        }
     }
     best
 }
