@@ -37,9 +37,11 @@ pub(crate) struct Base {
     pub(crate) gpu_room: Bytes,
     /// Host memory left for weights and the blocks in flight.
     pub(crate) host_room: Bytes,
+    /// The least memory that any candidate of this base needs.
+    pub(crate) smallest: Needs,
 }
 
-/// What a base needs at each tier before any weight is placed; how far the budgets are exceeded.
+/// What candidates need at each tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// GPU memory, the context included.
@@ -77,30 +79,23 @@ pub(crate) fn bases(problem: &Problem, cut: &Cut, shape: &Shape, index: usize) -
 /// Settings of the knobs that decide neither weights nor the layers whose cache stays on the GPU.
 fn settings(problem: &Problem, cut: &Cut) -> Vec<Pipo> {
     let space = &problem.request.space;
-    let mut all = Vec::new();
     let routable = cut.frame.plan.model.experts.is_some() && cut.granularity != Granularity::Tensor;
-    let experts = space.experts.iter().filter(|&&e| routable || e == ExpertLoads::All);
-    for &experts in experts {
-        for &embedding in &space.embedding {
-            for &kv in &space.kv {
-                for &attention in &space.attention {
-                    for &hidden in &space.hidden {
-                        let on_cpu = attention == Processor::Cpu;
-                        let possible = !on_cpu || (kv == KvTier::Host && hidden == Processor::Gpu);
-                        if possible {
-                            let granularity = cut.granularity;
-                            let knobs = Pipo {
-                                granularity,
-                                experts,
-                                embedding,
-                                kv,
-                                attention,
-                                hidden,
-                                ..Pipo::default()
-                            };
-                            all.push(knobs);
-                        }
-                    }
+    // Knobs that a model or a cache does not have keep the one value that is possible.
+    let experts: &[ExpertLoads] = if routable { &space.experts } else { &[ExpertLoads::All] };
+    let mut all = Vec::new();
+    for &kv in &space.kv {
+        let attention: &[Processor] =
+            if kv == KvTier::Host { &space.attention } else { &[Processor::Gpu] };
+        for &attention in attention {
+            for &hidden in &space.hidden {
+                if attention == Processor::Cpu && hidden == Processor::Cpu {
+                    continue; // its two halves keep hidden states on the GPU between them
+                }
+                for &embedding in &space.embedding {
+                    let granularity = cut.granularity;
+                    let knobs =
+                        Pipo { granularity, embedding, kv, attention, hidden, ..Pipo::default() };
+                    all.extend(experts.iter().map(|&experts| Pipo { experts, ..knobs.clone() }));
                 }
             }
         }
@@ -171,8 +166,9 @@ impl Maker<'_> {
         let budget = &self.problem.request.budget;
         let needs =
             Needs { gpu: gpu + overheads.gpu_context, host: host + overheads.host_reserved };
+        let smallest = self.with_weights(needs, knobs.embedding);
         if needs.gpu > budget.gpu || needs.host > budget.host {
-            return Ok(Tried::TooLarge(needs));
+            return Ok(Tried::TooLarge(smallest));
         }
         let asked = Asked { maker: self, frame: self.frame(), knobs, pricer: self.problem.pricer };
         let series = asked.series().map_err(Refusal::Unsupported)?;
@@ -190,7 +186,23 @@ impl Maker<'_> {
             writes,
             gpu_room: budget.gpu - needs.gpu,
             host_room: budget.host - needs.host,
+            smallest,
         })))
+    }
+
+    /// The least memory with weights: the fewest slots and the smallest blocks, and nothing resident but
+    /// what has to be where there is no disk.
+    fn with_weights(&self, needs: Needs, embedding: Embedding) -> Needs {
+        let units = self.cut.placed_units(embedding);
+        let total: Bytes = units.iter().map(|u| u.bytes).sum();
+        let largest = units.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
+        let space = &self.problem.request.space;
+        let least = |list: &[u32]| u64::from(list.iter().copied().min().unwrap_or(1));
+        let block = space.block.iter().copied().min().unwrap_or(Bytes::ZERO).min(largest);
+        let has_disk = self.problem.request.machine.disk.is_some();
+        let host = if has_disk { block * least(&space.host_slots) } else { total };
+        let slots = largest * least(&space.gpu_slots);
+        Needs { gpu: needs.gpu + slots.min(total), host: needs.host + host }
     }
 
     /// GPU and host bytes of everything that is neither a weight nor a buffer for weights, from the

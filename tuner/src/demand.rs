@@ -29,6 +29,13 @@ impl Demand {
         demand
     }
 
+    /// So many nanoseconds of one shared resource at its capacity.
+    pub(crate) fn of(resource: Resource, nanos: f64) -> Self {
+        let mut demand = Self::NOTHING;
+        demand.0[LANES + resource as usize] = nanos;
+        demand
+    }
+
     /// Adds `times` times another demand.
     pub(crate) fn add(&mut self, other: &Self, times: f64) {
         for (sum, each) in self.0.iter_mut().zip(other.0) {
@@ -123,6 +130,11 @@ pub(crate) struct Pricer<'a> {
 impl<'a> Pricer<'a> {
     pub(crate) fn new(costs: &'a (dyn Costs + Sync)) -> Self {
         Self { costs, capacity: *costs.capacities().rates() }
+    }
+
+    /// Bytes per nanosecond that a resource yields to all.
+    pub(crate) fn capacity(&self, resource: Resource) -> f64 {
+        self.capacity[resource as usize]
     }
 
     /// What a work asks of a lane and of what it shares.

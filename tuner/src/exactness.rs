@@ -106,7 +106,7 @@ fn workload() -> impl Strategy<Value = Workload> {
     )
 }
 
-/// One or two values of each knob, in any order of preference.
+/// So many values of each knob, or fewer, in any order of preference.
 fn some<T: Clone + std::fmt::Debug + 'static>(
     all: Vec<T>,
     most: usize,
@@ -119,22 +119,22 @@ fn space() -> impl Strategy<Value = Space> {
     let blocks = vec![Bytes(16 * KIB), Bytes(64 * KIB), Bytes(1024 * KIB)];
     let reads = vec![Bytes(8 * KIB), Bytes(256 * KIB)];
     let batches = (some(vec![1, 2, 4], 2), some(vec![1, 2, 3], 2), some(vec![7, 16, 64], 1));
-    let slots = (some(vec![1, 2, 3, 4], 2), some(vec![1, 2, 4], 1));
+    let slots = (some(vec![1, 2, 3, 4], 3), some(vec![1, 2, 4], 2));
     let transfers = (
-        some(blocks, 1),
+        some(blocks, 2),
         some(reads, 1),
-        some(vec![1, 2, 4], 1),
+        some(vec![1, 2, 4], 2),
         some(vec![FileReads::Direct, FileReads::Buffered], 2),
     );
     let units = (
         some(vec![Granularity::Layer, Granularity::Part, Granularity::Tensor], 1),
         some(vec![Order::Spread, Order::First, Order::Head], 2),
-        some(vec![HostChoice::Pinned, HostChoice::Pageable, HostChoice::Disk], 2),
+        some(vec![HostChoice::Pinned, HostChoice::Pageable, HostChoice::Disk], 3),
         some(vec![Embedding::Host, Embedding::Unit], 1),
     );
     let cache = (
-        some(vec![KvTier::Gpu, KvTier::Host, KvTier::Disk], 2),
-        some(vec![0, 2, 4], 1),
+        some(vec![KvTier::Gpu, KvTier::Host, KvTier::Disk], 3),
+        some(vec![0, 2, 4], 2),
         some(vec![Processor::Gpu, Processor::Cpu], 2),
         some(vec![Processor::Gpu, Processor::Cpu], 1),
         some(vec![ExpertLoads::All, ExpertLoads::Routed], 1),
@@ -170,8 +170,8 @@ fn request() -> impl Strategy<Value = Request> {
         .prop_map(|(model, machine, workload, space, gpu, host, seed, top)| {
             let weights = model.total_bytes(pipo_plan::model::Precision::Int4);
             let budget = Budget {
-                gpu: Bytes(weights.0 * gpu / 16 + 100_000),
-                host: Bytes(weights.0 * host / 16 + 100_000),
+                gpu: Bytes(weights.0 * gpu / 16 + 400_000),
+                host: Bytes(weights.0 * host / 16 + 400_000),
                 disk: Bytes(1 << 40),
             };
             let mut request = Request::new(model, machine, workload, budget);
@@ -199,7 +199,7 @@ fn on_threads(request: &Request, threads: usize) -> Result<Tuning, TuneError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn pruning_loses_nothing_and_threads_decide_nothing(request in request()) {

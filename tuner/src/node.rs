@@ -17,9 +17,9 @@ use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
 use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
-use pipo_simulator::Unsupported;
+use pipo_simulator::{Resource, Unsupported};
 
-use crate::base::{Base, Needs};
+use crate::base::Base;
 use crate::bound::{Bounded, Moving};
 use crate::demand::Demand;
 use crate::fill::Units;
@@ -162,7 +162,7 @@ impl<'a> Stand<'a> {
     }
 
     /// What all leaves of a node have in common: every byte crosses the link at no more than its best
-    /// rate, and what host memory cannot hold comes from disk at no more than its.
+    /// rate, and what host memory cannot hold is read by so many threads at no more than theirs.
     fn optimistic(&self, node: &Node, placed: &[Placed]) -> Bounded {
         let machine = &self.problem.request.machine;
         let steps = self.steps();
@@ -179,7 +179,11 @@ impl<'a> Stand<'a> {
         };
         if let Some(disk) = machine.disk.as_ref().filter(|_| self.shape.picked.is_empty()) {
             let best = disk.read.best().max(disk.buffered_read.best()).per_nano();
-            let reading = |bytes: f64| Demand::on(LaneKind::DiskRead, bytes / best);
+            let whole_disk = self.problem.pricer.capacity(Resource::Disk);
+            let reading = |bytes: f64| {
+                let lanes = Demand::on(LaneKind::DiskRead, bytes / best);
+                lanes.plus(&Demand::of(Resource::Disk, bytes / whole_disk))
+            };
             let from_disk = (node.streamed - self.base.host_room).as_f64();
             let in_prefill =
                 if node.host == HostChoice::Disk { node.streamed.as_f64() } else { from_disk };
@@ -191,8 +195,8 @@ impl<'a> Stand<'a> {
                 node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
             moving.ahead.add(&reading(ahead.as_f64()), 1.0);
         }
-        // Threads share the disk: however many there are, together they are no faster than its best.
-        Bounded::new(self.base, &moving, node.computed, node.gpu_slots, 1, self.cache_threads())
+        let threads = self.most_threads();
+        Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
     }
 
     /// A second bound on a node, dearer than its own: looked at before its leaves are.
@@ -216,33 +220,14 @@ impl<'a> Stand<'a> {
         earliest_end(&stages, &self.base.chains, passes, node.gpu_slots)
     }
 
-    /// The most threads that read; a cache on disk is read by as many.
-    fn cache_threads(&self) -> u32 {
+    /// The most threads that read weights, or a cache on disk.
+    fn most_threads(&self) -> u32 {
         self.problem.request.space.disk_threads.iter().copied().max().unwrap_or(1)
     }
 
     /// Decode steps.
     pub(crate) fn steps(&self) -> f64 {
         self.problem.request.workload.new_tokens.saturating_sub(1) as f64
-    }
-
-    /// The least memory that any leaf of this base needs: one slot, and nothing resident but what has to
-    /// be where there is no disk.
-    pub(crate) fn smallest(&self) -> Needs {
-        let budget = &self.problem.request.budget;
-        let units = self.cut.placed_units(self.base.knobs.embedding);
-        let total: Bytes = units.iter().map(|u| u.bytes).sum();
-        let largest = units.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
-        let space = &self.problem.request.space;
-        let least = |list: &[u32]| u64::from(list.iter().copied().min().unwrap_or(1));
-        let block = space.block.iter().copied().min().unwrap_or(Bytes::ZERO).min(largest);
-        let has_disk = self.problem.request.machine.disk.is_some();
-        let host = if has_disk { block * least(&space.host_slots) } else { total };
-        let slots = largest * least(&space.gpu_slots);
-        Needs {
-            gpu: budget.gpu - self.base.gpu_room + slots.min(total),
-            host: budget.host - self.base.host_room + host,
-        }
     }
 
     /// The ways to move a node's weights, and how many more there would be with more host memory.

@@ -20,7 +20,7 @@ pub(crate) struct Tree {
     bases: Vec<Base>,
     /// Settings that do not fit before any weight is placed.
     too_large: u64,
-    /// What the one of them that comes nearest needs.
+    /// What the one of them that comes nearest needs, weights included.
     nearest: Option<Needs>,
     /// Why the first setting that is impossible is.
     refused: Option<TuneError>,
@@ -75,7 +75,7 @@ impl Tree {
 
     /// Why there are no nodes.
     pub(crate) fn why_empty(&self, problem: &Problem, stands: &[Stand]) -> Option<TuneError> {
-        let smallest = stands.iter().map(Stand::smallest);
+        let smallest = stands.iter().map(|stand| stand.base.smallest);
         let nearest = smallest.chain(self.nearest).reduce(|a, b| nearer(problem, a, b));
         let budget = &problem.request.budget;
         let too_large = nearest.map(|needs| TuneError::NothingFits {

@@ -20,7 +20,7 @@ pub(super) fn emit(plan: &Plan, placement: &Placement) -> String {
     if exceptions.is_empty() {
         settings += " -ngl all";
     } else {
-        settings += " -ngl all -fit off";
+        settings += " -ngl all --fit off";
         for exception in &exceptions {
             let _ = write!(settings, " \\\n  -ot '{exception}=CPU'");
         }

@@ -1,0 +1,158 @@
+//! What the tuner concludes, and what it writes into a plan.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+use pipo_plan::diagnostic::Document;
+use pipo_plan::machine::{Machine, catalog as machines};
+use pipo_plan::model::catalog as models;
+use pipo_plan::plan::Plan;
+use pipo_plan::strategy::Granularity;
+use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::workload::{Budget, Objective, Workload};
+use pipo_tuner::{Request, Space, TuneError, Tuning, Verdict, evaluate, explain, tune};
+
+fn laptop() -> Machine {
+    machines::find("rtx3060-laptop").unwrap()
+}
+
+/// Few enough candidates for a test in a debug build.
+fn small_space() -> Space {
+    Space {
+        granularity: vec![Granularity::Part],
+        gpu_slots: vec![2, 1],
+        block: vec![Bytes(32 << 20), Bytes(8 << 20)],
+        prefill_chunk: Vec::new(),
+        ..Space::default()
+    }
+}
+
+fn request(model: &str, gpu: &str) -> Request {
+    let machine = laptop();
+    let budget = Budget {
+        gpu: gpu.parse().unwrap(),
+        host: *machine.host.memory,
+        disk: "1TB".parse().unwrap(),
+    };
+    let workload = Workload {
+        prompt: 128,
+        new_tokens: 8,
+        batch: Some(1),
+        objective: Objective::Throughput,
+        token_within: None,
+    };
+    let model = models::find(model).unwrap();
+    Request { space: small_space(), ..Request::new(model, machine, workload, budget) }
+}
+
+fn tuned(request: &Request) -> Tuning {
+    tune(request, &|_| {}).unwrap()
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_offloaded_and_no_baseline_is_better() {
+    let request = request("opt-13b", "6GB");
+    let tuning = tuned(&request);
+    assert_eq!(tuning.verdict, Verdict::Offload);
+    let names: Vec<&str> = tuning.baselines.iter().map(|b| b.name).collect();
+    assert_eq!(names, ["flexgen", "accelerate", "resident", "cpu-split", "headinfer"]);
+    let best = tuning.best.evaluation.tokens_per_second;
+    for baseline in &tuning.baselines {
+        if let Ok(evaluation) = &baseline.outcome {
+            assert!(evaluation.tokens_per_second <= best, "{} is better", baseline.name);
+        }
+    }
+    assert!(tuning.baselines[2].outcome.as_ref().is_err_and(|why| why.contains("GPU memory")));
+    let counted = tuning.simulated + tuning.excluded_by_bound;
+    assert!(counted <= tuning.considered && tuning.excluded_by_bound > 0);
+    assert!(tuning.ceiling.share > 0.0 && tuning.ceiling.share <= 1.0, "{:?}", tuning.ceiling);
+    assert_eq!(tuning.runners_up.len(), request.top);
+    assert!(tuning.runners_up.iter().all(|r| r.difference.contains(" instead of ")));
+}
+
+#[test]
+fn the_plan_is_canonical_and_predicts_itself() {
+    let request = request("opt-6.7b", "3GB");
+    let tuning = tuned(&request);
+    let text = tuning.best.plan.to_toml();
+    let read = Plan::from_toml(&Document::new("plan.toml", &text)).unwrap();
+    assert_eq!(read.to_toml(), text);
+    assert_eq!(read.profile, request.machine.hash());
+    let prediction = read.prediction.clone().unwrap();
+    let (evaluation, timeline) = evaluate(&read, &request.machine, true).unwrap();
+    assert_eq!(evaluation, tuning.best.evaluation);
+    assert_eq!(prediction.request, evaluation.request);
+    assert_eq!(prediction.gpu_bytes, evaluation.memory.gpu());
+    assert_eq!(timeline.unwrap().passes.len(), 8);
+    assert_eq!(tuned(&request), tuning, "the same request gives the same result");
+}
+
+#[test]
+fn a_model_that_fits_needs_no_offload() {
+    let tuning = tuned(&request("opt-1.3b", "6GB"));
+    assert_eq!(tuning.verdict, Verdict::NoOffloadNeeded);
+    assert_eq!(tuning.best.evaluation.disk_bytes_per_step, Bytes::ZERO);
+}
+
+#[test]
+fn too_small_a_budget_is_told_what_would_do() {
+    let error = tune(&request("opt-13b", "400MB"), &|_| {}).unwrap_err();
+    let TuneError::NothingFits { needs, budget } = &error else { panic!("{error}") };
+    assert!(needs.gpu > budget.gpu && error.to_string().contains("raise --gpu-mem to at least"));
+    let mut enough = request("opt-13b", "400MB");
+    enough.budget.gpu = needs.gpu;
+    enough.budget.host = enough.budget.host.max(needs.host);
+    assert!(tune(&enough, &|_| {}).is_ok(), "what was asked for is enough");
+}
+
+#[test]
+fn a_goal_out_of_reach_is_told_why() {
+    let mut request = request("opt-13b", "6GB");
+    request.workload.token_within = Some(Nanos(10_000_000));
+    let Verdict::GoalOutOfReach { goal, step, bound, reason } = tuned(&request).verdict else {
+        panic!("10 ms a token is not possible");
+    };
+    assert!(goal < bound && bound <= step, "{goal} {bound} {step}");
+    assert!(reason.contains("alone needs"), "{reason}");
+
+    request.workload.token_within = Some(Nanos(2_000_000_000));
+    assert_eq!(tuned(&request).verdict, Verdict::Offload);
+}
+
+#[test]
+fn objectives_choose_batches() {
+    let mut request = request("opt-13b", "6GB");
+    request.space.count = vec![1];
+    request.space.micro = vec![1, 4];
+    request.workload.batch = None;
+    assert_eq!(tuned(&request).best.plan.batch.sequences(), 4);
+    request.workload.objective = Objective::Latency;
+    assert_eq!(tuned(&request).best.plan.batch.sequences(), 1);
+}
+
+#[test]
+fn strategies_can_be_named() {
+    let mut one = request("opt-6.7b", "6GB");
+    one.strategies = vec!["accelerate".into()];
+    assert_eq!(tuned(&one).best.plan.strategy.name(), "accelerate");
+    one.strategies = vec!["magic".into()];
+    assert!(matches!(tune(&one, &|_| {}), Err(TuneError::UnknownStrategy { .. })));
+}
+
+#[test]
+fn an_explanation_adds_up() {
+    let mut request = request("opt-13b", "6GB");
+    request.strategies = vec!["pipo".into()];
+    let tuning = tuned(&request);
+    assert!(tuning.ceiling.share > 0.8, "two slots keep the link busy: {:?}", tuning.ceiling);
+    let plan = tuning.best.plan;
+    let explanation = explain(&plan, &request.machine).unwrap();
+    let sum = |shares: &[pipo_tuner::Share]| shares.iter().map(|s| s.share).sum::<f64>();
+    assert!((sum(&explanation.by_lane) - 1.0).abs() < 1e-9);
+    assert!((sum(&explanation.by_operation) - 1.0).abs() < 1e-9);
+    let gain = |change: &str| {
+        explanation.what_ifs.iter().find(|w| w.change.starts_with(change)).unwrap().gain
+    };
+    assert!(gain("link") > 0.2, "weights cross the link in every step");
+    assert!(gain("GPU memory +2GB") > 0.2, "2 GB more are kept");
+    assert!(gain("disk").abs() < 1e-9, "nothing is on disk");
+}
