@@ -220,6 +220,11 @@ impl<'a> Stand<'a> {
         earliest_end(&stages, &self.base.chains, passes, node.gpu_slots)
     }
 
+    /// Steps that the pipeline of one bound takes.
+    pub(crate) fn bound_steps(&self) -> u64 {
+        self.cut.frame.units.len() as u64 * u64::from(self.cut.frame.passes())
+    }
+
     /// The most threads that read weights, or a cache on disk.
     fn most_threads(&self) -> u32 {
         self.problem.request.space.disk_threads.iter().copied().max().unwrap_or(1)

@@ -27,6 +27,13 @@ use crate::score::Score;
 const NODES: usize = 64;
 const LEAVES: usize = 64;
 
+/// Batches of nodes opened before some leaves are simulated, be they proved the best or not: a plan that is
+/// known excludes nodes that would otherwise all be opened.
+const ROUNDS: usize = 4;
+
+/// Steps of a bound's pipeline that take as long as simulating one operation.
+const STEPS_PER_OPERATION: u64 = 8;
+
 /// A plan with its score.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
@@ -115,7 +122,7 @@ pub(crate) fn search(
 ) -> Result<Option<Score>, TuneError> {
     let exhaustive = problem.request.exhaustive;
     let effort = problem.request.effort.filter(|_| !exhaustive);
-    let (mut operations, mut batch_size, mut unseen) = (0_u64, LEAVES, None);
+    let (mut operations, mut in_runs, mut batch_size, mut unseen) = (0_u64, 0_u64, LEAVES, None);
     // Stable: nodes with the same bound stay in the order of enumeration.
     nodes.sort_by_key(|node| node.bound);
     let all: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
@@ -127,7 +134,13 @@ pub(crate) fn search(
     let (mut simulated, mut too_large) = (0, 0);
     loop {
         // Open nodes until the best leaf is known to be the best of all, or nothing is left to open.
+        let mut rounds = 0;
         while let Some(node) = closed.first() {
+            let spent = effort.is_some_and(|effort| operations >= effort);
+            if (rounds == ROUNDS || spent) && !open.is_empty() {
+                break;
+            }
+            rounds += 1;
             let leaf = open.peek().map(|Reverse((bound, ..))| *bound);
             if leaf.is_some_and(|leaf| leaf < node.bound && open.len() >= LEAVES) {
                 break;
@@ -148,6 +161,10 @@ pub(crate) fn search(
                 })
                 .collect::<Result<_, _>>()
                 .map_err(TuneError::Unsupported)?;
+            for (node, opened) in now.iter().zip(&opened) {
+                let steps = stands[node.base].bound_steps();
+                operations += (opened.len() as u64 + 1) * steps / STEPS_PER_OPERATION;
+            }
             for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {
                 let at = opened.iter().enumerate();
                 open.extend(at.map(|(leaf, l)| Reverse((l.bound, node, leaf))));
@@ -155,7 +172,7 @@ pub(crate) fn search(
             }
             closed = later;
         }
-        if effort.is_some_and(|effort| operations >= effort) {
+        if effort.is_some_and(|effort| operations >= effort) && simulated > 0 {
             let leaf = open.peek().map(|Reverse((bound, ..))| *bound);
             let node = closed.first().map(|node| node.bound);
             let best_unseen = leaf.into_iter().chain(node).min();
@@ -186,6 +203,7 @@ pub(crate) fn search(
                 Some(found) => {
                     simulated += 1;
                     operations += found.operations;
+                    in_runs += found.operations;
                     best.add(found);
                 }
                 None => too_large += 1,
@@ -193,7 +211,7 @@ pub(crate) fn search(
         }
         if let Some(effort) = effort {
             // Long runs come in smaller batches, so that the last one does not overshoot by much.
-            let each = (operations / simulated.max(1)).max(1);
+            let each = (in_runs / simulated.max(1)).max(1);
             batch_size = usize::try_from(effort / 8 / each).unwrap_or(LEAVES).clamp(4, LEAVES);
         }
         progress(Progress { done: simulated + too_large, total: all });
