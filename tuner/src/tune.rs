@@ -11,6 +11,7 @@ use crate::error::TuneError;
 use crate::evaluate::{Evaluation, Fitted};
 use crate::problem::{Problem, Request};
 use crate::progress::Progress;
+use crate::score::Score;
 use crate::search::{Best, Counts, Found, search};
 use crate::tree::Tree;
 use crate::verdict::{Ceiling, Verdict, binding, ceiling, verdict};
@@ -56,6 +57,11 @@ pub struct Tuning {
     pub excluded_by_bound: u64,
     /// Settings of the knobs that do not fit.
     pub excluded_by_memory: u64,
+    /// Candidates that were left when the effort was spent; none if the search went to its end, and the
+    /// best is then the best there is.
+    pub left: u64,
+    /// No candidate that was left is better by more than this share; zero if none was.
+    pub gap: f64,
     /// Whether to offload.
     pub verdict: Verdict,
 }
@@ -77,17 +83,24 @@ pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<T
     counts.simulated += tried;
     counts.by_memory += rivals.iter().map(|r| r.too_large).sum::<u64>();
 
-    let refused = if request.wants("pipo") {
+    let searched = if request.wants("pipo") {
         search_pipo(&problem, &mut best, &mut counts, progress)?
     } else {
-        None
+        Searched::ToTheEnd
     };
-    if best.first().is_none() {
+    let Some(first) = best.first() else {
         let why = rivals.into_iter().find_map(|rival| rival.why);
         let why = why.map_or("nothing was tried".into(), |why| why.to_string());
-        return Err(refused.unwrap_or(TuneError::NoStrategy(why)));
-    }
-    conclude(&problem, best, &rivals, counts)
+        return Err(match searched {
+            Searched::NothingThere(error) => error,
+            Searched::ToTheEnd | Searched::Until(_) => TuneError::NoStrategy(why),
+        });
+    };
+    let gap = match &searched {
+        Searched::Until(bound) => first.score.gain(bound),
+        Searched::ToTheEnd | Searched::NothingThere(_) => 0.0,
+    };
+    conclude(&problem, best, &rivals, counts, gap)
 }
 
 fn check(request: &Request) -> Result<(), TuneError> {
@@ -101,22 +114,33 @@ fn check(request: &Request) -> Result<(), TuneError> {
     }
 }
 
-/// Searches PIPO's space; what is returned says why it is empty, if it is.
+/// How a search ended.
+enum Searched {
+    /// All candidates were simulated or excluded.
+    ToTheEnd,
+    /// The effort was spent; the best bound of what was left.
+    Until(Score),
+    /// There was no candidate.
+    NothingThere(TuneError),
+}
+
+/// Searches PIPO's space.
 fn search_pipo(
     problem: &Problem,
     best: &mut Best,
     counts: &mut Counts,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<Option<TuneError>, TuneError> {
+) -> Result<Searched, TuneError> {
     let tree = Tree::new(problem)?;
     let stands = tree.stands(problem);
     let (nodes, too_large) = tree.nodes(&stands);
     counts.by_memory += too_large;
     if nodes.is_empty() {
-        return Ok(tree.why_empty(problem, &stands));
+        let why = tree.why_empty(problem, &stands);
+        return Ok(why.map_or(Searched::ToTheEnd, Searched::NothingThere));
     }
-    search(problem, &stands, nodes, best, counts, progress)?;
-    Ok(None)
+    let left = search(problem, &stands, nodes, best, counts, progress)?;
+    Ok(left.map_or(Searched::ToTheEnd, Searched::Until))
 }
 
 /// Fills in what a reader wants to know about the best.
@@ -125,6 +149,7 @@ fn conclude(
     best: Best,
     rivals: &[baselines::Tried],
     counts: Counts,
+    gap: f64,
 ) -> Result<Tuning, TuneError> {
     let found = best.into_vec();
     let evaluated: Vec<(Plan, Evaluation)> =
@@ -161,6 +186,8 @@ fn conclude(
         simulated: counts.simulated,
         excluded_by_bound: counts.by_bound,
         excluded_by_memory: counts.by_memory,
+        left: counts.left,
+        gap,
         verdict,
     })
 }
