@@ -149,6 +149,7 @@ fn space() -> impl Strategy<Value = Space> {
             gpu_slots: slots.0,
             host_slots: slots.1,
             block: transfers.0,
+            most_blocks: 64,
             read_block: transfers.1,
             disk_threads: transfers.2,
             reads: transfers.3,
@@ -179,6 +180,7 @@ fn request() -> impl Strategy<Value = Request> {
             request.seed = u64::from(seed);
             request.strategies = vec!["pipo".into(), "resident".into(), "accelerate".into()];
             request.top = top;
+            request.effort = u64::MAX;
             request
         })
 }
@@ -211,7 +213,22 @@ proptest! {
         if let (Ok(pruned), Ok(all)) = (pruned, all) {
             prop_assert_eq!(pruned.considered, all.considered);
             prop_assert_eq!(all.excluded_by_bound, 0);
+            prop_assert_eq!(pruned.left, 0);
             prop_assert!(pruned.simulated <= all.simulated);
+        }
+    }
+
+    #[test]
+    fn a_search_that_stops_early_says_how_good_it_is(request in request()) {
+        let hasty = tune(&Request { effort: 1, ..request.clone() }, &|_| {});
+        let whole = tune(&request, &|_| {});
+        prop_assert_eq!(hasty.is_ok(), whole.is_ok());
+        let (Ok(hasty), Ok(whole)) = (hasty, whole) else { return Ok(()) };
+        prop_assert_eq!(hasty.considered, whole.considered);
+        let goal = request.workload.token_within;
+        if request.workload.objective == Objective::Throughput && goal.is_none() {
+            let [got, best] = [&hasty, &whole].map(|t| t.best.evaluation.tokens_per_second);
+            prop_assert!(best <= got * (1.0 + hasty.gap) * (1.0 + 1e-9), "{best} {got} {}", hasty.gap);
         }
     }
 

@@ -45,7 +45,7 @@ pub use emit::{EmitError, Target, emit};
 pub use error::{Tiers, TuneError};
 pub use evaluate::{EvaluateError, Evaluation, evaluate};
 pub use explain::{Explanation, Share, WhatIf, explain};
-pub use problem::{EFFORT, Request};
+pub use problem::{DEFAULT_EFFORT, Request};
 pub use progress::Progress;
 pub use space::{HostChoice, Space};
 pub use tune::{Baseline, Candidate, Proof, Tuning, tune};

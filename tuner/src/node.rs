@@ -15,6 +15,7 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, LaneKind};
 use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
+use pipo_plan::strategy::stream::MOST_BLOCKS;
 use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
 use pipo_simulator::{Resource, Unsupported};
@@ -253,10 +254,7 @@ impl<'a> Stand<'a> {
             return (vec![plain], 0);
         }
         let (mut all, mut too_large) = (Vec::new(), 0);
-        let fitting: Vec<Bytes> = effective(&space.block, node.slot)
-            .filter(|block| block.0 >= 4096.max(self.largest_unit().0.div_ceil(1 << 16)))
-            .collect();
-        for block in fitting {
+        for block in self.blocks(node) {
             for &host_slots in &space.host_slots {
                 let ring = block.min(node.slot) * u64::from(host_slots);
                 let room = self.base.host_room;
@@ -283,8 +281,19 @@ impl<'a> Stand<'a> {
         (all, too_large)
     }
 
-    fn largest_unit(&self) -> Bytes {
-        self.cut.frame.units.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO)
+    /// The sizes of block that make a difference, and do not cut units into too many; the largest one
+    /// where all would.
+    fn blocks(&self, node: &Node) -> Vec<Bytes> {
+        let space = &self.problem.request.space;
+        let units = self.cut.frame.units.iter().map(|u| u.bytes);
+        let largest = units.max().unwrap_or(Bytes::ZERO);
+        // What an operation can number goes before what was asked for.
+        let numbered = Bytes(largest.0.div_ceil(MOST_BLOCKS).max(4096));
+        let least = Bytes(node.slot.0.div_ceil(space.most_blocks.max(1)));
+        let possible: Vec<Bytes> =
+            effective(&space.block, node.slot).filter(|&block| block >= numbered).collect();
+        let wanted: Vec<Bytes> = possible.iter().copied().filter(|&b| b >= least).collect();
+        if wanted.is_empty() { possible.into_iter().max().into_iter().collect() } else { wanted }
     }
 
     fn disk_reads(&self, one: Transfer) -> Vec<Transfer> {

@@ -34,15 +34,17 @@ pub struct Request {
     pub strategies: Vec<String>,
     /// Values that PIPO's knobs may take.
     pub space: Space,
-    /// Simulate every candidate, also those that a bound excludes.
+    /// Simulate every candidate, also those that a bound excludes, whatever the effort.
     pub exhaustive: bool,
-    /// Operations that may be simulated before the search stops and says how much better a plan it has
-    /// not looked at could still be; without a limit it goes on until none could be. Counted in
-    /// operations and not in seconds, so that the same request finds the same plan everywhere.
-    pub effort: Option<u64>,
+    /// Operations to simulate at most, over all candidates. What is left then is reported as a gap: no
+    /// candidate is better by more. A count, not a time, so that the result is the same everywhere.
+    pub effort: u64,
     /// Runners-up to keep.
     pub top: usize,
 }
+
+/// Enough for most requests to be searched to the end, and some ten seconds of one core.
+pub const DEFAULT_EFFORT: u64 = 20_000_000;
 
 impl Request {
     /// A request with the usual choices: 4-bit weights and a 16-bit cache, all strategies, the default space, five
@@ -58,7 +60,7 @@ impl Request {
             strategies: Vec::new(),
             space: Space::default(),
             exhaustive: false,
-            effort: Some(EFFORT),
+            effort: DEFAULT_EFFORT,
             top: 5,
         }
     }

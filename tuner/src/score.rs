@@ -45,6 +45,19 @@ impl Score {
     }
 }
 
+impl Score {
+    /// Whether the goal, if there is one, is met.
+    pub(crate) fn meets_goal(&self) -> bool {
+        self.excess == Nanos::ZERO
+    }
+
+    /// How much more for each unit of time a better score gives: 0.01 is one in a hundred.
+    pub(crate) fn gain(&self, better: &Self) -> f64 {
+        let pace = |score: &Self| score.tokens as f64 / score.time.as_f64().max(1.0);
+        (pace(better) / pace(self) - 1.0).max(0.0)
+    }
+}
+
 impl Ord for Score {
     fn cmp(&self, other: &Self) -> Ordering {
         let across = |a: &Self, b: &Self| u128::from(a.time.0) * u128::from(b.tokens);

@@ -40,7 +40,8 @@ pub(crate) struct Found {
     pub(crate) plan: Plan,
     pub(crate) score: Score,
     pub(crate) gpu: Bytes,
-    pub(crate) operations: u64,
+    /// Operations that were simulated for it.
+    pub(crate) ops: u64,
 }
 
 impl Found {
@@ -92,6 +93,8 @@ pub(crate) struct Counts {
     pub(crate) simulated: u64,
     pub(crate) by_bound: u64,
     pub(crate) by_memory: u64,
+    /// Neither simulated nor excluded when the effort was spent.
+    pub(crate) left: u64,
 }
 
 /// Simulates a plan that may not fit; none if it does not.
@@ -104,14 +107,42 @@ pub(crate) fn simulate(problem: &Problem, plan: Plan) -> Result<Option<Found>, E
     let sequences = plan.batch.sequences();
     let times = Times::of(&summary.passes);
     let score = Score::new(&times, &problem.request.workload, sequences);
-    let (gpu, operations) = (fitted.memory.gpu(), summary.ops);
-    Ok(Some(Found { plan, score, gpu, operations }))
+    Ok(Some(Found { plan, score, gpu: fitted.memory.gpu(), ops: summary.ops }))
 }
 
-/// Searches nodes that stand on `stands`, adding to what is `best` and to the counts.
-///
-/// Returns the bound of the best candidate that was neither simulated nor excluded, which is none unless
-/// the request's effort ran out.
+/// Candidates that are neither simulated nor excluded.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    /// The best of their bounds.
+    bound: Score,
+    candidates: u64,
+}
+
+impl Left {
+    fn of(
+        best: &Best,
+        closed: &[Node],
+        open: &BinaryHeap<Reverse<(Score, usize, usize)>>,
+    ) -> Option<Self> {
+        let nodes = closed.iter().map(|node| (node.bound, node.leaves as u64));
+        let leaves = open.iter().map(|Reverse((bound, ..))| (*bound, 1));
+        let left = nodes.chain(leaves).filter(|(bound, _)| !best.excludes(bound));
+        left.fold(None, |sum: Option<Self>, (bound, candidates)| {
+            let others = sum.map_or(0, |sum| sum.candidates);
+            let bound = sum.map_or(bound, |sum| sum.bound.min(bound));
+            Some(Self { bound, candidates: others + candidates })
+        })
+    }
+
+    /// Whether the search may stop here: something is found, and if that misses the goal, so must all
+    /// that is left.
+    fn may_rest(&self, best: &Best) -> bool {
+        best.first().is_some_and(|found| found.score.meets_goal() || !self.bound.meets_goal())
+    }
+}
+
+/// Searches nodes that stand on `stands`, adding to what is `best` and to the counts. Returns the best
+/// bound of what is left, if the effort was spent before the end.
 pub(crate) fn search(
     problem: &Problem,
     stands: &[Stand],
@@ -131,7 +162,8 @@ pub(crate) fn search(
     // The leaves of opened nodes that are still to be simulated, the best bound first.
     let mut open: BinaryHeap<Reverse<(Score, usize, usize)>> = BinaryHeap::new();
     let mut leaves: Vec<Vec<Leaf>> = Vec::new();
-    let (mut simulated, mut too_large) = (0, 0);
+    let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
+    let mut left: Option<Left> = None;
     loop {
         // Open nodes until the best leaf is known to be the best of all, or nothing is left to open.
         let mut rounds = 0;
@@ -172,15 +204,14 @@ pub(crate) fn search(
             }
             closed = later;
         }
-        if effort.is_some_and(|effort| operations >= effort) && simulated > 0 {
-            let leaf = open.peek().map(|Reverse((bound, ..))| *bound);
-            let node = closed.first().map(|node| node.bound);
-            let best_unseen = leaf.into_iter().chain(node).min();
-            unseen = best_unseen.filter(|bound| !best.excludes(bound));
-            break;
+        if !exhaustive && ops >= problem.request.effort {
+            left = Left::of(best, closed, &open);
+            if left.is_some_and(|left| left.may_rest(best)) {
+                break;
+            }
         }
-        let mut batch = Vec::with_capacity(batch_size);
-        while batch.len() < batch_size
+        let mut batch = Vec::with_capacity(LEAVES);
+        while batch.len() < LEAVES
             && let Some(Reverse((bound, node, leaf))) = open.pop()
         {
             if exhaustive || !best.excludes(&bound) {
@@ -202,8 +233,7 @@ pub(crate) fn search(
             match found {
                 Some(found) => {
                     simulated += 1;
-                    operations += found.operations;
-                    in_runs += found.operations;
+                    ops = ops.saturating_add(found.ops);
                     best.add(found);
                 }
                 None => too_large += 1,
@@ -219,7 +249,7 @@ pub(crate) fn search(
     progress(Progress { done: all, total: all });
     counts.simulated += simulated;
     counts.by_memory += too_large;
-    // What was neither simulated nor excluded is only bounded, like all of it where nothing is unseen.
-    counts.by_bound += all - simulated - too_large;
-    Ok(unseen)
+    counts.left += left.map_or(0, |left| left.candidates);
+    counts.by_bound += all - simulated - too_large - left.map_or(0, |left| left.candidates);
+    Ok(left.map(|left| left.bound))
 }

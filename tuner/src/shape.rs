@@ -147,8 +147,15 @@ impl Arithmetic {
         for pass in 1..passes {
             apart.push(pieces.split(pass)?);
         }
-        // A micro-batch goes down, is attended to, and comes back; others may compute meanwhile.
-        let round = |demand: &Demand| demand.lanes().max(serial(demand));
+        // Every micro-batch passes through the same lanes one after the other. The first reaches the
+        // slowest lane after the lanes before it, all pass that lane in turn, and the last goes on through
+        // the lanes after it: one whole round, and the slowest lane once more for each of the others.
+        let round = |demand: &Demand| {
+            let stages =
+                [LaneKind::D2h, LaneKind::Cpu, LaneKind::H2d].map(|kind| demand.lane(kind));
+            let slowest = stages.into_iter().fold(0.0, f64::max);
+            serial(demand).max(demand.lanes() + slowest * (micros - 1.0))
+        };
         let first = whole.iter().take(1).map(serial);
         let with_cpu = first.chain(apart.iter().skip(1).map(round)).collect();
         let split = Some(Series::of(&apart, steps));

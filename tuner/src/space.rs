@@ -52,6 +52,9 @@ pub struct Space {
     pub host_slots: Vec<u32>,
     /// Bytes moved by one transfer.
     pub block: Vec<Bytes>,
+    /// Most blocks of one unit: smaller blocks are left out, because a unit in so many pieces overlaps
+    /// its reads and its copies almost entirely already, and each piece costs a simulated operation.
+    pub most_blocks: u64,
     /// Bytes of one disk request.
     pub read_block: Vec<Bytes>,
     /// Threads that read.
@@ -90,6 +93,7 @@ impl Default for Space {
             gpu_slots: vec![2, 1, 3, 4],
             host_slots: vec![4, 2, 8],
             block: [32, 4, 8, 16, 64].map(|m| Bytes(m * MIB)).to_vec(),
+            most_blocks: 32,
             read_block: [8, 1].map(|m| Bytes(m * MIB)).to_vec(),
             disk_threads: vec![1, 2, 4],
             reads: vec![FileReads::Direct, FileReads::Buffered],

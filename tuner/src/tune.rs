@@ -57,8 +57,11 @@ pub struct Tuning {
     pub excluded_by_bound: u64,
     /// Settings of the knobs that do not fit.
     pub excluded_by_memory: u64,
-    /// What is known of the plans that were not simulated.
-    pub proof: Proof,
+    /// Candidates that were left when the effort was spent; none if the search went to its end, and the
+    /// best is then the best there is.
+    pub left: u64,
+    /// No candidate that was left is better by more than this share; zero if none was.
+    pub gap: f64,
     /// Whether to offload.
     pub verdict: Verdict,
 }
@@ -94,15 +97,21 @@ pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<T
     let searched = if request.wants("pipo") {
         search_pipo(&problem, &mut best, &mut counts, progress)?
     } else {
-        Searched::default()
+        Searched::ToTheEnd
     };
-    if best.first().is_none() {
+    let Some(first) = best.first() else {
         let why = rivals.into_iter().find_map(|rival| rival.why);
         let why = why.map_or("nothing was tried".into(), |why| why.to_string());
-        return Err(searched.refused.unwrap_or(TuneError::NoStrategy(why)));
-    }
-    let proof = proof(&best, searched.unseen);
-    conclude(&problem, best, &rivals, counts, proof)
+        return Err(match searched {
+            Searched::NothingThere(error) => error,
+            Searched::ToTheEnd | Searched::Until(_) => TuneError::NoStrategy(why),
+        });
+    };
+    let gap = match &searched {
+        Searched::Until(bound) => first.score.gain(bound),
+        Searched::ToTheEnd | Searched::NothingThere(_) => 0.0,
+    };
+    conclude(&problem, best, &rivals, counts, gap)
 }
 
 fn check(request: &Request) -> Result<(), TuneError> {
@@ -116,11 +125,14 @@ fn check(request: &Request) -> Result<(), TuneError> {
     }
 }
 
-/// What became of PIPO's space: why it is empty, if it is; the best bound of what was not looked at.
-#[derive(Default)]
-struct Searched {
-    refused: Option<TuneError>,
-    unseen: Option<Score>,
+/// How a search ended.
+enum Searched {
+    /// All candidates were simulated or excluded.
+    ToTheEnd,
+    /// The effort was spent; the best bound of what was left.
+    Until(Score),
+    /// There was no candidate.
+    NothingThere(TuneError),
 }
 
 /// Searches PIPO's space.
@@ -135,18 +147,11 @@ fn search_pipo(
     let (nodes, too_large) = tree.nodes(&stands);
     counts.by_memory += too_large;
     if nodes.is_empty() {
-        return Ok(Searched { refused: tree.why_empty(problem, &stands), unseen: None });
+        let why = tree.why_empty(problem, &stands);
+        return Ok(why.map_or(Searched::ToTheEnd, Searched::NothingThere));
     }
-    let unseen = search(problem, &stands, nodes, best, counts, progress)?;
-    Ok(Searched { refused: None, unseen })
-}
-
-fn proof(best: &Best, unseen: Option<Score>) -> Proof {
-    let (Some(unseen), Some(first)) = (unseen, best.first()) else { return Proof::Optimal };
-    if unseen >= first.score {
-        return Proof::Optimal;
-    }
-    first.score.worse_than(&unseen).map_or(Proof::Unknown, |times| Proof::Within(rounded(times)))
+    let left = search(problem, &stands, nodes, best, counts, progress)?;
+    Ok(left.map_or(Searched::ToTheEnd, Searched::Until))
 }
 
 /// Fills in what a reader wants to know about the best.
@@ -155,7 +160,7 @@ fn conclude(
     best: Best,
     rivals: &[baselines::Tried],
     counts: Counts,
-    proof: Proof,
+    gap: f64,
 ) -> Result<Tuning, TuneError> {
     let found = best.into_vec();
     let evaluated: Vec<(Plan, Evaluation)> =
@@ -192,7 +197,8 @@ fn conclude(
         simulated: counts.simulated,
         excluded_by_bound: counts.by_bound,
         excluded_by_memory: counts.by_memory,
-        proof,
+        left: counts.left,
+        gap,
         verdict,
     })
 }
