@@ -139,7 +139,7 @@ pub struct Simulate {
     /// Write a picture.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Write a trace for ui.perfetto.dev or chrome://tracing.
+    /// Write a trace in Chrome's format, for ui.perfetto.dev.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Write every operation as CSV.

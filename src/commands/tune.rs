@@ -9,7 +9,7 @@ use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Workload};
 use pipo_results::svg::{self, Excerpt, Picture};
 use pipo_results::trace;
-use pipo_tuner::{Proof, Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
+use pipo_tuner::{Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
 use serde_json::json;
 
 use crate::cli::Tune;
@@ -70,7 +70,8 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         "considered": tuning.considered,
         "simulated": tuning.simulated,
         "excluded_by_bound": tuning.excluded_by_bound,
-        "proof": format!("{:?}", tuning.proof),
+        "left": tuning.left,
+        "gap": tuning.gap,
         "excluded_by_memory": tuning.excluded_by_memory,
     }))?;
     match tuning.verdict {
@@ -110,7 +111,7 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         seed: args.seed,
         strategies: args.strategy.clone(),
         exhaustive: args.exhaustive,
-        effort: Some(args.effort.saturating_mul(1_000_000)).filter(|&e| e > 0),
+        effort: if args.effort == 0 { u64::MAX } else { args.effort.saturating_mul(1_000_000) },
         top: args.top,
         ..Request::new(model, machine, workload, budget)
     })
@@ -156,15 +157,17 @@ fn verdict(printer: &Printer, tuning: &Tuning) {
         )),
     }
     printer.line(format!(
-        "search   {} candidates: {} simulated, {} left to their proved bounds, {} did not fit",
+        "search   {} candidates: {} simulated, {} excluded by a proved bound, {} did not fit",
         tuning.considered, tuning.simulated, tuning.excluded_by_bound, tuning.excluded_by_memory
     ));
-    printer.line(match tuning.proof {
-        Proof::Optimal => "proof    no plan of the space is better".into(),
-        Proof::Within(times) => format!(
-            "proof    the effort ran out; no plan of the space is more than {times} times as good (--effort raises it)"
-        ),
-        Proof::Unknown => "proof    the effort ran out before a plan met the goal (--effort raises it)".into(),
+    printer.line(if tuning.left == 0 {
+        "proof    no plan of the space is better".into()
+    } else {
+        format!(
+            "proof    effort spent with {} candidates left; none is better by more than {} (--effort raises it)",
+            tuning.left,
+            report::percent(tuning.gap)
+        )
     });
 }
 

@@ -48,7 +48,7 @@ pub use explain::{Explanation, Share, WhatIf, explain};
 pub use problem::{DEFAULT_EFFORT, Request};
 pub use progress::Progress;
 pub use space::{HostChoice, Space};
-pub use tune::{Baseline, Candidate, Proof, Tuning, tune};
+pub use tune::{Baseline, Candidate, Tuning, tune};
 pub use verdict::{Ceiling, Verdict};
 
 #[cfg(test)]

@@ -36,13 +36,6 @@ impl Score {
         };
         Self { excess, time, tokens: tokens.max(1) }
     }
-
-    /// How many times as good a bound is: 1.1 is a tenth less time for each token. Where the two miss the
-    /// goal by different times, only that can be compared, and there is no such number.
-    pub(crate) fn worse_than(&self, bound: &Self) -> Option<f64> {
-        let each = |score: &Self| score.time.as_f64() / score.tokens as f64;
-        (self.excess == bound.excess && bound.time > Nanos::ZERO).then(|| each(self) / each(bound))
-    }
 }
 
 impl Score {

@@ -152,8 +152,6 @@ pub(crate) fn search(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Option<Score>, TuneError> {
     let exhaustive = problem.request.exhaustive;
-    let effort = problem.request.effort.filter(|_| !exhaustive);
-    let (mut operations, mut in_runs, mut batch_size, mut unseen) = (0_u64, 0_u64, LEAVES, None);
     // Stable: nodes with the same bound stay in the order of enumeration.
     nodes.sort_by_key(|node| node.bound);
     let all: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
@@ -163,12 +161,13 @@ pub(crate) fn search(
     let mut open: BinaryHeap<Reverse<(Score, usize, usize)>> = BinaryHeap::new();
     let mut leaves: Vec<Vec<Leaf>> = Vec::new();
     let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
+    let (mut in_runs, mut batch_size) = (0_u64, LEAVES);
     let mut left: Option<Left> = None;
     loop {
         // Open nodes until the best leaf is known to be the best of all, or nothing is left to open.
         let mut rounds = 0;
         while let Some(node) = closed.first() {
-            let spent = effort.is_some_and(|effort| operations >= effort);
+            let spent = !exhaustive && ops >= problem.request.effort;
             if (rounds == ROUNDS || spent) && !open.is_empty() {
                 break;
             }
@@ -195,7 +194,7 @@ pub(crate) fn search(
                 .map_err(TuneError::Unsupported)?;
             for (node, opened) in now.iter().zip(&opened) {
                 let steps = stands[node.base].bound_steps();
-                operations += (opened.len() as u64 + 1) * steps / STEPS_PER_OPERATION;
+                ops += (opened.len() as u64 + 1) * steps / STEPS_PER_OPERATION;
             }
             for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {
                 let at = opened.iter().enumerate();
@@ -210,8 +209,8 @@ pub(crate) fn search(
                 break;
             }
         }
-        let mut batch = Vec::with_capacity(LEAVES);
-        while batch.len() < LEAVES
+        let mut batch = Vec::with_capacity(batch_size);
+        while batch.len() < batch_size
             && let Some(Reverse((bound, node, leaf))) = open.pop()
         {
             if exhaustive || !best.excludes(&bound) {
@@ -234,16 +233,16 @@ pub(crate) fn search(
                 Some(found) => {
                     simulated += 1;
                     ops = ops.saturating_add(found.ops);
+                    in_runs = in_runs.saturating_add(found.ops);
                     best.add(found);
                 }
                 None => too_large += 1,
             }
         }
-        if let Some(effort) = effort {
-            // Long runs come in smaller batches, so that the last one does not overshoot by much.
-            let each = (in_runs / simulated.max(1)).max(1);
-            batch_size = usize::try_from(effort / 8 / each).unwrap_or(LEAVES).clamp(4, LEAVES);
-        }
+        // Long runs come in smaller batches, so that the last one does not overshoot by much.
+        let each = (in_runs / simulated.max(1)).max(1);
+        let share = usize::try_from(problem.request.effort / 8 / each).unwrap_or(LEAVES);
+        batch_size = share.clamp(4, LEAVES);
         progress(Progress { done: simulated + too_large, total: all });
     }
     progress(Progress { done: all, total: all });

@@ -66,17 +66,6 @@ pub struct Tuning {
     pub verdict: Verdict,
 }
 
-/// What is known of the plans that were not simulated.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Proof {
-    /// A bound excludes every one of them.
-    Optimal,
-    /// The effort ran out: none is more than this many times as good, by its bound.
-    Within(f64),
-    /// The effort ran out before any plan met the goal, so that no ratio means anything.
-    Unknown,
-}
-
 /// Searches for the best plan.
 pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<Tuning, TuneError> {
     check(request)?;
