@@ -57,7 +57,11 @@ pub(crate) struct Node {
 pub(crate) struct Leaf {
     pub(crate) transfer: Transfer,
     pub(crate) host_weights: Bytes,
+    /// Weights in host memory alone, without a table that is looked up there.
+    host: Bytes,
     pub(crate) bound: Score,
+    /// Whether the bound is the dear one, of [`Stand::refine`].
+    pub(crate) refined: bool,
 }
 
 /// A base with what it stands on.
@@ -221,9 +225,14 @@ impl<'a> Stand<'a> {
         earliest_end(&stages, &self.base.chains, passes, node.gpu_slots)
     }
 
+    /// Units of the model.
+    pub(crate) fn units_len(&self) -> u64 {
+        self.cut.frame.units.len() as u64
+    }
+
     /// Steps that the pipeline of one bound takes.
     pub(crate) fn bound_steps(&self) -> u64 {
-        self.cut.frame.units.len() as u64 * u64::from(self.cut.frame.passes())
+        self.units_len() * u64::from(self.cut.frame.passes())
     }
 
     /// The most threads that read weights, or a cache on disk.
@@ -341,6 +350,16 @@ impl<'a> Stand<'a> {
         let moving =
             Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
         let threads = transfer.disk_threads;
+        let bounded =
+            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads);
+        let (host_weights, bound) = (self.with_table(host), bounded.score(self));
+        Ok(Leaf { transfer, host_weights, host, bound, refined: false })
+    }
+
+    /// A leaf with a second bound, dearer than its first: from the order of its loads and computations.
+    pub(crate) fn refine(&self, node: &Node, leaf: &Leaf) -> Result<Leaf, Unsupported> {
+        let transfer = leaf.transfer;
+        let placed = self.place(node.gpu_weights, leaf.host, node.order);
         let pricer = self.problem.pricer;
         let mut known: Vec<(Bytes, f64)> = Vec::new();
         let mut failed = None;
@@ -363,10 +382,8 @@ impl<'a> Stand<'a> {
         if let Some(error) = failed {
             return Err(error);
         }
-        let bounded =
-            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
-                .or_later(end);
-        Ok(Leaf { transfer, host_weights: self.with_table(host), bound: bounded.score(self) })
+        let bound = Bounded::NOTHING.or_later(end).score(self).max(leaf.bound);
+        Ok(Leaf { bound, refined: true, ..*leaf })
     }
 
     /// Bytes of the file that the page cache can keep from pass to pass: all of its room if the file

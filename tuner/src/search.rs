@@ -193,8 +193,10 @@ pub(crate) fn search(
                 .collect::<Result<_, _>>()
                 .map_err(TuneError::Unsupported)?;
             for (node, opened) in now.iter().zip(&opened) {
-                let steps = stands[node.base].bound_steps();
-                ops += (opened.len() as u64 + 1) * steps / STEPS_PER_OPERATION;
+                // A leaf's first bound is a walk through the units, a node's one through the passes.
+                let stand = &stands[node.base];
+                let leaves = opened.len() as u64 * stand.units_len();
+                ops += stand.bound_steps() / STEPS_PER_OPERATION + leaves;
             }
             for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {
                 let at = opened.iter().enumerate();
@@ -210,14 +212,44 @@ pub(crate) fn search(
             }
         }
         let mut batch = Vec::with_capacity(batch_size);
-        while batch.len() < batch_size
-            && let Some(Reverse((bound, node, leaf))) = open.pop()
-        {
-            if exhaustive || !best.excludes(&bound) {
-                let node_ref = &nodes[node];
-                batch.push(stands[node_ref.base].plan(node_ref, &leaves[node][leaf]));
-            } else {
-                open.clear(); // the others have no better bound
+        while batch.len() < batch_size {
+            let wanted = batch_size - batch.len();
+            let mut unrefined = Vec::with_capacity(wanted);
+            while unrefined.len() < wanted
+                && let Some(Reverse((bound, node, leaf))) = open.pop()
+            {
+                let candidate = &leaves[node][leaf];
+                if !exhaustive && best.excludes(&bound) {
+                    open.clear(); // the others have no better bound
+                } else if exhaustive || candidate.refined {
+                    if !unrefined.is_empty() {
+                        // What stands before it may fall behind it once it is refined.
+                        open.push(Reverse((bound, node, leaf)));
+                        break;
+                    }
+                    batch.push(stands[nodes[node].base].plan(&nodes[node], candidate));
+                    if batch.len() == batch_size {
+                        break;
+                    }
+                } else {
+                    unrefined.push((node, leaf));
+                }
+            }
+            if unrefined.is_empty() {
+                break;
+            }
+            let refine = |&(node, leaf): &(usize, usize)| {
+                stands[nodes[node].base].refine(&nodes[node], &leaves[node][leaf])
+            };
+            let refined: Vec<Leaf> = unrefined
+                .par_iter()
+                .map(refine)
+                .collect::<Result<_, _>>()
+                .map_err(TuneError::Unsupported)?;
+            for ((node, leaf), refined) in unrefined.into_iter().zip(refined) {
+                ops += stands[nodes[node].base].bound_steps() / STEPS_PER_OPERATION;
+                open.push(Reverse((refined.bound, node, leaf)));
+                leaves[node][leaf] = refined;
             }
         }
         if batch.is_empty() {
