@@ -11,6 +11,7 @@ use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
 use crate::demand::{Demand, Pricer, Series};
+use crate::pipeline::Pace;
 use crate::problem::Problem;
 use crate::shape::{Cut, Shape};
 
@@ -23,10 +24,12 @@ pub(crate) struct Base {
     pub(crate) knobs: Pipo,
     /// All that is asked beside moving weights.
     pub(crate) series: Series,
-    /// For each unit, an index into `chains`; none for a table that is looked up in host memory.
+    /// For each unit, an index into the chains of `pace`; none for a table that is looked up in host memory.
     pub(crate) chain_of: Vec<Option<usize>>,
-    /// How long each kind of unit computes at least, in each pass.
-    pub(crate) chains: Vec<Vec<f64>>,
+    /// How long units compute at least, and what else paces them.
+    pub(crate) pace: Pace,
+    /// For each layer, whether its cache crosses the link in each step.
+    pub(crate) cache_crosses: Vec<bool>,
     /// What of a decode step may already have run when the step before it ends.
     pub(crate) ahead: Demand,
     /// What of a step may still run when its token is ready.
@@ -173,6 +176,7 @@ impl Maker<'_> {
         let asked = Asked { maker: self, frame: self.frame(), knobs, pricer: self.problem.pricer };
         let series = asked.series().map_err(Refusal::Unsupported)?;
         let (chain_of, chains) = asked.chains();
+        let pace = asked.pace(chains).map_err(Refusal::Unsupported)?;
         let (ahead, behind) = asked.at_the_edges().map_err(Refusal::Unsupported)?;
         let writes = asked.writes().map_err(Refusal::Unsupported)?;
         Ok(Tried::Base(Box::new(Base {
@@ -180,7 +184,8 @@ impl Maker<'_> {
             knobs: knobs.clone(),
             series,
             chain_of,
-            chains,
+            pace,
+            cache_crosses: asked.cache_crosses(),
             ahead,
             behind,
             writes,
@@ -293,6 +298,43 @@ impl Asked<'_> {
         let units = cut.frame.units.iter().enumerate();
         let chain_of = units.map(|(index, unit)| of_unit(index, unit)).collect();
         (chain_of, chains)
+    }
+
+    /// What else paces the units.
+    fn pace(&self, chains: Vec<Vec<f64>>) -> Result<Pace, Unsupported> {
+        let memory = HostMemory::Pinned;
+        let passes = self.frame.passes();
+        let travels = self.knobs.hidden == Processor::Cpu;
+        let trip = |pass: u32| -> Result<f64, Unsupported> {
+            let bytes = self.frame.hidden(pass);
+            let down = self.pricer.demand(LaneKind::D2h, &Work::D2h { bytes, memory })?;
+            let up = self.pricer.demand(LaneKind::H2d, &Work::H2d { bytes, memory })?;
+            Ok(down.lanes() + up.lanes())
+        };
+        let cache = |pass: u32| -> Result<f64, Unsupported> {
+            if pass == 0 {
+                return Ok(0.0); // the prefill makes its cache
+            }
+            Ok(self.cache_load(pass)?.lane(LaneKind::H2d) * self.micros())
+        };
+        let trips = if travels { 0..passes } else { 0..0 };
+        let caches = if self.cache_crosses().contains(&true) { 0..passes } else { 0..0 };
+        let slots = u64::from(self.knobs.kv_slots);
+        let ahead = slots.div_ceil(self.frame.plan.batch.count.max(1));
+        Ok(Pace {
+            chains,
+            caches: caches.map(cache).collect::<Result<_, _>>()?,
+            caches_ahead: usize::try_from(ahead).unwrap_or(usize::MAX),
+            trips: trips.map(trip).collect::<Result<_, _>>()?,
+            micros: self.micros(),
+        })
+    }
+
+    /// For each layer, whether its cache crosses the link in each step.
+    fn cache_crosses(&self) -> Vec<bool> {
+        let on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
+        let by_gpu = self.knobs.attention == Processor::Gpu;
+        on_gpu.into_iter().map(|on_gpu| by_gpu && !on_gpu).collect()
     }
 
     /// Hidden states of one micro-batch in one pass: the lookup, and the way to and from each unit.

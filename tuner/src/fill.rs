@@ -29,6 +29,12 @@ impl Units<'_> {
         }
     }
 
+    /// Host memory that holds all weights which are not on the GPU.
+    pub(crate) fn held_off_gpu(&self, gpu: Bytes) -> Bytes {
+        let homes = assign(self.all, gpu, Bytes::ZERO, self.order);
+        self.held(&homes, Home::streamed)
+    }
+
     /// GPU bytes of resident weights and slots when at most `weights` stay.
     fn on_gpu(&self, weights: Bytes, slots: u32) -> Bytes {
         let homes = assign(self.all, weights, Bytes::ZERO, self.order);
@@ -63,7 +69,9 @@ impl Units<'_> {
     pub(crate) fn fill_host(&self, gpu: Bytes, room: Bytes, ring: Bytes, staged: bool) -> Bytes {
         let homes = assign(self.all, gpu, Bytes::ZERO, self.order);
         let total: Bytes = homes.iter().map(Home::streamed).sum();
-        if total <= if staged { room - ring } else { room } {
+        // All that is not on the GPU, head and embedding once if they are one matrix.
+        let held = self.held(&homes, Home::streamed);
+        if held <= if staged { room - ring } else { room } {
             return total;
         }
         let used = |weights: Bytes| {

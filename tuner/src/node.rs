@@ -42,6 +42,8 @@ pub(crate) struct Node {
     gpu_weights: Bytes,
     /// Bytes that are moved in each pass if every expert is needed.
     streamed: Bytes,
+    /// Host memory that would hold all of these; less, where head and embedding are one matrix.
+    held: Bytes,
     /// Largest unit that is moved: the size of a slot.
     slot: Bytes,
     /// GPU time of the units that are moved, in the prefill and in all decode steps.
@@ -155,6 +157,7 @@ impl<'a> Stand<'a> {
             host,
             gpu_weights,
             streamed: placed.iter().map(Placed::streamed).sum(),
+            held: self.units(order).held_off_gpu(gpu_weights),
             slot: placed.iter().map(Placed::streamed).max().unwrap_or(Bytes::ZERO),
             computed,
             bound: Score::BEST,
@@ -189,7 +192,7 @@ impl<'a> Stand<'a> {
                 let lanes = Demand::on(LaneKind::DiskRead, bytes / best);
                 lanes.plus(&Demand::of(Resource::Disk, bytes / whole_disk))
             };
-            let from_disk = (node.streamed - self.base.host_room).as_f64();
+            let from_disk = (node.held - self.base.host_room).as_f64();
             let in_prefill =
                 if node.host == HostChoice::Disk { node.streamed.as_f64() } else { from_disk };
             moving.first.add(&reading(in_prefill), 1.0);
@@ -218,11 +221,14 @@ impl<'a> Stand<'a> {
             let chain = self.base.chain_of.get(index).copied().flatten()?;
             let routed = unit.segments.len() > 1;
             let picked = self.shape.picked.get(index).filter(|_| routed);
-            Some(Stage { chain, load: loads(unit, picked, time) })
+            let of_unit = &self.cut.frame.units[index];
+            let crosses = self.base.cache_crosses.get(of_unit.layer as usize);
+            let cached = of_unit.attends && crosses.copied().unwrap_or(false);
+            Some(Stage { chain, load: loads(unit, picked, time), cached })
         };
         let stages: Vec<Stage> = placed.iter().enumerate().filter_map(stage).collect();
         let passes = self.cut.frame.passes();
-        earliest_end(&stages, &self.base.chains, passes, node.gpu_slots)
+        earliest_end(&stages, &self.base.pace, passes, node.gpu_slots)
     }
 
     /// Units of the model.
@@ -267,7 +273,7 @@ impl<'a> Stand<'a> {
             for &host_slots in &space.host_slots {
                 let ring = block.min(node.slot) * u64::from(host_slots);
                 let room = self.base.host_room;
-                let fits = node.streamed <= if staged { room - ring } else { room };
+                let fits = node.held <= if staged { room - ring } else { room };
                 let on_disk = node.host == HostChoice::Disk || !fits;
                 let passes = staged || (on_disk && node.streamed > Bytes::ZERO);
                 if (passes && ring > room)
