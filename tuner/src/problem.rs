@@ -33,8 +33,7 @@ pub struct Request {
     pub space: Space,
     /// Simulate every candidate, also those that a bound excludes, whatever the effort.
     pub exhaustive: bool,
-    /// Operations to simulate at most, over all candidates; bounds count as the operations that would
-    /// take as long. What is left then is reported as a gap: no
+    /// Operations to simulate at most, over all candidates; bounds may take as long again. What is left then is reported as a gap: no
     /// candidate is better by more. A count, not a time, so that the result is the same everywhere.
     pub effort: u64,
     /// Runners-up to keep.

@@ -160,14 +160,14 @@ pub(crate) fn search(
     // The leaves of opened nodes that are still to be simulated, the best bound first.
     let mut open: BinaryHeap<Reverse<(Score, usize, usize)>> = BinaryHeap::new();
     let mut leaves: Vec<Vec<Leaf>> = Vec::new();
-    let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
-    let (mut in_runs, mut batch_size) = (0_u64, LEAVES);
+    let (mut simulated, mut too_large) = (0, 0);
+    let (mut in_runs, mut in_bounds, mut batch_size) = (0_u64, 0_u64, LEAVES);
     let mut left: Option<Left> = None;
     loop {
         // Open nodes until the best leaf is known to be the best of all, or nothing is left to open.
         let mut rounds = 0;
         while let Some(node) = closed.first() {
-            let spent = !exhaustive && ops >= problem.request.effort;
+            let spent = !exhaustive && in_bounds >= problem.request.effort;
             if (rounds == ROUNDS || spent) && !open.is_empty() {
                 break;
             }
@@ -193,10 +193,10 @@ pub(crate) fn search(
                 .collect::<Result<_, _>>()
                 .map_err(TuneError::Unsupported)?;
             for (node, opened) in now.iter().zip(&opened) {
-                // A leaf's first bound is a walk through the units, a node's one through the passes.
+                // A leaf's first bound takes about an operation for each unit.
                 let stand = &stands[node.base];
                 let leaves = opened.len() as u64 * stand.units_len();
-                ops += stand.bound_steps() / STEPS_PER_OPERATION + leaves;
+                in_bounds += stand.bound_steps() / STEPS_PER_OPERATION + leaves;
             }
             for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {
                 let at = opened.iter().enumerate();
@@ -205,7 +205,7 @@ pub(crate) fn search(
             }
             closed = later;
         }
-        if !exhaustive && ops >= problem.request.effort {
+        if !exhaustive && in_runs >= problem.request.effort {
             left = Left::of(best, closed, &open);
             if left.is_some_and(|left| left.may_rest(best)) {
                 break;
@@ -247,7 +247,7 @@ pub(crate) fn search(
                 .collect::<Result<_, _>>()
                 .map_err(TuneError::Unsupported)?;
             for ((node, leaf), refined) in unrefined.into_iter().zip(refined) {
-                ops += stands[nodes[node].base].bound_steps() / STEPS_PER_OPERATION;
+                in_bounds += stands[nodes[node].base].bound_steps() / STEPS_PER_OPERATION;
                 open.push(Reverse((refined.bound, node, leaf)));
                 leaves[node][leaf] = refined;
             }
@@ -264,7 +264,6 @@ pub(crate) fn search(
             match found {
                 Some(found) => {
                     simulated += 1;
-                    ops = ops.saturating_add(found.ops);
                     in_runs = in_runs.saturating_add(found.ops);
                     best.add(found);
                 }
