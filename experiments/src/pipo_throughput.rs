@@ -73,17 +73,18 @@ fn refit_with(options: &Refit, effort: fit::Effort) -> Result<Vec<Fitted>, Failu
     let mut machine = machine(&definition)?;
     let mut cells = definition.cells(&options.hold_out);
     cells.retain(|cell| !cell.held_out);
-    // The constants are rates, and a plan depends on sizes alone: it is made once.
-    let fits = prepare(&definition, &cells, &machine)?;
-    let loss = |machine: &Machine, cell: &Cell, fit: &Fit| {
-        let (Some(paper), Ok(prepared)) = (cell.written.printed(), fit) else { return Ok(0.0) };
+    let loss = |machine: &Machine, cell: &Cell| {
+        // The plan follows the constants too: one of them is a size.
+        let fit = policy::prepare(&definition, cell, machine)?;
+        let Some(paper) = cell.written.printed() else { return Ok(0.0) };
+        let Ok(prepared) = fit else { return Ok(f64::INFINITY) };
         let summary = summary(&prepared.schedule, machine)?;
         Ok(fit::loss(throughput(&definition, cell.bar, &summary), paper.value))
     };
     let total = |point: &[f64]| {
         let mut machine = machine.clone();
         fit::apply(&mut machine, &definition.constants, point)?;
-        let each = cells.par_iter().zip(&fits).map(|(cell, fit)| loss(&machine, cell, fit));
+        let each = cells.par_iter().map(|cell| loss(&machine, cell));
         // Summed in the order of the cells, whichever thread was done first.
         let losses: Vec<f64> = each.collect::<Result<_, Failure>>()?;
         Ok(losses.iter().sum())

@@ -157,8 +157,8 @@ pub struct Host {
     pub weights: Figure<Bandwidth>,
     /// Achievable by all cores in attention of single tokens over a long cache.
     pub attention: Figure<FlopRate>,
-    /// Share of the page cache that stays useful when a file larger than it is read round and round:
-    /// 0 is strict least-recently-used, which then never hits; 1 is ideal.
+    /// Share of the memory left over that serves as page cache for a file read round and round. The rest
+    /// goes to other files, and to what the kernel evicts too early; 0 stands for no hits at all.
     pub page_cache_kept: Figure<f64>,
 }
 

@@ -3,9 +3,10 @@
 use pipo_plan::schedule::{Builder, Pass, Schedule};
 use pipo_plan::units::Nanos;
 
-use crate::cost::{Costs, Resource};
+use crate::cost::{Cost, Costs, Resource};
 use crate::engine::{Options, check_layout};
 use crate::error::{Invalid, SimulationError};
+use crate::page_cache::HitShare;
 
 /// What each lane and resource needs at least.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +36,9 @@ impl Bound {
 /// lasts at least the bytes drawn over the capacity. This quotient is reduced by a part in 10^8, which
 /// covers the tolerance of the division and the rounding of its arithmetic.
 ///
-/// A read through the page cache may be a hit or a miss. The cheaper of the two is counted, for the
-/// lane and for each resource separately, so that the bound holds whichever happens; where the cache
-/// has no capacity every read is a miss. The run must satisfy all of these at once, hence the maximum.
+/// A read through the page cache may be the first of its extent or a later one, of which a share hits.
+/// The cheaper of the two is counted, for the lane and for each resource separately, so that the bound
+/// holds whichever it is; where the cache has no capacity they are the same. The run must satisfy all of these at once, hence the maximum.
 ///
 /// # Errors
 ///
@@ -49,7 +50,7 @@ pub fn lower_bound(
 ) -> Result<Bound, SimulationError> {
     let layout = &schedule.layout;
     check_layout(layout)?;
-    let cached = options.page_cache.capacity.0 > 0;
+    let hits = options.page_cache.hits(layout.extents.iter().copied().sum());
     let mut floors: Vec<Floor> = Vec::new();
     let mut lanes = vec![Nanos::ZERO; layout.lanes.len()];
     let mut drawn = [0.0; Resource::COUNT];
@@ -59,7 +60,7 @@ pub fn lower_bound(
         schedule.program.emit(number, &mut builder);
         pass = builder.finish(pass);
         for work in &builder.works.as_slice()[floors.len()..] {
-            floors.push(Floor::of(&costs.price(work)?, cached));
+            floors.push(Floor::of(&costs.price(work)?, hits));
         }
         for (index, op) in (0..).zip(&pass.ops) {
             let unknown = |what, index: u32, count| {
@@ -92,13 +93,13 @@ struct Floor {
 }
 
 impl Floor {
-    fn of(price: &crate::Price, cached: bool) -> Self {
-        let miss = Self { nanos: price.cost.nanos, drawn: price.cost.drawn() };
-        let Some(hit) = price.hit.filter(|_| cached) else { return miss };
-        let hit = Self { nanos: hit.nanos, drawn: hit.drawn() };
+    fn of(price: &crate::Price, hits: HitShare) -> Self {
+        let of = |cost: &Cost| Self { nanos: cost.nanos, drawn: cost.drawn() };
+        let first = of(&price.cost);
+        let Some(again) = price.reread(hits).as_ref().map(of) else { return first };
         Self {
-            nanos: miss.nanos.min(hit.nanos),
-            drawn: std::array::from_fn(|r| miss.drawn[r].min(hit.drawn[r])),
+            nanos: first.nanos.min(again.nanos),
+            drawn: std::array::from_fn(|r| first.drawn[r].min(again.drawn[r])),
         }
     }
 }

@@ -4,6 +4,7 @@ use pipo_plan::schedule::Work;
 use pipo_plan::units::{Bytes, LIMIT, Nanos};
 
 use crate::error::Unsupported;
+use crate::page_cache::HitShare;
 
 /// Something that operations on different lanes share, max-min fairly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,11 +88,11 @@ impl Cost {
 pub struct Price {
     /// Bytes moved between tiers, from wherever they come.
     pub bytes: Bytes,
-    /// Bytes read from the disk itself; none of them on a page-cache hit.
+    /// Bytes read from the disk itself, as far as the page cache does not hold them.
     pub disk_read: Bytes,
     /// What it costs, page-cache misses included.
     pub cost: Cost,
-    /// What it costs instead when the page cache holds the extent; none where it is bypassed.
+    /// What it costs instead when the page cache holds all of it; none where it is bypassed.
     pub hit: Option<Cost>,
 }
 
@@ -99,6 +100,21 @@ impl Price {
     /// A price without a page cache or a disk read.
     pub fn plain(work: &Work, cost: Cost) -> Self {
         Self { bytes: work.bytes(), disk_read: Bytes::ZERO, cost, hit: None }
+    }
+
+    /// What it costs once its extent has been read before and a share of the bytes is still in the
+    /// page cache; none where that cannot happen.
+    ///
+    /// One thread finds hits and misses in turn, so their times add up; it draws from each resource
+    /// what the two parts draw.
+    pub fn reread(&self, hits: HitShare) -> Option<Cost> {
+        let hit = self.hit.filter(|_| hits > HitShare::NONE)?;
+        let nanos = hits.mean(hit.nanos.as_f64(), self.cost.nanos.as_f64());
+        let mut cost = Cost::moving(self.bytes, Nanos::ceil(nanos));
+        for (draw, (hit, miss)) in cost.draw.iter_mut().zip(hit.draw.into_iter().zip(self.cost.draw)) {
+            *draw = hits.mean(hit, miss);
+        }
+        Some(cost)
     }
 }
 

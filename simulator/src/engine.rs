@@ -5,12 +5,12 @@
 
 use pipo_plan::schedule::{Builder, OpId, Schedule};
 use pipo_plan::timeline::{Blame, Span, Timeline};
-use pipo_plan::units::Nanos;
+use pipo_plan::units::{Bytes, Nanos};
 
 use crate::cost::Costs;
 use crate::error::SimulationError;
 use crate::meter::{Meter, Summary};
-use crate::page_cache::{PageCache, Residency};
+use crate::page_cache::{HitShare, PageCache, Residency};
 use crate::share::{self, Flow};
 use crate::slots::Slots;
 use crate::window::Window;
@@ -80,6 +80,8 @@ struct Engine<'a> {
     slowed: bool,
     slots: Slots,
     residency: Residency,
+    /// Share of a read that the page cache answers from the second time on.
+    hits: HitShare,
     meter: Meter,
     spans: Option<Vec<Span>>,
     now: Nanos,
@@ -116,6 +118,7 @@ impl<'a> Engine<'a> {
             slowed: false,
             slots: Slots::new(&layout.rings),
             residency: Residency::new(&options.page_cache, &layout.extents),
+            hits: options.page_cache.hits(layout.extents.iter().copied().sum()),
             meter: Meter::new(&layout.lanes),
             spans: options.record.then(Vec::new),
             now: Nanos::ZERO,
@@ -179,16 +182,15 @@ impl<'a> Engine<'a> {
         let pass = self.window.pass(place);
         let op = &pass.ops[place.index as usize];
         let price = &self.prices[op.work.0 as usize];
-        let hit = match price.hit {
-            Some(hit) if (op.extent as usize) < self.schedule.layout.extents.len() => {
-                self.residency.read(op.extent as usize, price.bytes).then_some(hit)
-            }
+        let again = match price.again {
+            Some(again) if self.residency.read(op.extent as usize, price.bytes) => Some(again),
             _ => None,
         };
         if price.disk_read.0 > 0 {
-            self.meter.read(price.disk_read, hit.is_some());
+            let hits = again.map_or(Bytes::ZERO, |_| self.hits.of(price.disk_read));
+            self.meter.read(price.disk_read, hits);
         }
-        let variant = hit.unwrap_or(price.miss);
+        let variant = again.unwrap_or(price.first);
         self.meter.start(lane, price.bytes, variant.permille, &variant.drawn);
         let span = self.spans.as_ref().map_or(0, Vec::len);
         let running = Running::new(id, place, self.now, variant.nanos, span);

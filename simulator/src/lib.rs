@@ -49,7 +49,7 @@ pub use critical::{CriticalPath, Segment, critical_path};
 pub use engine::{Options, Outcome, simulate_with};
 pub use error::{Blocker, Invalid, SimulationError, Unsupported, Waiting};
 pub use meter::Summary;
-pub use page_cache::PageCache;
+pub use page_cache::{HitShare, PageCache};
 
 use pipo_plan::machine::Machine;
 use pipo_plan::schedule::Schedule;

@@ -118,13 +118,10 @@ impl Meter {
         }
     }
 
-    /// A read is answered by the disk or the page cache.
-    pub(crate) fn read(&mut self, bytes: Bytes, hit: bool) {
-        if hit {
-            self.cache_hits += bytes;
-        } else {
-            self.disk_read += bytes;
-        }
+    /// A read is answered by the disk, but for the `hits` that the page cache holds.
+    pub(crate) fn read(&mut self, bytes: Bytes, hits: Bytes) {
+        self.cache_hits += hits;
+        self.disk_read += bytes - hits;
     }
 
     /// Time passes with what is running.

@@ -82,11 +82,7 @@ impl Fitted {
         let schedule = lower(plan).map_err(EvaluateError::Lower)?;
         let memory = MemoryTable::new(&schedule.layout, overheads(machine));
         memory.check(plan).map_err(EvaluateError::Memory)?;
-        let page_cache = PageCache {
-            capacity: plan.budget.host - memory.host(),
-            kept: *machine.host.page_cache_kept,
-            warm: false,
-        };
+        let page_cache = PageCache::within(plan.budget.host - memory.host(), machine);
         Ok(Self { schedule, memory, page_cache })
     }
 

@@ -55,8 +55,8 @@ fn model() -> impl Strategy<Value = Model> {
 fn machine() -> impl Strategy<Value = Machine> {
     let slower = || (0..11_u32).prop_map(|power| 1_u64 << power);
     let rates = (slower(), slower(), slower(), slower(), slower());
-    (rates, 0..5_u32, prop::bool::weighted(0.8), prop::bool::weighted(0.3)).prop_map(
-        |((link, disk, gpu, cpu, memory), kept, has_disk, no_latency)| {
+    (rates, prop::bool::weighted(0.8), prop::bool::weighted(0.3)).prop_map(
+        |((link, disk, gpu, cpu, memory), has_disk, no_latency)| {
             let mut machine = catalog::find("rtx3060-laptop").expect("it is in the catalogue");
             let slow = |rate: Bandwidth, by: u64| Bandwidth((rate.0 / by).max(1));
             let flops = |rate: FlopRate, by: u64| FlopRate((rate.0 / by).max(1));
@@ -80,7 +80,6 @@ fn machine() -> impl Strategy<Value = Machine> {
             machine.host.attention.value = flops(machine.host.attention.value, cpu);
             machine.host.memory_bandwidth.value = slow(machine.host.memory_bandwidth.value, memory);
             machine.host.copy.value = slow(machine.host.copy.value, memory);
-            machine.host.page_cache_kept.value = f64::from(kept) / 4.0;
             machine.gpu.context.value = Bytes(0);
             machine.host.reserved.value = Bytes(0);
             if no_latency {

@@ -18,7 +18,7 @@ use pipo_plan::strategy::residency::Placed;
 use pipo_plan::strategy::stream::MOST_BLOCKS;
 use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
-use pipo_simulator::{Resource, Unsupported};
+use pipo_simulator::{HitShare, PageCache, Resource, Unsupported};
 
 use crate::base::Base;
 use crate::bound::{Bounded, Moving};
@@ -351,7 +351,7 @@ impl<'a> Stand<'a> {
             self.problem.pricer,
             self.steps(),
             node.gpu_slots,
-            self.kept(room - in_host, on_disk),
+            Self::kept(room - in_host, on_disk),
         )?;
         let moving =
             Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
@@ -392,15 +392,11 @@ impl<'a> Stand<'a> {
         Ok(Leaf { bound, refined: true, ..*leaf })
     }
 
-    /// Bytes of the file that the page cache can keep from pass to pass: all of its room if the file
-    /// fits, else the share that survives a scan. Blocks in flight take from the room; not to count them
-    /// errs towards more hits, which is the safe side.
-    fn kept(&self, room: Bytes, on_disk: Bytes) -> Bytes {
-        if on_disk <= room {
-            return room;
-        }
-        let kept = self.problem.request.machine.host.page_cache_kept.clamp(0.0, 1.0);
-        Bytes(pipo_plan::units::Nanos::ceil(room.as_f64() * kept).0)
+    /// Bytes of the file that the page cache can keep from pass to pass. Blocks in flight take from the
+    /// room; not to count them errs towards more hits, which is the safe side.
+    fn kept(room: Bytes, on_disk: Bytes) -> Bytes {
+        let hits = PageCache { capacity: room, warm: false }.hits(on_disk);
+        if hits == HitShare::NONE { Bytes::ZERO } else { hits.of(on_disk) + Bytes(1) }
     }
 
     /// The plan of a leaf.

@@ -1,7 +1,7 @@
 //! Fitting the constants to the bars that may be fitted: seeded, and the same on any number of threads.
 
 use pipo_plan::machine::{Curve, Machine};
-use pipo_plan::units::{Bandwidth, FlopRate};
+use pipo_plan::units::{Bandwidth, Bytes, FlopRate};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -11,14 +11,16 @@ use crate::{Failure, Fitted};
 /// How long the search may take.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Effort {
-    /// Random points of which the best is refined.
+    /// Random points.
     pub(super) draws: usize,
+    /// How many of the best of them are refined: the loss has more than one valley.
+    pub(super) starts: usize,
     /// The refinement ends when its steps are this share of a constant's range.
     pub(super) finest: f64,
 }
 
 /// What the published constants were found with.
-pub(super) const PUBLISHED: Effort = Effort { draws: 40, finest: 0.01 };
+pub(super) const PUBLISHED: Effort = Effort { draws: 60, starts: 4, finest: 0.005 };
 
 /// First step of the refinement, as a share of a constant's range.
 const FIRST_STEP: f64 = 0.5;
@@ -32,10 +34,10 @@ pub(super) fn loss(simulated: f64, paper: f64) -> f64 {
     ((simulated / paper).ln() / SCALE).hypot(1.0) - 1.0
 }
 
-/// Finds the constants with the least loss.
-///
-/// Points are positions in each constant's plausible range, on a logarithmic scale. The best of some
-/// random points is improved one constant at a time, in steps that are halved when none improves.
+/// A position in each constant's plausible range, on a logarithmic scale, and the loss there.
+type Point = (f64, Vec<f64>);
+
+/// Finds the constants with the least loss: the best of some random points, refined.
 pub(super) fn search(
     constants: &[Constant],
     seed: u64,
@@ -43,18 +45,33 @@ pub(super) fn search(
     mut loss: impl FnMut(&[f64]) -> Result<f64, Failure>,
 ) -> Result<Vec<f64>, Failure> {
     let mut random = Pcg64::seed_from_u64(seed);
-    let mut best = (f64::INFINITY, vec![0.5; constants.len()]);
+    let mut drawn: Vec<Point> = Vec::new();
     for _ in 0..effort.draws {
         let point: Vec<f64> = constants.iter().map(|_| random.random_range(0.0..1.0)).collect();
-        let at = loss(&point)?;
-        if at < best.0 {
-            best = (at, point);
+        drawn.push((loss(&point)?, point));
+    }
+    drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
+    drawn.truncate(effort.starts);
+    let mut best = (f64::INFINITY, vec![0.5; constants.len()]);
+    for start in drawn {
+        let end = refine(start, effort.finest, &mut loss)?;
+        if end.0 < best.0 {
+            best = end;
         }
     }
+    Ok(best.1)
+}
+
+/// Improves a point one constant at a time, in steps that are halved when none improves.
+fn refine(
+    mut best: Point,
+    finest: f64,
+    loss: &mut impl FnMut(&[f64]) -> Result<f64, Failure>,
+) -> Result<Point, Failure> {
     let mut step = FIRST_STEP;
-    while step > effort.finest {
+    while step > finest {
         let before = best.0;
-        for constant in 0..constants.len() {
+        for constant in 0..best.1.len() {
             for step in [step, -step] {
                 let mut point = best.1.clone();
                 point[constant] = (point[constant] + step).clamp(0.0, 1.0);
@@ -69,7 +86,7 @@ pub(super) fn search(
             step /= 2.0;
         }
     }
-    Ok(best.1)
+    Ok(best)
 }
 
 /// Sets every constant of a profile to its value at a point.
@@ -130,7 +147,7 @@ fn set(machine: &mut Machine, figure: &str, value: f64) -> Result<(), Failure> {
                 rate;
         }
         "host.copy" => host.copy.value = rate,
-        "host.page_cache_kept" => host.page_cache_kept.value = value,
+        "host.reserved" => host.reserved.value = Bytes(value as u64),
         _ => return Err(format!("{figure} is not a figure that can be fitted").into()),
     }
     Ok(())

@@ -2,12 +2,12 @@
 //!
 //! | | PIPO | FlexGen |
 //! |---|---|---|
-//! | weights | 4 bits, none on the GPU; in pinned memory or in files, as the bar says | the same |
+//! | weights | 4 bits, none on the GPU, embedding included; in pinned memory or in files, as the bar says | the same |
 //! | reads | through the page cache, 4 threads, 32 MB blocks | 4 copy threads, memory maps |
 //! | dequantisation | fused into the products | a kernel of its own |
 //! | cache, weights in host memory | in host memory | on the GPU as far as it fits |
 //! | cache, weights on disk | on the GPU as far as it fits | on the GPU as far as it fits |
-//! | cache precision | 16 bits; 4 where 16 do not fit | 4 bits |
+//! | cache precision | 16 bits; with weights on disk 4 where 16 do not fit on the GPU | 4 bits |
 //!
 //! What does not fit on the GPU of a cache is in host memory. "Fits" is the plan's own memory table
 //! against the machine's installed memory, context and operating system counted.
@@ -18,7 +18,7 @@ use pipo_plan::model::{Model, Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::schedule::Schedule;
 use pipo_plan::strategy::flexgen::FlexGen;
-use pipo_plan::strategy::pipo::{FileReads, Pipo};
+use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo};
 use pipo_plan::strategy::{KvTier, LowerError, Strategy, lower};
 use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Objective, Workload};
@@ -41,7 +41,7 @@ const SHARE_STEP: u32 = 5;
 /// Room for all weights of any model.
 const EVERYTHING: Bytes = Bytes(1 << 50);
 
-/// The plan that a system has for a cell. Memory sizes of the machine matter here, its speed does not.
+/// The plan that a system has for a cell, or why it has none.
 pub(super) fn prepare(
     definition: &Definition,
     cell: &Cell,
@@ -61,7 +61,7 @@ type Candidates = Vec<(Strategy, Precision)>;
 
 /// The architecture figure draws a pool of four threads, and loads and saves of the cache around every
 /// attention: with weights in host memory the cache is there too. With weights on disk host memory is
-/// page cache, and the GPU's is not needed for anything else.
+/// page cache, and the GPU's is not needed for anything else: the cache goes there, compressed if need be.
 fn pipo(cell: &Cell, layers: u32) -> Candidates {
     let in_host = cell.bar.weights == Storage::Host;
     let most = if in_host { 0 } else { layers };
@@ -73,12 +73,14 @@ fn pipo(cell: &Cell, layers: u32) -> Candidates {
         host_weights: if in_host { EVERYTHING } else { Bytes::ZERO },
         kv: if kv_gpu_layers == layers { KvTier::Gpu } else { KvTier::Host },
         kv_gpu_layers,
+        // Drawn as a stage with weights of its own.
+        embedding: Embedding::Unit,
         ..Pipo::default()
     };
-    let precisions = [Precision::Fp16, Precision::Int4];
-    let each =
-        |precision| (0..=most).rev().map(move |kept| (Strategy::Pipo(knobs(kept)), precision));
-    precisions.into_iter().flat_map(each).collect()
+    let plan = |precision, kept| (Strategy::Pipo(knobs(kept)), precision);
+    let whole = plan(Precision::Fp16, most);
+    let compressed = (0..=most).rev().map(|kept| plan(Precision::Int4, kept));
+    std::iter::once(whole).chain(compressed).collect()
 }
 
 /// Compressed weights and cache, hidden states on the GPU, everything else at FlexGen's defaults. Its

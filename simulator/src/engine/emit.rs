@@ -44,7 +44,7 @@ impl Engine<'_> {
             return Err(Invalid::Numbering(number).into());
         }
         for work in &self.builder.works.as_slice()[self.prices.len()..] {
-            self.prices.push(Prepared::new(&self.costs.price(work)?));
+            self.prices.push(Prepared::new(&self.costs.price(work)?, self.hits));
         }
         let works = self.prices.len();
         for (index, op) in (0..).zip(&pass.ops) {

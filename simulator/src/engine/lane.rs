@@ -6,6 +6,7 @@ use pipo_plan::schedule::OpId;
 use pipo_plan::units::{Bytes, LIMIT, Nanos};
 
 use crate::cost::{Cost, Price, Resource};
+use crate::page_cache::HitShare;
 use crate::share::Flow;
 use crate::window::{Ended, Place, Window};
 
@@ -106,8 +107,9 @@ impl Queue {
 pub(super) struct Prepared {
     pub(super) bytes: Bytes,
     pub(super) disk_read: Bytes,
-    pub(super) miss: Variant,
-    pub(super) hit: Option<Variant>,
+    pub(super) first: Variant,
+    /// What it is once the extent has been read before; none where the page cache is of no use.
+    pub(super) again: Option<Variant>,
 }
 
 /// One way in which a price is paid.
@@ -120,12 +122,12 @@ pub(super) struct Variant {
 }
 
 impl Prepared {
-    pub(super) fn new(price: &Price) -> Self {
+    pub(super) fn new(price: &Price, hits: HitShare) -> Self {
         Self {
             bytes: price.bytes,
             disk_read: price.disk_read,
-            miss: Variant::new(&price.cost),
-            hit: price.hit.as_ref().map(Variant::new),
+            first: Variant::new(&price.cost),
+            again: price.reread(hits).as_ref().map(Variant::new),
         }
     }
 }
