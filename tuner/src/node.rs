@@ -11,14 +11,12 @@
 //! Each level computes what the levels below it share. A node is bounded by what all its leaves have in
 //! common, so most leaves are never looked at.
 
-use pipo_plan::plan::Plan;
-use pipo_plan::schedule::{DiskIo, LaneKind};
-use pipo_plan::strategy::pipo::{Embedding, FileReads, Pipo, place};
+use pipo_plan::schedule::LaneKind;
+use pipo_plan::strategy::Order;
+use pipo_plan::strategy::pipo::{Embedding, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
-use pipo_plan::strategy::stream::MOST_BLOCKS;
-use pipo_plan::strategy::{KvTier, Order, Strategy};
 use pipo_plan::units::Bytes;
-use pipo_simulator::{Resource, Unsupported};
+use pipo_simulator::Resource;
 
 use crate::base::Base;
 use crate::bound::{Bounded, Moving};
@@ -29,37 +27,36 @@ use crate::problem::Problem;
 use crate::score::Score;
 use crate::shape::{Cut, Shape};
 use crate::space::HostChoice;
-use crate::weights::{Moved, Transfer, link_time, loads};
+use crate::weights::{Moved, loads};
 
 /// A group of candidates.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     /// Index of the base.
     pub(crate) base: usize,
-    gpu_slots: u32,
-    order: Order,
-    host: HostChoice,
-    gpu_weights: Bytes,
+    pub(crate) gpu_slots: u32,
+    pub(crate) order: Order,
+    pub(crate) host: HostChoice,
+    pub(crate) gpu_weights: Bytes,
     /// Bytes that are moved in each pass if every expert is needed.
-    streamed: Bytes,
+    pub(crate) streamed: Bytes,
     /// Host memory that would hold all of these; less, where head and embedding are one matrix.
-    held: Bytes,
+    pub(crate) held: Bytes,
     /// Largest unit that is moved: the size of a slot.
-    slot: Bytes,
+    pub(crate) slot: Bytes,
     /// GPU time of the units that are moved, in the prefill and in all decode steps.
-    computed: (f64, f64),
+    pub(crate) computed: (f64, f64),
     /// No leaf scores better.
     pub(crate) bound: Score,
     /// How many leaves there are.
     pub(crate) leaves: usize,
 }
 
-/// A candidate.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Leaf {
-    pub(crate) transfer: Transfer,
-    pub(crate) host_weights: Bytes,
-    pub(crate) bound: Score,
+impl Node {
+    /// What a search tries each of early on: base and number of slots.
+    pub(crate) fn kind(&self) -> (usize, u32) {
+        (self.base, self.gpu_slots)
+    }
 }
 
 /// A base with what it stands on.
@@ -107,21 +104,21 @@ impl<'a> Stand<'a> {
         placed.iter().map(Placed::streamed).sum::<Bytes>() <= self.base.host_room
     }
 
-    fn units(&self, order: Order) -> Units<'a> {
+    pub(crate) fn units(&self, order: Order) -> Units<'a> {
         let embedding = self.base.knobs.embedding;
-        let tied = self.cut.frame.plan.model.tied_embeddings && embedding == Embedding::Unit;
-        Units { all: self.cut.placed_units(embedding), tied, order }
+        let all = self.cut.placed_units(embedding);
+        Units { all, tied_table: self.cut.tied_table(embedding), order }
     }
 
     /// Places weights; `host` is what of them may stay in host memory.
-    fn place(&self, gpu: Bytes, host: Bytes, order: Order) -> Vec<Placed> {
+    pub(crate) fn place(&self, gpu: Bytes, host: Bytes, order: Order) -> Vec<Placed> {
         let host_weights = self.with_table(host);
         let knobs = Pipo { gpu_weights: gpu, host_weights, order, ..self.base.knobs.clone() };
         place(&self.cut.frame, self.cut.placed_units(knobs.embedding), &knobs)
     }
 
     /// The knob counts a table that is looked up in host memory among the weights there.
-    fn with_table(&self, host: Bytes) -> Bytes {
+    pub(crate) fn with_table(&self, host: Bytes) -> Bytes {
         match self.base.knobs.embedding {
             Embedding::Host if host > Bytes::ZERO => host + self.cut.frame.units[0].bytes,
             Embedding::Host | Embedding::Unit => host,
@@ -212,7 +209,12 @@ impl<'a> Stand<'a> {
     }
 
     /// When the last token comes at least, if only loads and computations take time.
-    fn pipeline(&self, node: &Node, placed: &[Placed], time: &mut dyn FnMut(Bytes) -> f64) -> f64 {
+    pub(crate) fn pipeline(
+        &self,
+        node: &Node,
+        placed: &[Placed],
+        time: &mut dyn FnMut(Bytes) -> f64,
+    ) -> f64 {
         let stage = |(index, unit): (usize, &Placed)| {
             let chain = self.base.chain_of.get(index).copied().flatten()?;
             let routed = unit.segments.len() > 1;
@@ -228,7 +230,7 @@ impl<'a> Stand<'a> {
     }
 
     /// The most threads that read weights, or a cache on disk.
-    fn most_threads(&self) -> u32 {
+    pub(crate) fn most_threads(&self) -> u32 {
         self.problem.request.space.disk_threads.iter().copied().max().unwrap_or(1)
     }
 
@@ -236,184 +238,4 @@ impl<'a> Stand<'a> {
     pub(crate) fn steps(&self) -> f64 {
         self.problem.request.workload.new_tokens.saturating_sub(1) as f64
     }
-
-    /// The ways to move a node's weights, and how many more there would be with more host memory.
-    fn transfers(&self, node: &Node) -> (Vec<Transfer>, u64) {
-        let space = &self.problem.request.space;
-        let staged = node.host == HostChoice::Pageable;
-        let first = |list: &[Bytes]| list.first().copied().unwrap_or(Bytes(4096));
-        let plain = Transfer {
-            block: first(&space.block),
-            host_slots: space.host_slots.first().copied().unwrap_or(1),
-            read_block: first(&space.read_block),
-            disk_threads: space.disk_threads.first().copied().unwrap_or(1),
-            io: io(space.reads.first().copied().unwrap_or_default()),
-            staged: staged && node.streamed > Bytes::ZERO,
-        };
-        let writes_cache = self.base.knobs.kv == KvTier::Disk;
-        if node.streamed == Bytes::ZERO && !writes_cache {
-            return (vec![plain], 0);
-        }
-        let (mut all, mut too_large) = (Vec::new(), 0);
-        for block in self.blocks(node) {
-            for &host_slots in &space.host_slots {
-                let ring = block.min(node.slot) * u64::from(host_slots);
-                let room = self.base.host_room;
-                let fits = node.held <= if staged { room - ring } else { room };
-                let on_disk = node.host == HostChoice::Disk || !fits;
-                let passes = staged || (on_disk && node.streamed > Bytes::ZERO);
-                if (passes && ring > room)
-                    || (on_disk && self.problem.request.machine.disk.is_none())
-                {
-                    too_large += 1;
-                    continue;
-                }
-                let one = Transfer { block, host_slots, ..plain };
-                if on_disk || writes_cache {
-                    all.extend(self.disk_reads(one));
-                } else {
-                    all.push(one);
-                }
-                if !passes {
-                    break; // nothing goes through host slots, so their number decides nothing
-                }
-            }
-        }
-        (all, too_large)
-    }
-
-    /// The sizes of block that make a difference, and do not cut units into too many; the largest one
-    /// where all would.
-    fn blocks(&self, node: &Node) -> Vec<Bytes> {
-        let space = &self.problem.request.space;
-        let units = self.cut.frame.units.iter().map(|u| u.bytes);
-        let largest = units.max().unwrap_or(Bytes::ZERO);
-        // What an operation can number goes before what was asked for.
-        let numbered = Bytes(largest.0.div_ceil(MOST_BLOCKS).max(4096));
-        let least = Bytes(node.slot.0.div_ceil(space.most_blocks.max(1)));
-        let possible: Vec<Bytes> =
-            effective(&space.block, node.slot).filter(|&block| block >= numbered).collect();
-        let wanted: Vec<Bytes> = possible.iter().copied().filter(|&b| b >= least).collect();
-        if wanted.is_empty() { possible.into_iter().max().into_iter().collect() } else { wanted }
-    }
-
-    fn disk_reads(&self, one: Transfer) -> Vec<Transfer> {
-        let space = &self.problem.request.space;
-        let mut all = Vec::new();
-        // A cache on disk is moved whole, so every size of request differs there.
-        let most = if self.base.knobs.kv == KvTier::Disk { Bytes(u64::MAX) } else { one.block };
-        for read_block in effective(&space.read_block, most) {
-            for &disk_threads in &space.disk_threads {
-                for &reads in &space.reads {
-                    all.push(Transfer { read_block, disk_threads, io: io(reads), ..one });
-                }
-            }
-        }
-        all
-    }
-
-    /// The leaves of a node.
-    pub(crate) fn leaves(&self, node: &Node) -> Result<Vec<Leaf>, Unsupported> {
-        let (transfers, _) = self.transfers(node);
-        transfers.into_iter().map(|transfer| self.leaf(node, transfer)).collect()
-    }
-
-    fn leaf(&self, node: &Node, transfer: Transfer) -> Result<Leaf, Unsupported> {
-        let units = self.units(node.order);
-        let room = self.base.host_room;
-        let ring = transfer.block.min(node.slot) * u64::from(transfer.host_slots);
-        let host = match node.host {
-            HostChoice::Disk => Bytes::ZERO,
-            HostChoice::Pinned | HostChoice::Pageable => {
-                units.fill_host(node.gpu_weights, room, ring, transfer.staged)
-            }
-        };
-        let placed = self.place(node.gpu_weights, host, node.order);
-        let moved = Moved::new(&placed, &self.shape.picked, self.steps());
-        let on_disk = moved.on_disk();
-        let in_host: Bytes = placed.iter().map(|p| p.total().host).sum();
-        let asked = moved.asked(
-            &transfer,
-            self.problem.pricer,
-            self.steps(),
-            node.gpu_slots,
-            self.kept(room - in_host, on_disk),
-        )?;
-        let moving =
-            Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
-        let threads = transfer.disk_threads;
-        let pricer = self.problem.pricer;
-        let mut known: Vec<(Bytes, f64)> = Vec::new();
-        let mut failed = None;
-        let mut time = |bytes: Bytes| {
-            if let Some((_, time)) = known.iter().find(|(other, _)| *other == bytes) {
-                return *time;
-            }
-            match link_time(bytes, transfer.block, pricer) {
-                Ok(time) => {
-                    known.push((bytes, time));
-                    time
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    0.0
-                }
-            }
-        };
-        let end = self.pipeline(node, &placed, &mut time);
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let bounded =
-            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
-                .or_later(end);
-        Ok(Leaf { transfer, host_weights: self.with_table(host), bound: bounded.score(self) })
-    }
-
-    /// Bytes of the file that the page cache can keep from pass to pass: all of its room if the file
-    /// fits, else the share that survives a scan. Blocks in flight take from the room; not to count them
-    /// errs towards more hits, which is the safe side.
-    fn kept(&self, room: Bytes, on_disk: Bytes) -> Bytes {
-        if on_disk <= room {
-            return room;
-        }
-        let kept = self.problem.request.machine.host.page_cache_kept.clamp(0.0, 1.0);
-        Bytes(pipo_plan::units::Nanos::ceil(room.as_f64() * kept).0)
-    }
-
-    /// The plan of a leaf.
-    pub(crate) fn plan(&self, node: &Node, leaf: &Leaf) -> Plan {
-        let transfer = leaf.transfer;
-        let knobs = Pipo {
-            gpu_slots: node.gpu_slots,
-            host_slots: transfer.host_slots,
-            block: transfer.block,
-            read_block: transfer.read_block,
-            disk_threads: transfer.disk_threads,
-            reads: match transfer.io {
-                DiskIo::Direct => FileReads::Direct,
-                DiskIo::Buffered | DiskIo::PageFault => FileReads::Buffered,
-            },
-            gpu_weights: node.gpu_weights,
-            host_weights: leaf.host_weights,
-            host_memory: node.host.memory(),
-            order: node.order,
-            ..self.base.knobs.clone()
-        };
-        self.problem.plan(self.shape.batch, Strategy::Pipo(knobs))
-    }
-}
-
-fn io(reads: FileReads) -> DiskIo {
-    match reads {
-        FileReads::Direct => DiskIo::Direct,
-        FileReads::Buffered => DiskIo::Buffered,
-    }
-}
-
-/// Those of some sizes that differ in effect on something of `whole` bytes: all smaller ones, and the
-/// smallest that is not.
-fn effective(sizes: &[Bytes], whole: Bytes) -> impl Iterator<Item = Bytes> {
-    let enough = sizes.iter().copied().filter(|&s| s >= whole).min();
-    sizes.iter().copied().filter(move |&s| s < whole || Some(s) == enough)
 }

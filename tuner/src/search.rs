@@ -8,8 +8,7 @@
 //! kept. Its own score is no better than its bound, so it could not have been among them. A bound that
 //! is equal excludes nothing: the tie might be broken in its favour.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::cmp::Ordering;
 
 use pipo_plan::plan::Plan;
 use pipo_plan::units::Bytes;
@@ -17,15 +16,11 @@ use rayon::prelude::*;
 
 use crate::TuneError;
 use crate::evaluate::{EvaluateError, Fitted, Times};
-use crate::node::{Leaf, Node, Stand};
+use crate::frontier::{Frontier, Left};
+use crate::node::{Node, Stand};
 use crate::problem::Problem;
 use crate::progress::Progress;
 use crate::score::Score;
-
-/// Nodes opened, and candidates simulated, between two looks at what is known. Large enough to keep many
-/// threads busy, small enough that a good find soon excludes others.
-const NODES: usize = 64;
-const LEAVES: usize = 64;
 
 /// A plan with its score.
 #[derive(Debug, Clone)]
@@ -66,7 +61,7 @@ impl Best {
     }
 
     /// Whether something with this bound cannot come among the best.
-    fn excludes(&self, bound: &Score) -> bool {
+    pub(crate) fn excludes(&self, bound: &Score) -> bool {
         self.found.len() == self.keep && self.found.last().is_some_and(|worst| *bound > worst.score)
     }
 
@@ -103,37 +98,6 @@ pub(crate) fn simulate(problem: &Problem, plan: Plan) -> Result<Option<Found>, E
     Ok(Some(Found { plan, score, gpu: fitted.memory.gpu(), ops: summary.ops }))
 }
 
-/// Candidates that are neither simulated nor excluded.
-#[derive(Debug, Clone, Copy)]
-struct Left {
-    /// The best of their bounds.
-    bound: Score,
-    candidates: u64,
-}
-
-impl Left {
-    fn of(
-        best: &Best,
-        closed: &[Node],
-        open: &BinaryHeap<Reverse<(Score, usize, usize)>>,
-    ) -> Option<Self> {
-        let nodes = closed.iter().map(|node| (node.bound, node.leaves as u64));
-        let leaves = open.iter().map(|Reverse((bound, ..))| (*bound, 1));
-        let left = nodes.chain(leaves).filter(|(bound, _)| !best.excludes(bound));
-        left.fold(None, |sum: Option<Self>, (bound, candidates)| {
-            let others = sum.map_or(0, |sum| sum.candidates);
-            let bound = sum.map_or(bound, |sum| sum.bound.min(bound));
-            Some(Self { bound, candidates: others + candidates })
-        })
-    }
-
-    /// Whether the search may stop here: something is found, and if that misses the goal, so must all
-    /// that is left.
-    fn may_rest(&self, best: &Best) -> bool {
-        best.first().is_some_and(|found| found.score.meets_goal() || !self.bound.meets_goal())
-    }
-}
-
 /// Searches nodes that stand on `stands`, adding to what is `best` and to the counts. Returns the best
 /// bound of what is left, if the effort was spent before the end.
 pub(crate) fn search(
@@ -144,64 +108,21 @@ pub(crate) fn search(
     counts: &mut Counts,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Option<Score>, TuneError> {
-    let exhaustive = problem.request.exhaustive;
     // Stable: nodes with the same bound stay in the order of enumeration.
     nodes.sort_by_key(|node| node.bound);
-    let all: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
-    counts.considered += all;
-    let mut closed = nodes.as_slice();
-    // The leaves of opened nodes that are still to be simulated, the best bound first.
-    let mut open: BinaryHeap<Reverse<(Score, usize, usize)>> = BinaryHeap::new();
-    let mut leaves: Vec<Vec<Leaf>> = Vec::new();
+    let total: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
+    let mut frontier = Frontier::new(problem, stands, &nodes);
     let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
     let mut left: Option<Left> = None;
     loop {
-        // Open nodes until the best leaf is known to be the best of all, or nothing is left to open.
-        while let Some(node) = closed.first() {
-            let leaf = open.peek().map(|Reverse((bound, ..))| *bound);
-            if leaf.is_some_and(|leaf| leaf < node.bound && open.len() >= LEAVES) {
-                break;
-            }
-            if !exhaustive && best.excludes(&node.bound) {
-                closed = &[];
-                break;
-            }
-            let (now, later) = closed.split_at(NODES.min(closed.len()));
-            let opened: Vec<Vec<Leaf>> = now
-                .par_iter()
-                .map(|node| {
-                    let stand = &stands[node.base];
-                    if !exhaustive && best.excludes(&stand.second_bound(node)) {
-                        return Ok(Vec::new());
-                    }
-                    stand.leaves(node)
-                })
-                .collect::<Result<_, _>>()
-                .map_err(TuneError::Unsupported)?;
-            for (node, opened) in (nodes.len() - closed.len()..).zip(opened) {
-                let at = opened.iter().enumerate();
-                open.extend(at.map(|(leaf, l)| Reverse((l.bound, node, leaf))));
-                leaves.push(opened);
-            }
-            closed = later;
-        }
-        if !exhaustive && ops >= problem.request.effort {
-            left = Left::of(best, closed, &open);
+        frontier.open(best)?;
+        if !problem.request.exhaustive && ops >= problem.request.effort {
+            left = frontier.left(best);
             if left.is_some_and(|left| left.may_rest(best)) {
                 break;
             }
         }
-        let mut batch = Vec::with_capacity(LEAVES);
-        while batch.len() < LEAVES
-            && let Some(Reverse((bound, node, leaf))) = open.pop()
-        {
-            if exhaustive || !best.excludes(&bound) {
-                let node_ref = &nodes[node];
-                batch.push(stands[node_ref.base].plan(node_ref, &leaves[node][leaf]));
-            } else {
-                open.clear(); // the others have no better bound
-            }
-        }
+        let batch = frontier.next_batch(best)?;
         if batch.is_empty() {
             break;
         }
@@ -220,12 +141,14 @@ pub(crate) fn search(
                 None => too_large += 1,
             }
         }
-        progress(Progress { done: simulated + too_large, total: all });
+        progress(Progress { done: simulated + too_large, total });
     }
-    progress(Progress { done: all, total: all });
+    progress(Progress { done: total, total });
+    let left_over = left.map_or(0, |left| left.candidates);
+    counts.considered += total;
     counts.simulated += simulated;
     counts.by_memory += too_large;
-    counts.left += left.map_or(0, |left| left.candidates);
-    counts.by_bound += all - simulated - too_large - left.map_or(0, |left| left.candidates);
+    counts.left += left_over;
+    counts.by_bound += total - simulated - too_large - left_over;
     Ok(left.map(|left| left.bound))
 }

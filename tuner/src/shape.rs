@@ -8,6 +8,7 @@ use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};
 use pipo_plan::strategy::shapes::Piece;
 use pipo_plan::strategy::units::Unit;
+use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
 use crate::demand::{Demand, Pricer, Series};
@@ -40,6 +41,16 @@ impl Cut {
         match embedding {
             Embedding::Host => &self.with_host_table,
             Embedding::Unit => &self.frame.units,
+        }
+    }
+}
+
+impl Cut {
+    /// What head and embedding have in common, if both are placed.
+    pub(crate) fn tied_table(&self, embedding: Embedding) -> Bytes {
+        match embedding {
+            Embedding::Host => Bytes::ZERO,
+            Embedding::Unit => self.frame.tied_table(),
         }
     }
 }

@@ -1,0 +1,205 @@
+//! The candidates of a node: every way to move its weights.
+
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::DiskIo;
+use pipo_plan::strategy::pipo::{FileReads, Pipo};
+use pipo_plan::strategy::stream::MOST_BLOCKS;
+use pipo_plan::strategy::{KvTier, Strategy};
+use pipo_plan::units::Bytes;
+use pipo_simulator::Unsupported;
+
+use crate::bound::{Bounded, Moving};
+use crate::node::{Node, Stand};
+use crate::score::Score;
+use crate::space::HostChoice;
+use crate::weights::{Moved, Transfer, link_time};
+
+/// A candidate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leaf {
+    pub(crate) transfer: Transfer,
+    pub(crate) host_weights: Bytes,
+    pub(crate) bound: Score,
+}
+
+impl Stand<'_> {
+    /// The ways to move a node's weights, and how many more there would be with more host memory.
+    pub(crate) fn transfers(&self, node: &Node) -> (Vec<Transfer>, u64) {
+        let space = &self.problem.request.space;
+        let staged = node.host == HostChoice::Pageable;
+        let first = |list: &[Bytes]| list.first().copied().unwrap_or(Bytes(4096));
+        let plain = Transfer {
+            block: first(&space.block),
+            host_slots: space.host_slots.first().copied().unwrap_or(1),
+            read_block: first(&space.read_block),
+            disk_threads: space.disk_threads.first().copied().unwrap_or(1),
+            io: io(space.reads.first().copied().unwrap_or_default()),
+            staged: staged && node.streamed > Bytes::ZERO,
+        };
+        let writes_cache = self.base.knobs.kv == KvTier::Disk;
+        if node.streamed == Bytes::ZERO && !writes_cache {
+            return (vec![plain], 0);
+        }
+        let (mut all, mut too_large) = (Vec::new(), 0);
+        for block in self.blocks(node) {
+            for &host_slots in &space.host_slots {
+                let ring = block.min(node.slot) * u64::from(host_slots);
+                let room = self.base.host_room;
+                let fits = node.held <= if staged { room - ring } else { room };
+                let on_disk = node.host == HostChoice::Disk || !fits;
+                let passes = staged || (on_disk && node.streamed > Bytes::ZERO);
+                if (passes && ring > room)
+                    || (on_disk && self.problem.request.machine.disk.is_none())
+                {
+                    too_large += 1;
+                    continue;
+                }
+                let one = Transfer { block, host_slots, ..plain };
+                if on_disk || writes_cache {
+                    all.extend(self.disk_reads(one));
+                } else {
+                    all.push(one);
+                }
+                if !passes {
+                    break; // nothing goes through host slots, so their number decides nothing
+                }
+            }
+        }
+        (all, too_large)
+    }
+
+    /// The sizes of block that make a difference, and do not cut units into too many; the largest one
+    /// where all would.
+    fn blocks(&self, node: &Node) -> Vec<Bytes> {
+        let space = &self.problem.request.space;
+        let units = self.cut.frame.units.iter().map(|u| u.bytes);
+        let largest = units.max().unwrap_or(Bytes::ZERO);
+        // What an operation can number goes before what was asked for.
+        let numbered = Bytes(largest.0.div_ceil(MOST_BLOCKS).max(4096));
+        let least = Bytes(node.slot.0.div_ceil(space.most_blocks.max(1)));
+        let possible: Vec<Bytes> =
+            effective(&space.block, node.slot).filter(|&block| block >= numbered).collect();
+        let wanted: Vec<Bytes> = possible.iter().copied().filter(|&b| b >= least).collect();
+        if wanted.is_empty() { possible.into_iter().max().into_iter().collect() } else { wanted }
+    }
+
+    fn disk_reads(&self, one: Transfer) -> Vec<Transfer> {
+        let space = &self.problem.request.space;
+        let mut all = Vec::new();
+        // A cache on disk is moved whole, so every size of request differs there.
+        let most = if self.base.knobs.kv == KvTier::Disk { Bytes(u64::MAX) } else { one.block };
+        for read_block in effective(&space.read_block, most) {
+            for &disk_threads in &space.disk_threads {
+                for &reads in &space.reads {
+                    all.push(Transfer { read_block, disk_threads, io: io(reads), ..one });
+                }
+            }
+        }
+        all
+    }
+
+    /// The leaves of a node.
+    pub(crate) fn leaves(&self, node: &Node) -> Result<Vec<Leaf>, Unsupported> {
+        let (transfers, _) = self.transfers(node);
+        transfers.into_iter().map(|transfer| self.leaf(node, transfer)).collect()
+    }
+
+    fn leaf(&self, node: &Node, transfer: Transfer) -> Result<Leaf, Unsupported> {
+        let units = self.units(node.order);
+        let room = self.base.host_room;
+        let ring = transfer.block.min(node.slot) * u64::from(transfer.host_slots);
+        let host = match node.host {
+            HostChoice::Disk => Bytes::ZERO,
+            HostChoice::Pinned | HostChoice::Pageable => {
+                units.fill_host(node.gpu_weights, room, ring, transfer.staged)
+            }
+        };
+        let placed = self.place(node.gpu_weights, host, node.order);
+        let moved = Moved::new(&placed, &self.shape.picked, self.steps());
+        let on_disk = moved.on_disk();
+        let in_host: Bytes = placed.iter().map(|p| p.total().host).sum();
+        let asked = moved.asked(
+            &transfer,
+            self.problem.pricer,
+            self.steps(),
+            node.gpu_slots,
+            self.kept(room - in_host, on_disk),
+        )?;
+        let moving =
+            Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
+        let threads = transfer.disk_threads;
+        let pricer = self.problem.pricer;
+        let mut known: Vec<(Bytes, f64)> = Vec::new();
+        let mut failed = None;
+        let mut time = |bytes: Bytes| {
+            if let Some((_, time)) = known.iter().find(|(other, _)| *other == bytes) {
+                return *time;
+            }
+            match link_time(bytes, transfer.block, pricer) {
+                Ok(time) => {
+                    known.push((bytes, time));
+                    time
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    0.0
+                }
+            }
+        };
+        let end = self.pipeline(node, &placed, &mut time);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let bounded =
+            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
+                .or_later(end);
+        Ok(Leaf { transfer, host_weights: self.with_table(host), bound: bounded.score(self) })
+    }
+
+    /// Bytes of the file that the page cache can keep from pass to pass: all of its room if the file
+    /// fits, else the share that survives a scan. Blocks in flight take from the room; not to count them
+    /// errs towards more hits, which is the safe side.
+    fn kept(&self, room: Bytes, on_disk: Bytes) -> Bytes {
+        if on_disk <= room {
+            return room;
+        }
+        let kept = self.problem.request.machine.host.page_cache_kept.clamp(0.0, 1.0);
+        Bytes(pipo_plan::units::Nanos::ceil(room.as_f64() * kept).0)
+    }
+
+    /// The plan of a leaf.
+    pub(crate) fn plan(&self, node: &Node, leaf: &Leaf) -> Plan {
+        let transfer = leaf.transfer;
+        let knobs = Pipo {
+            gpu_slots: node.gpu_slots,
+            host_slots: transfer.host_slots,
+            block: transfer.block,
+            read_block: transfer.read_block,
+            disk_threads: transfer.disk_threads,
+            reads: match transfer.io {
+                DiskIo::Direct => FileReads::Direct,
+                DiskIo::Buffered | DiskIo::PageFault => FileReads::Buffered,
+            },
+            gpu_weights: node.gpu_weights,
+            host_weights: leaf.host_weights,
+            host_memory: node.host.memory(),
+            order: node.order,
+            ..self.base.knobs.clone()
+        };
+        self.problem.plan(self.shape.batch, Strategy::Pipo(knobs))
+    }
+}
+
+fn io(reads: FileReads) -> DiskIo {
+    match reads {
+        FileReads::Direct => DiskIo::Direct,
+        FileReads::Buffered => DiskIo::Buffered,
+    }
+}
+
+/// Those of some sizes that differ in effect on something of `whole` bytes: all smaller ones, and the
+/// smallest that is not.
+fn effective(sizes: &[Bytes], whole: Bytes) -> impl Iterator<Item = Bytes> {
+    let enough = sizes.iter().copied().filter(|&s| s >= whole).min();
+    sizes.iter().copied().filter(move |&s| s < whole || Some(s) == enough)
+}
