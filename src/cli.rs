@@ -99,6 +99,10 @@ pub struct Tune {
     /// Simulate every candidate instead of excluding by bounds: proves that nothing was lost.
     #[arg(long)]
     pub exhaustive: bool,
+    /// Millions of operations to simulate before the search stops and says what it has proved; 0 for no
+    /// limit.
+    #[arg(long, default_value_t = 8, value_name = "N", conflicts_with = "exhaustive")]
+    pub effort: u64,
     /// Runners-up to report.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub top: usize,
@@ -135,7 +139,7 @@ pub struct Simulate {
     /// Write a picture.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Write a trace for ui.perfetto.dev or chrome://tracing.
+    /// Write a trace in Chrome's format, for ui.perfetto.dev.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Write every operation as CSV.

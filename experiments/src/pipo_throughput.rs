@@ -1,130 +1,175 @@
-//! explore
-pub mod cells;
-pub mod fit;
-pub mod policy;
-use cells::*;
-use pipo_plan::machine::Machine;
-use pipo_plan::units::*;
-use pipo_simulator::{Options, PageCache, simulate};
-use policy::env;
+//! PIPO's throughput figure: 35 bars and one failure, two systems, six models, one laptop.
+//!
+//! All cells run on one machine profile with one set of constants. Constants were fitted to three of
+//! the models; the other three only test them.
 
+use pipo_plan::machine::{Machine, catalog};
+use pipo_plan::schedule::Schedule;
+use pipo_plan::strategy::lower;
+use pipo_plan::timeline::Timeline;
+use pipo_simulator::{Options, PageCache, Summary, simulate};
 use rayon::prelude::*;
-fn seconds(
-    d: &Definition,
-    cell: &Cell,
-    m: &Machine,
-) -> Option<(policy::Prepared, pipo_simulator::Summary)> {
-    let p = policy::prepare(d, cell, m).ok()?;
-    let o = simulate(
-        &p.schedule,
-        m,
-        &Options {
-            record: false,
-            page_cache: PageCache::beside(&p.schedule.layout, m, env("WARM", 0.0) > 0.0),
-        },
-    )
-    .ok()?;
-    Some((p, o.summary))
-}
-/// explore
-pub fn explore() {
-    let d = definition().unwrap();
-    let base: Machine = pipo_plan::machine::catalog::find("rtx3060-laptop").unwrap();
-    let want = std::env::var("SYS").unwrap_or_default();
-    let mut constants = vec![];
-    for c in std::env::var("FIT").unwrap_or_default().split_whitespace() {
-        let v: Vec<&str> = c.split(':').collect();
-        constants.push(Constant {
-            path: v[0].into(),
-            meaning: String::new(),
-            low: v[1].parse().unwrap(),
-            high: v[2].parse().unwrap(),
-        });
-    }
-    let mut fixed = base.clone();
-    fit::set(&mut fixed, "disk.write", 0.0);
-    fixed.disk.as_mut().unwrap().write.value =
-        pipo_plan::machine::Curve::flat(Bandwidth(400_000_000));
-    for c in std::env::var("SET").unwrap_or_default().split_whitespace() {
-        let (a, b) = c.split_once('=').unwrap();
-        assert!(fit::set(&mut fixed, a, b.parse().unwrap()));
-    }
-    let cells: Vec<Cell> = d
-        .cells(&[])
-        .into_iter()
-        .filter(|c| want.is_empty() || format!("{}", c.system) == want)
-        .collect();
-    let scale = env("SCALE", 0.1);
-    let loss = |p: &[f64]| {
-        let mut m = fixed.clone();
-        fit::apply(&mut m, &constants, p);
-        let errors: Vec<f64> = cells
-            .par_iter()
-            .filter(|c| !c.held_out)
-            .map(|c| {
-                let paper = c.printed.value().unwrap();
-                match seconds(&d, c, &m) {
-                    Some((_, s)) => ((c.bar.batch as f64 * 32.0 / s.end.seconds()) / paper).ln(),
-                    None => 3.0,
-                }
-            })
-            .collect();
-        errors.iter().map(|e| (1.0 + (e / scale).powi(2)).ln()).sum::<f64>() / errors.len() as f64
+
+use crate::{Comparison, Failure, Fitted, Outcome, Refit};
+
+mod cells;
+mod fit;
+mod policy;
+mod report;
+
+use cells::{Bar, Cell, Definition};
+use policy::Fit;
+
+pub(crate) const ID: &str = "pipo-throughput";
+
+/// Runs every cell with the published constants.
+///
+/// # Errors
+///
+/// A definition that does not parse, a plan that cannot be lowered, a simulation without an outcome. A
+/// cell that is out of memory is a result, not an error.
+pub fn run() -> Result<Outcome, Failure> {
+    let definition = cells::definition()?;
+    let machine = machine(&definition)?;
+    let cells = definition.cells(&[]);
+    let fits = prepare(&definition, &cells, &machine)?;
+    let run = |fit: &Fit| match fit {
+        Ok(prepared) => summary(&prepared.schedule, &machine).map(Some),
+        Err(_) => Ok(None),
     };
-    let mut m = fixed.clone();
-    if !constants.is_empty() {
-        let (l, p) = fit::search(
-            constants.len(),
-            loss,
-            env("DRAWS", 100.0) as usize,
-            env("STARTS", 2.0) as usize,
-            0.5,
-            0.01,
-        );
-        fit::apply(&mut m, &constants, &p);
-        println!("loss {l:.4}");
-        for (c, x) in constants.iter().zip(&p) {
-            println!(
-                "  {} at {x:.3}: {}",
-                c.path,
-                m.figures().iter().find(|f| f.path == c.path).unwrap().value.replace('\n', "")
-            );
-        }
-    }
-    let rows: Vec<_> = cells.par_iter().map(|c| seconds(&d, c, &m)).collect();
-    let mut ratio = 0.0;
-    for (cell, row) in cells.iter().zip(rows) {
-        let Some((p, s)) = row else {
-            println!(
-                "{:14} {:28} OOM",
-                cell.bar.model,
-                format!("{} b{}", cell.system, cell.bar.batch)
-            );
-            continue;
-        };
-        let t = s.end.seconds();
-        let thr = cell.bar.batch as f64 * 32.0 / t;
-        let paper = cell.printed.value().unwrap_or(f64::NAN);
-        println!(
-            "{:14} {:12} {:4} paper {:6} sim {:6.3} err {:+6.1}%  T {:7.1} ({:6.1}) prefill {:6.1} step {:6.3} hits {:.2} nvml {:.2} k {:.2} gpu {:.2} host {:.2} ops {} speedup {:.2}",
-            cell.bar.model,
-            format!("{} b{}", cell.system, cell.bar.batch),
-            if cell.bar.weights == Storage::Host { "CPU" } else { "Disk" },
-            paper,
-            thr,
-            (thr / paper - 1.0) * 100.0,
-            t,
-            cell.bar.batch as f64 * 32.0 / paper,
-            s.prefill().seconds(),
-            s.decode().seconds() / 31.0,
-            s.cache_hits.as_f64() / (s.cache_hits + s.disk_read).as_f64(),
-            s.nvml_busy.as_f64() / s.end.as_f64(),
-            s.kernel_busy.as_f64() / s.end.as_f64(),
-            p.memory.gpu().as_f64() / 1e9,
-            p.memory.host().as_f64() / 1e9,
-            s.ops,
-            thr / ratio
-        );
-        ratio = thr;
+    let summaries: Vec<Option<Summary>> = fits.par_iter().map(run).collect::<Result<_, _>>()?;
+    let comparisons: Vec<Comparison> = (cells.iter().zip(&fits).zip(&summaries))
+        .map(|((cell, fit), summary)| compare(&definition, cell, fit, summary.as_ref()))
+        .collect();
+    let utilisation = (cells.iter().zip(&summaries))
+        .filter_map(|(cell, summary)| Some(report::utilisation(cell, summary.as_ref()?)))
+        .collect();
+    let rows: Vec<report::Row> = cells.iter().zip(&comparisons).zip(&summaries).collect();
+    Ok(Outcome {
+        id: ID,
+        title: definition.title.clone(),
+        source: definition.source.clone(),
+        machine: machine.name.clone(),
+        fitted: fit::fitted(&machine, &definition.constants, &fitted_to(&definition, &[]))?,
+        checks: report::checks(&definition, &rows),
+        notes: report::notes(&definition, &rows),
+        utilisation,
+        timelines: timelines(&cells, &fits, &machine)?,
+        comparisons,
+    })
+}
+
+/// Fits the constants anew; without further models held out, these are the published ones.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn refit(options: &Refit) -> Result<Vec<Fitted>, Failure> {
+    refit_with(options, fit::PUBLISHED)
+}
+
+fn refit_with(options: &Refit, effort: fit::Effort) -> Result<Vec<Fitted>, Failure> {
+    let definition = cells::definition()?;
+    let mut machine = machine(&definition)?;
+    let mut cells = definition.cells(&options.hold_out);
+    cells.retain(|cell| !cell.held_out);
+    // The constants are rates, and a plan depends on sizes alone: it is made once.
+    let fits = prepare(&definition, &cells, &machine)?;
+    let loss = |machine: &Machine, cell: &Cell, fit: &Fit| {
+        let (Some(paper), Ok(prepared)) = (cell.written.printed(), fit) else { return Ok(0.0) };
+        let summary = summary(&prepared.schedule, machine)?;
+        Ok(fit::loss(throughput(&definition, cell.bar, &summary), paper.value))
+    };
+    let total = |point: &[f64]| {
+        let mut machine = machine.clone();
+        fit::apply(&mut machine, &definition.constants, point)?;
+        let each = cells.par_iter().zip(&fits).map(|(cell, fit)| loss(&machine, cell, fit));
+        // Summed in the order of the cells, whichever thread was done first.
+        let losses: Vec<f64> = each.collect::<Result<_, Failure>>()?;
+        Ok(losses.iter().sum())
+    };
+    let point = fit::search(&definition.constants, options.seed, effort, total)?;
+    fit::apply(&mut machine, &definition.constants, &point)?;
+    fit::fitted(&machine, &definition.constants, &fitted_to(&definition, &options.hold_out))
+}
+
+fn machine(definition: &Definition) -> Result<Machine, Failure> {
+    let name = &definition.machine;
+    Ok(catalog::find(name).ok_or_else(|| format!("the catalogue has no machine `{name}`"))?)
+}
+
+fn prepare(
+    definition: &Definition,
+    cells: &[Cell],
+    machine: &Machine,
+) -> Result<Vec<Fit>, Failure> {
+    cells.par_iter().map(|cell| policy::prepare(definition, cell, machine)).collect()
+}
+
+fn fitted_to(definition: &Definition, hold_out: &[String]) -> String {
+    let models = definition.split.fitted.iter().filter(|model| !hold_out.contains(model));
+    let models: Vec<&str> = models.map(String::as_str).collect();
+    format!("throughput figure of PIPO: both systems' bars of {}", models.join(", "))
+}
+
+fn options(schedule: &Schedule, machine: &Machine, record: bool) -> Options {
+    // Cold: nothing says what was read before, and a warm-up run would not change 31 of 32 passes.
+    Options { record, page_cache: PageCache::beside(&schedule.layout, machine, false) }
+}
+
+fn summary(schedule: &Schedule, machine: &Machine) -> Result<Summary, Failure> {
+    Ok(simulate(schedule, machine, &options(schedule, machine, false))?.summary)
+}
+
+/// New tokens of all sequences over prefill and decode.
+fn throughput(definition: &Definition, bar: &Bar, summary: &Summary) -> f64 {
+    (bar.batch * definition.new_tokens) as f64 / summary.end.seconds()
+}
+
+fn compare(
+    definition: &Definition,
+    cell: &Cell,
+    fit: &Fit,
+    summary: Option<&Summary>,
+) -> Comparison {
+    let simulated = summary.map(|summary| throughput(definition, cell.bar, summary));
+    let printed = cell.written.printed();
+    Comparison {
+        group: cell.bar.model.clone(),
+        label: cell.to_string(),
+        unit: "tokens/s",
+        paper: printed.map(|printed| printed.value),
+        rounding: printed.map(|printed| printed.rounding),
+        simulated,
+        held_out: cell.held_out,
+        note: report::note(cell, fit, simulated),
     }
 }
+
+/// Passes of a timeline worth drawing: the prefill, then decode steps with a page cache in steady state.
+const DRAWN_PASSES: u64 = 4;
+
+/// OPT-13B at batch 4, the pair with the greatest published speed-up.
+fn timelines(
+    cells: &[Cell],
+    fits: &[Fit],
+    machine: &Machine,
+) -> Result<Vec<(String, Timeline)>, Failure> {
+    let mut timelines = Vec::new();
+    for (cell, fit) in cells.iter().zip(fits) {
+        let Ok(prepared) = fit else { continue };
+        if cell.bar.model != "opt-13b" || cell.bar.batch != 4 {
+            continue;
+        }
+        let mut plan = prepared.plan.clone();
+        plan.workload.new_tokens = DRAWN_PASSES;
+        let schedule = lower(&plan)?;
+        let outcome = simulate(&schedule, machine, &options(&schedule, machine, true))?;
+        let name = format!("{} on {}", cell.system, cell.bar);
+        timelines.extend(outcome.timeline.map(|timeline| (name, timeline)));
+    }
+    Ok(timelines)
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// The digits as printed, which say how far the number was rounded.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Printed {
     /// The number.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::{Fitted, Outcome, endor, flexgen_t4, headinfer};
+use crate::{Fitted, Outcome, endor, flexgen_t4, headinfer, pipo_throughput};
 
 /// Anything that stops an experiment; its text says what and where.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -35,6 +35,12 @@ pub struct Experiment {
 /// Every experiment, in the order in which they are listed.
 pub fn all() -> Vec<Experiment> {
     vec![
+        Experiment {
+            id: pipo_throughput::ID,
+            title: "PIPO against FlexGen: the throughput figure, on a laptop with a 6 GB GPU",
+            run: pipo_throughput::run,
+            refit: Some(pipo_throughput::refit),
+        },
         Experiment {
             id: "headinfer",
             title: "HeadInfer: memory and times from 10K to 4M tokens on an RTX 4090",

@@ -126,6 +126,10 @@ pub struct Disk {
     pub buffered_read: Figure<Curve>,
     /// One thread faulting in the pages of a memory map that the page cache does not hold.
     pub page_fault_read: Figure<Bandwidth>,
+    /// One thread copying out of a memory map that the page cache holds, minor faults included; as fast
+    /// as `host.copy` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_fault_hit: Option<Figure<Bandwidth>>,
     /// Disk to GPU without the host's memory (`GPUDirect` Storage), where it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_to_gpu: Option<Figure<Bandwidth>>,
@@ -221,6 +225,7 @@ impl Machine {
                 entry("disk.buffered_read", &disk.buffered_read),
                 entry("disk.page_fault_read", &disk.page_fault_read),
             ]);
+            all.extend(disk.page_fault_hit.as_ref().map(|f| entry("disk.page_fault_hit", f)));
             all.extend(disk.direct_to_gpu.as_ref().map(|f| entry("disk.direct_to_gpu", f)));
             all.push(entry("disk.capacity", &disk.capacity));
         }

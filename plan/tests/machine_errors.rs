@@ -68,7 +68,7 @@ fn a_source_that_nobody_wrote_down() {
     25 | sms = { value = 30, source = "nvidea" }
        |                              ^^^^^^^^
        |
-       = help: use one of `dequantise`, `dfloat11`, `estimate`, `intel`, `launch`, `nvidia`, `pcie`, `pipo`, `ssd`, `tensor-share`, `vram-share`, or add it to [sources]
+       = help: use one of `dfloat11`, `estimate`, `intel`, `launch`, `nvidia`, `pcie`, `pipo`, `pipo-figure`, `ssd`, `tensor-share`, `vram-share`, or add it to [sources]
     "#);
 }
 
@@ -121,29 +121,29 @@ fn figures_that_contradict_each_other() {
        |
        = help: duplex is the sum of both directions at once; measure copies both ways
     "#);
-    insta::assert_snapshot!(message("reserved = { value = \"4GiB\"", "reserved = { value = \"40GiB\""), @r#"
+    insta::assert_snapshot!(message("reserved = { value = \"3GiB\"", "reserved = { value = \"40GiB\""), @r#"
     error: host.reserved is 42.9 GB (40.0 GiB), but host.memory is only 17.2 GB (16.0 GiB)
-      --> laptop.toml:76:22
+      --> laptop.toml:77:22
        |
-    76 | reserved = { value = "40GiB", source = "estimate" }
+    77 | reserved = { value = "40GiB", source = "estimate" }
        |                      ^^^^^^^
        |
        = help: nothing would be left; check the units, and make host.reserved the smaller
     "#);
-    insta::assert_snapshot!(message("copy = { value = \"10GB/s\"", "copy = { value = \"30GB/s\""), @r#"
+    insta::assert_snapshot!(message("copy = { value = \"1.62GB/s\"", "copy = { value = \"30GB/s\""), @r#"
     error: host.copy is 30GB/s, which draws 60GB/s on a host.memory_bandwidth of 40GB/s
-      --> laptop.toml:78:18
+      --> laptop.toml:79:18
        |
-    78 | copy = { value = "30GB/s", source = "estimate" }
+    79 | copy = { value = "30GB/s", source = "pipo-figure", fitted_to = "throughput figure of PIPO: both systems' bars of opt-6.7b, opt-13b, ...
        |                  ^^^^^^^^
        |
        = help: host.memory_bandwidth counts reads and writes together; measure it with all cores
     "#);
-    insta::assert_snapshot!(message("value = 0.3", "value = 30.0"), @r#"
+    insta::assert_snapshot!(message("value = 1.0", "value = 30.0"), @r#"
     error: host.page_cache_kept is 30.0: a share must be from 0 to 1
-      --> laptop.toml:83:29
+      --> laptop.toml:84:29
        |
-    83 | page_cache_kept = { value = 30.0, source = "estimate" }
+    84 | page_cache_kept = { value = 30.0, source = "pipo-figure", fitted_to = "throughput figure of PIPO: both systems' bars of opt-6.7b, op...
        |                             ^^^^
        |
        = help: give what was measured, or leave the figure out if it is optional
@@ -174,9 +174,9 @@ fn a_file_that_was_cut() {
     let document = Document::new("laptop.toml", &text[..cut - 20]);
     insta::assert_snapshot!(Machine::from_toml(&document).unwrap_err(), @r#"
     error: unclosed inline table, expected `}`
-      --> laptop.toml:72:28
+      --> laptop.toml:73:28
        |
-    72 | capacity = { value = "1TB",
+    73 | capacity = { value = "1TB",
        |                            ^
     "#);
 }

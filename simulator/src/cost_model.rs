@@ -29,11 +29,6 @@ impl<'a> CostModel<'a> {
         Self { machine, kernels: Kernels::new(&machine.gpu.kernels) }
     }
 
-    /// One thread's copy within host memory.
-    fn memcpy(&self, bytes: Bytes) -> Cost {
-        Cost::moving(bytes, self.machine.host.copy.time(bytes)).drawing(Resource::Dram, 2.0)
-    }
-
     /// Disk requests in a row: the rate at their size, and one request's overhead at the start. All
     /// later requests overlap with the one before; their overhead is in the curve.
     fn requests(&self, bytes: Bytes, request: Bytes, curve: &Curve) -> Cost {
@@ -58,7 +53,14 @@ impl<'a> CostModel<'a> {
             }
             DiskIo::PageFault => self.transfer(bytes, disk.page_fault_read.value),
         };
-        let hit = (io != DiskIo::Direct).then(|| self.memcpy(bytes));
+        let hit = match io {
+            DiskIo::Direct => None,
+            DiskIo::Buffered => Some(memcpy(bytes, self.machine.host.copy.value)),
+            DiskIo::PageFault => {
+                let mapped = disk.page_fault_hit.as_ref().unwrap_or(&self.machine.host.copy);
+                Some(memcpy(bytes, mapped.value))
+            }
+        };
         Ok(Price { bytes, disk_read: bytes, cost: cost.drawing(Resource::Dram, 1.0), hit })
     }
 
@@ -115,7 +117,9 @@ impl Costs for CostModel<'_> {
                 let disk = self.disk("writes the cache to a disk")?;
                 self.requests(bytes, request, &disk.write).drawing(Resource::Dram, 1.0)
             }
-            &Work::HostCopy { bytes } | &Work::Gather { bytes } => self.memcpy(bytes),
+            &Work::HostCopy { bytes } | &Work::Gather { bytes } => {
+                memcpy(bytes, self.machine.host.copy.value)
+            }
             &Work::H2d { bytes, memory } => copy(bytes, memory, &link.h2d, &link.pageable_h2d),
             &Work::D2h { bytes, memory } => copy(bytes, memory, &link.d2h, &link.pageable_d2h),
             &Work::Decompress { compressed, dense } => self.decompress(compressed, dense)?,
@@ -156,6 +160,11 @@ fn copy(bytes: Bytes, memory: HostMemory, pinned: &Curve, pageable: &Curve) -> C
         .drawing(Resource::Dram, dram)
         .drawing(Resource::Hbm, 1.0)
         .busy(permille(pinned.best().time(bytes), nanos))
+}
+
+/// One thread's copy within host memory.
+fn memcpy(bytes: Bytes, rate: Bandwidth) -> Cost {
+    Cost::moving(bytes, rate.time(bytes)).drawing(Resource::Dram, 2.0)
 }
 
 /// Thousandths that `part` is of `whole`, at most all of them.

@@ -16,8 +16,10 @@ use crate::output;
 pub fn write(outcome: &Outcome, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files: Vec<(String, String)> = vec![("cells.csv".into(), csv(&outcome.comparisons))];
     for (unit, cells) in by_unit(&outcome.comparisons) {
-        let name = format!("figure-{}.svg", unit.replace(|c: char| !c.is_alphanumeric(), "-"));
-        files.push((name, chart(outcome, unit, &cells)));
+        let stem = unit.replace(|c: char| !c.is_alphanumeric(), "-");
+        for (part, cells) in legible(&cells) {
+            files.push((format!("figure-{stem}{part}.svg"), chart(outcome, unit, &cells)));
+        }
     }
     if !outcome.timelines.is_empty() {
         let compared: Vec<Compared> = outcome
@@ -38,6 +40,18 @@ pub fn write(outcome: &Outcome, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         paths.push(path);
     }
     Ok(paths)
+}
+
+/// More bars than this have no room for their labels.
+const MOST_BARS: usize = 20;
+
+/// The cells of one picture, or of two where they are many: those fitted to and those held out.
+fn legible<'a>(cells: &[&'a Comparison]) -> Vec<(&'static str, Vec<&'a Comparison>)> {
+    if cells.len() <= MOST_BARS {
+        return vec![("", cells.to_vec())];
+    }
+    let of = |held_out: bool| cells.iter().copied().filter(|c| c.held_out == held_out).collect();
+    vec![("-fitted", of(false)), ("-held-out", of(true))]
 }
 
 /// Cells of one unit belong to one axis.

@@ -108,7 +108,7 @@ fn numbered(cells: &[Comparison]) -> (Vec<Vec<String>>, Vec<String>) {
         let mut row = row(cell);
         if !cell.note.is_empty() {
             remarks.push(format!("  [{}] {}", remarks.len() + 1, cell.note));
-            row[1] += &format!(" [{}]", remarks.len());
+            row[1] = format!("{} [{}]", row[1], remarks.len());
         }
         rows.push(row);
     }

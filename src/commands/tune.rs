@@ -70,6 +70,8 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         "considered": tuning.considered,
         "simulated": tuning.simulated,
         "excluded_by_bound": tuning.excluded_by_bound,
+        "left": tuning.left,
+        "gap": tuning.gap,
         "excluded_by_memory": tuning.excluded_by_memory,
     }))?;
     match tuning.verdict {
@@ -109,6 +111,7 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         seed: args.seed,
         strategies: args.strategy.clone(),
         exhaustive: args.exhaustive,
+        effort: if args.effort == 0 { u64::MAX } else { args.effort.saturating_mul(1_000_000) },
         top: args.top,
         ..Request::new(model, machine, workload, budget)
     })
@@ -157,6 +160,15 @@ fn verdict(printer: &Printer, tuning: &Tuning) {
         "search   {} candidates: {} simulated, {} excluded by a proved bound, {} did not fit",
         tuning.considered, tuning.simulated, tuning.excluded_by_bound, tuning.excluded_by_memory
     ));
+    printer.line(if tuning.left == 0 {
+        "proof    no plan of the space is better".into()
+    } else {
+        format!(
+            "proof    effort spent with {} candidates left; none is better by more than {} (--effort raises it)",
+            tuning.left,
+            report::percent(tuning.gap)
+        )
+    });
 }
 
 fn wrote(printer: &Printer, files: &[&PathBuf]) {

@@ -68,7 +68,12 @@ fn try_one(problem: &Problem, name: &'static str, plans: &[Plan]) -> Tried {
 
 /// The settings of a system that are tried, with nothing resident yet.
 fn settings(problem: &Problem, name: &str) -> Vec<Plan> {
-    let batchings = problem.request.space.batchings(&problem.request.workload);
+    // Micro-batches that share a load of the weights are FlexGen's; the others have one batch.
+    let all = problem.request.space.batchings(&problem.request.workload);
+    let most = if name == "flexgen" { 4 } else { 1 };
+    let of_its_own = |b: &Batching| b.count == 1 || b.count == most;
+    let batchings: Vec<Batching> =
+        if all.iter().any(of_its_own) { all.into_iter().filter(of_its_own).collect() } else { all };
     let with = |strategy: fn(&Batching) -> Vec<Strategy>| -> Vec<Plan> {
         let plans = |batch: &Batching| {
             let strategies = strategy(batch).into_iter();

@@ -19,7 +19,11 @@ use crate::weights::{Moved, Transfer, link_time};
 pub(crate) struct Leaf {
     pub(crate) transfer: Transfer,
     pub(crate) host_weights: Bytes,
+    /// Weights in host memory alone, without a table that is looked up there.
+    host: Bytes,
     pub(crate) bound: Score,
+    /// Whether the bound is the dear one, of [`Stand::refine`].
+    pub(crate) refined: bool,
 }
 
 impl Stand<'_> {
@@ -117,7 +121,9 @@ impl Stand<'_> {
         let placed = self.place(node.gpu_weights, host, node.order);
         let moved = Moved::new(&placed, &self.shape.picked, self.steps());
         let on_disk = moved.on_disk();
-        let in_host: Bytes = placed.iter().map(|p| p.total().host).sum();
+        // A table in common is held once; to take it off even where it is not there is safe, too.
+        let in_host = placed.iter().map(|p| p.total().host).sum::<Bytes>()
+            - self.cut.tied_table(self.base.knobs.embedding);
         let asked = moved.asked(
             &transfer,
             self.problem.pricer,
@@ -128,6 +134,16 @@ impl Stand<'_> {
         let moving =
             Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
         let threads = transfer.disk_threads;
+        let bounded =
+            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads);
+        let (host_weights, bound) = (self.with_table(host), bounded.score(self));
+        Ok(Leaf { transfer, host_weights, host, bound, refined: false })
+    }
+
+    /// A leaf with a second bound, dearer than its first: from the order of its loads and computations.
+    pub(crate) fn refine(&self, node: &Node, leaf: &Leaf) -> Result<Leaf, Unsupported> {
+        let transfer = leaf.transfer;
+        let placed = self.place(node.gpu_weights, leaf.host, node.order);
         let pricer = self.problem.pricer;
         let mut known: Vec<(Bytes, f64)> = Vec::new();
         let mut failed = None;
@@ -150,10 +166,8 @@ impl Stand<'_> {
         if let Some(error) = failed {
             return Err(error);
         }
-        let bounded =
-            Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
-                .or_later(end);
-        Ok(Leaf { transfer, host_weights: self.with_table(host), bound: bounded.score(self) })
+        let bound = Bounded::NOTHING.or_later(end).score(self).max(leaf.bound);
+        Ok(Leaf { bound, refined: true, ..*leaf })
     }
 
     /// Bytes of the file that the page cache can keep from pass to pass: all of its room if the file

@@ -229,6 +229,16 @@ impl<'a> Stand<'a> {
         earliest_end(&stages, &self.base.pace, passes, node.gpu_slots)
     }
 
+    /// Units of the model.
+    pub(crate) fn units_len(&self) -> u64 {
+        self.cut.frame.units.len() as u64
+    }
+
+    /// Steps that the pipeline of one bound takes.
+    pub(crate) fn bound_steps(&self) -> u64 {
+        self.units_len() * u64::from(self.cut.frame.passes())
+    }
+
     /// The most threads that read weights, or a cache on disk.
     pub(crate) fn most_threads(&self) -> u32 {
         self.problem.request.space.disk_threads.iter().copied().max().unwrap_or(1)

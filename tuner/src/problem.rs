@@ -33,15 +33,15 @@ pub struct Request {
     pub space: Space,
     /// Simulate every candidate, also those that a bound excludes, whatever the effort.
     pub exhaustive: bool,
-    /// Operations to simulate at most, over all candidates. What is left then is reported as a gap: no
+    /// Operations to simulate at most, over all candidates; bounds may take as long again. What is left then is reported as a gap: no
     /// candidate is better by more. A count, not a time, so that the result is the same everywhere.
     pub effort: u64,
     /// Runners-up to keep.
     pub top: usize,
 }
 
-/// Enough for most requests to be searched to the end, and some ten seconds of one core.
-pub const DEFAULT_EFFORT: u64 = 20_000_000;
+/// Two to four seconds on two cores.
+pub const DEFAULT_EFFORT: u64 = 8_000_000;
 
 impl Request {
     /// A request with the usual choices: 4-bit weights and a 16-bit cache, all strategies, the default space, five

@@ -22,6 +22,10 @@ use crate::problem::Problem;
 use crate::progress::Progress;
 use crate::score::Score;
 
+/// Candidates simulated between two looks at what is known: enough to keep many threads busy, few enough
+/// that a good find soon excludes others.
+const BATCH: usize = 64;
+
 /// A plan with its score.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
@@ -113,16 +117,17 @@ pub(crate) fn search(
     let total: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
     let mut frontier = Frontier::new(problem, stands, &nodes);
     let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
+    let mut size = BATCH;
     let mut left: Option<Left> = None;
     loop {
-        frontier.open(best)?;
+        frontier.open(best, size)?;
         if !problem.request.exhaustive && ops >= problem.request.effort {
             left = frontier.left(best);
             if left.is_some_and(|left| left.may_rest(best)) {
                 break;
             }
         }
-        let batch = frontier.next_batch(best)?;
+        let batch = frontier.next_batch(best, size)?;
         if batch.is_empty() {
             break;
         }
@@ -141,6 +146,10 @@ pub(crate) fn search(
                 None => too_large += 1,
             }
         }
+        // Long runs come in smaller batches, so that the last one does not overshoot by much.
+        let each = (ops / simulated.max(1)).max(1);
+        let share = usize::try_from(problem.request.effort / 8 / each).unwrap_or(BATCH);
+        size = share.clamp(4, BATCH);
         progress(Progress { done: simulated + too_large, total });
     }
     progress(Progress { done: total, total });

@@ -1,13 +1,14 @@
 //! The definition file: bars as printed, split, targets, constants.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 
 use pipo_plan::diagnostic::{Diagnostic, Document};
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
+
+use crate::printed::Printed;
 
 /// The definition that ships with the program.
-pub fn definition() -> Result<Definition, Box<Diagnostic>> {
+pub(super) fn definition() -> Result<Definition, Box<Diagnostic>> {
     let text = include_str!("../../pipo-throughput/experiment.toml");
     Definition::from_toml(&Document::new("experiments/pipo-throughput/experiment.toml", text))
 }
@@ -15,79 +16,81 @@ pub fn definition() -> Result<Definition, Box<Diagnostic>> {
 /// What the paper says and what is made of it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Definition {
+pub(super) struct Definition {
     /// As typed.
-    pub id: String,
+    pub(super) id: String,
     /// One line.
-    pub title: String,
+    pub(super) title: String,
     /// Paper and figure.
-    pub source: String,
+    pub(super) source: String,
     /// Catalogue machine.
-    pub machine: String,
+    pub(super) machine: String,
     /// What a bar's height is.
-    pub metric: String,
+    pub(super) metric: String,
     /// Prompt tokens of each sequence.
-    pub prompt: u64,
+    pub(super) prompt: u64,
     /// New tokens of each sequence.
-    pub new_tokens: u64,
+    pub(super) new_tokens: u64,
     /// What the source leaves open, and how it is filled.
-    pub assumptions: Vec<String>,
+    pub(super) assumptions: Vec<String>,
+    /// What was tried, and what cannot be reproduced.
+    pub(super) findings: Vec<String>,
     /// Which models constants may be fitted to.
-    pub split: Split,
+    pub(super) split: Split,
     /// What must hold.
-    pub targets: Targets,
+    pub(super) targets: Targets,
     /// Pairs of bars, from left to right.
     #[serde(rename = "bar")]
-    pub bars: Vec<Bar>,
+    pub(super) bars: Vec<Bar>,
     /// Constants that are fitted.
     #[serde(rename = "constant", default)]
-    pub constants: Vec<Constant>,
+    pub(super) constants: Vec<Constant>,
 }
 
 /// Which models constants may be fitted to.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Split {
+pub(super) struct Split {
     /// These.
-    pub fitted: Vec<String>,
+    pub(super) fitted: Vec<String>,
     /// Never these.
-    pub held_out: Vec<String>,
+    pub(super) held_out: Vec<String>,
 }
 
 /// What must hold for the reproduction to count.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Targets {
+pub(super) struct Targets {
     /// Median absolute error of the fitted cells, at most.
-    pub fitted_median_error: f64,
+    pub(super) fitted_median_error: f64,
     /// Median absolute error of the cells held out, at most.
-    pub held_out_median_error: f64,
+    pub(super) held_out_median_error: f64,
     /// How far the ratio of the two systems may be from the published ratio, as a share of it.
-    pub speedup_within: f64,
+    pub(super) speedup_within: f64,
     /// How many pairs must be that close.
-    pub speedups: usize,
+    pub(super) speedups: usize,
 }
 
 /// A pair of bars.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Bar {
+pub(super) struct Bar {
     /// Catalogue model.
-    pub model: String,
+    pub(super) model: String,
     /// Sequences.
-    pub batch: u64,
+    pub(super) batch: u64,
     /// Where all weights are.
-    pub weights: Storage,
+    pub(super) weights: Storage,
     /// FlexGen's bar.
-    pub flexgen: Printed,
+    pub(super) flexgen: Written,
     /// PIPO's bar.
-    pub pipo: Printed,
+    pub(super) pipo: Written,
 }
 
 /// Where a cell's weights are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Storage {
+pub(super) enum Storage {
     /// All in host memory; the figure says "CPU".
     Host,
     /// All in files.
@@ -105,7 +108,7 @@ impl fmt::Display for Storage {
 
 /// The two systems of the figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum System {
+pub(super) enum System {
     /// The baseline.
     FlexGen,
     /// The paper's own.
@@ -114,7 +117,7 @@ pub enum System {
 
 impl System {
     /// Both, as the bars stand.
-    pub const ALL: [Self; 2] = [Self::FlexGen, Self::Pipo];
+    pub(super) const ALL: [Self; 2] = [Self::FlexGen, Self::Pipo];
 }
 
 impl fmt::Display for System {
@@ -126,89 +129,73 @@ impl fmt::Display for System {
     }
 }
 
-/// A value as a figure prints it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Printed {
-    /// A number and half of its last decimal.
-    Value {
-        /// As printed.
-        value: f64,
-        /// What rounding may have taken or added.
-        half: f64,
-    },
+/// What is written on a bar.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) enum Written {
+    /// A number.
+    Value(Printed),
     /// Out of memory.
     OutOfMemory,
 }
 
-impl Printed {
+impl TryFrom<String> for Written {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "OOM" { Ok(Self::OutOfMemory) } else { text.try_into().map(Self::Value) }
+    }
+}
+
+impl Written {
     /// The number, if there is one.
-    pub fn value(self) -> Option<f64> {
+    pub(super) fn printed(&self) -> Option<&Printed> {
         match self {
-            Self::Value { value, .. } => Some(value),
-            Self::OutOfMemory => None,
-        }
-    }
-
-    /// All values that round to it.
-    pub fn interval(self) -> Option<(f64, f64)> {
-        match self {
-            Self::Value { value, half } => Some((value - half, value + half)),
+            Self::Value(printed) => Some(printed),
             Self::OutOfMemory => None,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Printed {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "OOM" {
-            return Ok(Self::OutOfMemory);
-        }
-        let decimals = text.split_once('.').map_or(0, |(_, digits)| digits.len());
-        let decimals = i32::try_from(decimals).unwrap_or(i32::MAX);
-        match text.parse() {
-            Ok(value) if value > 0.0 && f64::is_finite(value) => {
-                Ok(Self::Value { value, half: 0.5 * 10_f64.powi(-decimals) })
-            }
-            _ => {
-                Err(de::Error::custom("write the number as printed, such as \"5.97\", or \"OOM\""))
-            }
-        }
-    }
-}
-
-/// A constant of the machine profile that is fitted, and what is believable for it.
+/// A constant that is fitted: one number, for one figure of the machine profile or for several.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Constant {
-    /// Path in the machine profile, such as `host.copy`.
-    pub path: String,
+pub(super) struct Constant {
+    /// The figures that it sets, such as `host.copy`.
+    pub(super) figures: Vec<String>,
     /// What it stands for.
-    pub meaning: String,
-    /// Least believable value, in bytes, operations or nanoseconds (a second), or a share.
-    pub low: f64,
-    /// Greatest believable value.
-    pub high: f64,
-}
-
-impl Constant {
-    /// What is believable.
-    pub fn range(&self) -> RangeInclusive<f64> {
-        self.low..=self.high
-    }
+    pub(super) meaning: String,
+    /// What is plausible, and why.
+    pub(super) plausible: String,
+    /// The least value of that range: bytes or operations a second, or a share.
+    pub(super) low: f64,
+    /// The greatest.
+    pub(super) high: f64,
 }
 
 /// One bar: a system on one workload.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cell<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell<'a> {
     /// Whose bar it is.
-    pub system: System,
+    pub(super) system: System,
     /// The pair it belongs to.
-    pub bar: &'a Bar,
+    pub(super) bar: &'a Bar,
     /// What is printed on it.
-    pub printed: Printed,
+    pub(super) written: &'a Written,
     /// Whether no constant may be fitted to it.
-    pub held_out: bool,
+    pub(super) held_out: bool,
+}
+
+impl Cell<'_> {
+    /// Whether its weights are read from files.
+    pub(super) fn on_disk(&self) -> bool {
+        self.bar.weights == Storage::Disk
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}, batch {}, {}", self.model, self.batch, self.weights)
+    }
 }
 
 impl fmt::Display for Cell<'_> {
@@ -219,7 +206,7 @@ impl fmt::Display for Cell<'_> {
 
 impl Definition {
     /// Reads a definition and checks what its types cannot.
-    pub fn from_toml(document: &Document) -> Result<Self, Box<Diagnostic>> {
+    pub(super) fn from_toml(document: &Document) -> Result<Self, Box<Diagnostic>> {
         let definition: Self = document.parse_toml()?;
         let Split { fitted, held_out } = &definition.split;
         for bar in &definition.bars {
@@ -230,7 +217,7 @@ impl Definition {
         }
         for constant in &definition.constants {
             if !(constant.low > 0.0 && constant.low < constant.high && constant.high.is_finite()) {
-                let message = format!("the range of `{}` is empty", constant.path);
+                let message = format!("the range of {} is empty", constant.figures.join(", "));
                 return Err(document.at_path("constant", message, "give 0 < low < high"));
             }
         }
@@ -238,13 +225,13 @@ impl Definition {
     }
 
     /// Every bar, pair by pair; `hold_out` names further models that are not to be fitted.
-    pub fn cells<'a>(&'a self, hold_out: &[String]) -> Vec<Cell<'a>> {
+    pub(super) fn cells<'a>(&'a self, hold_out: &[String]) -> Vec<Cell<'a>> {
         let cell = |bar: &'a Bar, system| Cell {
             system,
             bar,
-            printed: match system {
-                System::FlexGen => bar.flexgen,
-                System::Pipo => bar.pipo,
+            written: match system {
+                System::FlexGen => &bar.flexgen,
+                System::Pipo => &bar.pipo,
             },
             held_out: !self.split.fitted.contains(&bar.model) || hold_out.contains(&bar.model),
         };

@@ -1,100 +1,154 @@
-//! Fitting the constants: seeded, deterministic on any number of threads.
+//! Fitting the constants to the bars that may be fitted: seeded, and the same on any number of threads.
 
 use pipo_plan::machine::{Curve, Machine};
-use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
+use pipo_plan::units::{Bandwidth, FlopRate};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
 
 use super::cells::Constant;
+use crate::{Failure, Fitted};
 
-/// Sets a figure of the profile.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-pub(super) fn set(machine: &mut Machine, path: &str, value: f64) -> bool {
-    let Machine { gpu, link, disk, host, software, .. } = machine;
-    let Some(disk) = disk else { return false };
-    let whole = value as u64;
-    let scaled = |curve: &Curve| {
-        let rated = curve.with_rate(Bandwidth(whole));
-        let points =
-            rated.points().iter().map(|&(s, r)| (s, Bandwidth(rounded(r.as_f64()) as u64)));
-        Curve::new(points.collect()).unwrap_or(rated)
-    };
-    match path {
-        "gpu.matmul" => gpu.matmul.value = FlopRate(whole),
-        "gpu.attention" => gpu.attention.value = FlopRate(whole),
-        "gpu.dequantise" => gpu.dequantise.value = Bandwidth(whole),
-        "link.pageable_h2d" => link.pageable_h2d.value = Curve::flat(Bandwidth(whole)),
-        "link.h2d" => link.h2d.value = scaled(&link.h2d.value),
-        "disk.read" => disk.read.value = scaled(&disk.read.value),
-        "disk.buffered_read" => disk.buffered_read.value = Curve::flat(Bandwidth(whole)),
-        "disk.page_fault_read" => disk.page_fault_read.value = Bandwidth(whole),
-        "host.copy" => host.copy.value = Bandwidth(whole),
-        "host.reserved" => host.reserved.value = Bytes(whole),
-        "host.page_cache_kept" => host.page_cache_kept.value = value,
-        "software.barrier" => software.barrier.value = Nanos(whole),
-        "software.host_op" => software.host_op.value = Nanos(whole),
-        _ => return false,
-    }
-    true
+/// How long the search may take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Effort {
+    /// Random points of which the best is refined.
+    pub(super) draws: usize,
+    /// The refinement ends when its steps are this share of a constant's range.
+    pub(super) finest: f64,
 }
 
-/// To three significant digits.
-pub(super) fn rounded(value: f64) -> f64 {
-    format!("{value:.2e}").parse().unwrap_or(value)
+/// What the published constants were found with.
+pub(super) const PUBLISHED: Effort = Effort { draws: 40, finest: 0.01 };
+
+/// First step of the refinement, as a share of a constant's range.
+const FIRST_STEP: f64 = 0.5;
+
+/// Errors much smaller than this count as their square, much larger ones as they are (pseudo-Huber): a
+/// bar that no constant can explain shall not bend all others, yet the way out of a bad start shows.
+const SCALE: f64 = 0.05;
+
+/// The loss of one cell.
+pub(super) fn loss(simulated: f64, paper: f64) -> f64 {
+    ((simulated / paper).ln() / SCALE).hypot(1.0) - 1.0
 }
 
-/// A point in the unit cube.
-type Point = Vec<f64>;
-
-fn value(constant: &Constant, at: f64) -> f64 {
-    rounded(constant.low * (constant.high / constant.low).powf(at))
-}
-
-pub(super) fn apply(machine: &mut Machine, constants: &[Constant], point: &[f64]) {
-    for (c, &at) in constants.iter().zip(point) {
-        assert!(set(machine, &c.path, value(c, at)), "{}", c.path);
-    }
-}
-
+/// Finds the constants with the least loss.
+///
+/// Points are positions in each constant's plausible range, on a logarithmic scale. The best of some
+/// random points is improved one constant at a time, in steps that are halved when none improves.
 pub(super) fn search(
-    n: usize,
-    loss: impl Fn(&[f64]) -> f64,
-    draws: usize,
-    starts: usize,
-    shrink: f64,
-    until: f64,
-) -> (f64, Point) {
-    use rand::{RngExt, SeedableRng};
-    let mut rng = rand_pcg::Pcg64::seed_from_u64(1);
-    let mut drawn: Vec<(f64, Point)> = (0..draws)
-        .map(|_| {
-            let p: Point = (0..n).map(|_| rng.random_range(0.0..1.0)).collect();
-            (loss(&p), p)
-        })
-        .collect();
-    drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
-    drawn.truncate(starts);
-    let mut best = drawn[0].clone();
-    for mut at in drawn {
-        let mut step = 0.15;
-        while step > until {
-            let before = at.0;
-            for i in 0..n {
-                for sign in [1.0, -1.0] {
-                    let mut p = at.1.clone();
-                    p[i] = (p[i] + sign * step).clamp(0.0, 1.0);
-                    let l = loss(&p);
-                    if l < at.0 {
-                        at = (l, p);
-                        break;
-                    }
+    constants: &[Constant],
+    seed: u64,
+    effort: Effort,
+    mut loss: impl FnMut(&[f64]) -> Result<f64, Failure>,
+) -> Result<Vec<f64>, Failure> {
+    let mut random = Pcg64::seed_from_u64(seed);
+    let mut best = (f64::INFINITY, vec![0.5; constants.len()]);
+    for _ in 0..effort.draws {
+        let point: Vec<f64> = constants.iter().map(|_| random.random_range(0.0..1.0)).collect();
+        let at = loss(&point)?;
+        if at < best.0 {
+            best = (at, point);
+        }
+    }
+    let mut step = FIRST_STEP;
+    while step > effort.finest {
+        let before = best.0;
+        for constant in 0..constants.len() {
+            for step in [step, -step] {
+                let mut point = best.1.clone();
+                point[constant] = (point[constant] + step).clamp(0.0, 1.0);
+                let at = loss(&point)?;
+                if at < best.0 {
+                    best = (at, point);
+                    break;
                 }
             }
-            if at.0 >= before - 1e-9 {
-                step *= shrink;
-            }
         }
-        if at.0 < best.0 {
-            best = at;
+        if best.0 >= before {
+            step /= 2.0;
         }
     }
-    best
+    Ok(best.1)
+}
+
+/// Sets every constant of a profile to its value at a point.
+pub(super) fn apply(
+    machine: &mut Machine,
+    constants: &[Constant],
+    point: &[f64],
+) -> Result<(), Failure> {
+    for (constant, &at) in constants.iter().zip(point) {
+        let value = rounded(constant.low * (constant.high / constant.low).powf(at));
+        for figure in &constant.figures {
+            set(machine, figure, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The constants as a profile has them.
+pub(super) fn fitted(
+    machine: &Machine,
+    constants: &[Constant],
+    cells: &str,
+) -> Result<Vec<Fitted>, Failure> {
+    let figures = machine.figures();
+    let named = constants.iter().flat_map(|c| c.figures.iter().map(move |figure| (c, figure)));
+    let fitted = named.map(|(constant, figure)| {
+        let entry = figures.iter().find(|entry| entry.path == figure);
+        let entry = entry.ok_or_else(|| format!("the profile has no figure {figure}"))?;
+        Ok(Fitted {
+            name: figure.clone(),
+            value: entry.value.split_whitespace().collect::<Vec<_>>().join(" "),
+            meaning: format!("{}; plausible: {}", constant.meaning, constant.plausible),
+            cells: cells.to_owned(),
+        })
+    });
+    fitted.collect()
+}
+
+/// Sets one figure.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "ranges are positive and far below 2^53"
+)]
+fn set(machine: &mut Machine, figure: &str, value: f64) -> Result<(), Failure> {
+    let Machine { gpu, disk, host, .. } = machine;
+    let disk = disk.as_mut().ok_or("the profile has no disk")?;
+    let rate = Bandwidth(value as u64);
+    match figure {
+        "gpu.matmul" => gpu.matmul.value = FlopRate(value as u64),
+        "gpu.dequantise" => gpu.dequantise.value = rate,
+        // The time of a request beyond its bytes stays what it is.
+        "disk.read" => disk.read.value = legible(&disk.read.value.with_rate(rate))?,
+        "disk.buffered_read" => disk.buffered_read.value = Curve::flat(rate),
+        "disk.page_fault_read" => disk.page_fault_read.value = rate,
+        "disk.page_fault_hit" => {
+            disk.page_fault_hit.as_mut().ok_or("the profile has no disk.page_fault_hit")?.value =
+                rate;
+        }
+        "host.copy" => host.copy.value = rate,
+        "host.page_cache_kept" => host.page_cache_kept.value = value,
+        _ => return Err(format!("{figure} is not a figure that can be fitted").into()),
+    }
+    Ok(())
+}
+
+/// A curve with rates of three digits.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rates are positive and far below 2^53"
+)]
+fn legible(curve: &Curve) -> Result<Curve, Failure> {
+    let points = curve.points().iter();
+    let round = |&(size, rate): &(_, Bandwidth)| (size, Bandwidth(rounded(rate.as_f64()) as u64));
+    Ok(Curve::new(points.map(round).collect())?)
+}
+
+/// To three significant digits: more would claim what a figure with two decimals cannot tell.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.2e}").parse().unwrap_or(value)
 }

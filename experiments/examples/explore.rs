@@ -1,3 +1,0 @@
-fn main() {
-    pipo_experiments::pipo_throughput::explore()
-}
