@@ -137,7 +137,7 @@ fn space() -> impl Strategy<Value = Space> {
         some(vec![0, 2, 4], 2),
         some(vec![Processor::Gpu, Processor::Cpu], 2),
         some(vec![Processor::Gpu, Processor::Cpu], 1),
-        some(vec![ExpertLoads::All, ExpertLoads::Routed], 1),
+        some(vec![ExpertLoads::All, ExpertLoads::Routed], 2),
     );
     (batches, slots, transfers, units, cache).prop_map(
         |(batches, slots, transfers, units, cache)| Space {

@@ -9,10 +9,11 @@ use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
 use crate::bound::{Bounded, Moving};
+use crate::demand::Pricer;
 use crate::node::{Node, Stand};
 use crate::score::Score;
 use crate::space::HostChoice;
-use crate::weights::{Moved, Transfer, link_time};
+use crate::weights::{Moved, Times, Transfer, disk_time, link_time};
 
 /// A candidate.
 #[derive(Debug, Clone, Copy)]
@@ -144,26 +145,9 @@ impl Stand<'_> {
     pub(crate) fn refine(&self, node: &Node, leaf: &Leaf) -> Result<Leaf, Unsupported> {
         let transfer = leaf.transfer;
         let placed = self.place(node.gpu_weights, leaf.host, node.order);
-        let pricer = self.problem.pricer;
-        let mut known: Vec<(Bytes, f64)> = Vec::new();
-        let mut failed = None;
-        let mut time = |bytes: Bytes| {
-            if let Some((_, time)) = known.iter().find(|(other, _)| *other == bytes) {
-                return *time;
-            }
-            match link_time(bytes, transfer.block, pricer) {
-                Ok(time) => {
-                    known.push((bytes, time));
-                    time
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    0.0
-                }
-            }
-        };
-        let end = self.pipeline(node, &placed, &mut time);
-        if let Some(error) = failed {
+        let mut priced = Priced::new(transfer, self.problem.pricer);
+        let end = self.pipeline(node, &placed, &mut priced);
+        if let Some(error) = priced.failed {
             return Err(error);
         }
         let bound = Bounded::NOTHING.or_later(end).score(self).max(leaf.bound);
@@ -173,7 +157,7 @@ impl Stand<'_> {
     /// Bytes of the file that the page cache can keep from pass to pass: all of its room if the file
     /// fits, else the share that survives a scan. Blocks in flight take from the room; not to count them
     /// errs towards more hits, which is the safe side.
-    fn kept(&self, room: Bytes, on_disk: Bytes) -> Bytes {
+    pub(crate) fn kept(&self, room: Bytes, on_disk: Bytes) -> Bytes {
         if on_disk <= room {
             return room;
         }
@@ -216,4 +200,54 @@ fn io(reads: FileReads) -> DiskIo {
 fn effective(sizes: &[Bytes], whole: Bytes) -> impl Iterator<Item = Bytes> {
     let enough = sizes.iter().copied().filter(|&s| s >= whole).min();
     sizes.iter().copied().filter(move |&s| s < whole || Some(s) == enough)
+}
+
+/// Segments at their prices. There are few sizes, so each is priced once.
+struct Priced<'a> {
+    transfer: Transfer,
+    pricer: Pricer<'a>,
+    /// Bytes with their times on the link, and from the disk.
+    known: [Vec<(Bytes, f64)>; 2],
+    failed: Option<Unsupported>,
+}
+
+impl<'a> Priced<'a> {
+    fn new(transfer: Transfer, pricer: Pricer<'a>) -> Self {
+        Self { transfer, pricer, known: [Vec::new(), Vec::new()], failed: None }
+    }
+
+    fn time(
+        &mut self,
+        way: usize,
+        bytes: Bytes,
+        price: impl Fn(&Self) -> Result<f64, Unsupported>,
+    ) -> f64 {
+        if bytes == Bytes::ZERO {
+            return 0.0;
+        }
+        if let Some(&(_, time)) = self.known[way].iter().find(|(known, _)| *known == bytes) {
+            return time;
+        }
+        match price(self) {
+            Ok(time) => {
+                self.known[way].push((bytes, time));
+                time
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                0.0
+            }
+        }
+    }
+}
+
+impl Times for Priced<'_> {
+    fn link(&mut self, bytes: Bytes) -> f64 {
+        self.time(0, bytes, |this| link_time(bytes, this.transfer.block, this.pricer))
+    }
+
+    fn disk(&mut self, bytes: Bytes) -> f64 {
+        let threads = f64::from(self.transfer.disk_threads.max(1));
+        self.time(1, bytes, |this| Ok(disk_time(bytes, &this.transfer, this.pricer)? / threads))
+    }
 }

@@ -13,7 +13,7 @@
 
 use pipo_plan::schedule::LaneKind;
 use pipo_plan::strategy::Order;
-use pipo_plan::strategy::pipo::{Embedding, Pipo, place};
+use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, Pipo, place};
 use pipo_plan::strategy::residency::Placed;
 use pipo_plan::units::Bytes;
 use pipo_simulator::Resource;
@@ -25,9 +25,9 @@ use crate::fill::Units;
 use crate::pipeline::{Stage, earliest_end};
 use crate::problem::Problem;
 use crate::score::Score;
-use crate::shape::{Cut, Shape};
+use crate::shape::{Cut, Picked, Shape};
 use crate::space::HostChoice;
-use crate::weights::{Moved, loads};
+use crate::weights::{Loads, Moved, Times, shares_moved};
 
 /// A group of candidates.
 #[derive(Debug, Clone)]
@@ -178,19 +178,24 @@ impl<'a> Stand<'a> {
             // The first blocks of `gpu_slots` units; a slower candidate has the same bytes ahead.
             ahead: crossing((node.slot * u64::from(node.gpu_slots)).as_f64()),
         };
-        if let Some(disk) = machine.disk.as_ref().filter(|_| self.shape.picked.is_empty()) {
+        if let Some(disk) = &machine.disk {
             let best = disk.read.best().max(disk.buffered_read.best()).per_nano();
             let whole_disk = self.problem.pricer.capacity(Resource::Disk);
             let reading = |bytes: f64| {
                 let lanes = Demand::on(LaneKind::DiskRead, bytes / best);
                 lanes.plus(&Demand::of(Resource::Disk, bytes / whole_disk))
             };
-            let from_disk = (node.held - self.base.host_room).as_f64();
-            let in_prefill =
-                if node.host == HostChoice::Disk { node.streamed.as_f64() } else { from_disk };
-            moving.first.add(&reading(in_prefill), 1.0);
-            moving.rest.add(&reading(from_disk), steps);
-            moving.least.add(&reading(from_disk), 1.0);
+            let routed = self.base.knobs.experts == ExpertLoads::Routed;
+            let picked: &[Picked] = if routed { &self.shape.picked } else { &[] };
+            // At least these shares of any unit's bytes are moved, whichever units are on disk.
+            let (first, rest, least) = shares_moved(placed, picked);
+            let on_disk = match node.host {
+                HostChoice::Disk => node.streamed,
+                HostChoice::Pinned | HostChoice::Pageable => node.held - self.base.host_room,
+            };
+            moving.first.add(&reading(on_disk.as_f64()), first);
+            moving.rest.add(&reading(self.read_again(node, rest.min(steps), steps)), 1.0);
+            moving.least.add(&reading(self.read_again(node, least, 1.0)), 1.0);
             // Units in GPU slots and blocks in host slots; those blocks take host memory.
             let ahead =
                 node.slot * u64::from(node.gpu_slots) + self.base.host_room.min(node.streamed);
@@ -200,21 +205,36 @@ impl<'a> Stand<'a> {
         Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads)
     }
 
+    /// Bytes that are read from disk after the prefill, at least, in `passes` passes that together move
+    /// `share` times the bytes of any unit.
+    ///
+    /// Say that weights take `h` of the host's `room`, so that all but `h` of them are on disk, and the page
+    /// cache has no more than what is left. With nothing read through it, `share * (held - h)` is read. What
+    /// the cache keeps may be the very bytes that are moved, so it saves up to all of itself in each pass.
+    /// In `h` the difference is linear, so the least of it is at one of the ends, which are none and `room`.
+    fn read_again(&self, node: &Node, share: f64, passes: f64) -> f64 {
+        let room = self.base.host_room;
+        let cached = |on_disk| self.kept(room, on_disk).as_f64() * passes;
+        let none = |held: Bytes| share * held.as_f64() - cached(held);
+        let least = match node.host {
+            HostChoice::Disk => none(node.streamed),
+            HostChoice::Pinned | HostChoice::Pageable => {
+                none(node.held).min(share * (node.held - room).as_f64())
+            }
+        };
+        least.max(0.0)
+    }
+
     /// A second bound on a node, dearer than its own: looked at before its leaves are.
     pub(crate) fn second_bound(&self, node: &Node) -> Score {
         let placed = self.place(node.gpu_weights, Bytes::ZERO, node.order);
         let link = 1.0 / self.problem.request.machine.link.h2d.best().per_nano();
-        let end = self.pipeline(node, &placed, &mut |bytes| bytes.as_f64() * link);
+        let end = self.pipeline(node, &placed, &mut AtBest { link });
         Bounded::NOTHING.or_later(end).score(self).max(node.bound)
     }
 
     /// When the last token comes at least, if only loads and computations take time.
-    pub(crate) fn pipeline(
-        &self,
-        node: &Node,
-        placed: &[Placed],
-        time: &mut dyn FnMut(Bytes) -> f64,
-    ) -> f64 {
+    pub(crate) fn pipeline(&self, node: &Node, placed: &[Placed], times: &mut dyn Times) -> f64 {
         let stage = |(index, unit): (usize, &Placed)| {
             let chain = self.base.chain_of.get(index).copied().flatten()?;
             let routed = unit.segments.len() > 1;
@@ -222,7 +242,8 @@ impl<'a> Stand<'a> {
             let of_unit = &self.cut.frame.units[index];
             let crosses = self.base.cache_crosses.get(of_unit.layer as usize);
             let cached = of_unit.attends && crosses.copied().unwrap_or(false);
-            Some(Stage { chain, load: loads(unit, picked, time), cached })
+            let loads = Loads::new(unit, picked, times);
+            Some(Stage { chain, load: loads.link, cached, routed: routed.then_some(loads.wait) })
         };
         let stages: Vec<Stage> = placed.iter().enumerate().filter_map(stage).collect();
         let passes = self.cut.frame.passes();
@@ -247,5 +268,20 @@ impl<'a> Stand<'a> {
     /// Decode steps.
     pub(crate) fn steps(&self) -> f64 {
         self.problem.request.workload.new_tokens.saturating_sub(1) as f64
+    }
+}
+
+/// The link at its best rate, and a disk that takes no time, because nothing is known of it yet.
+struct AtBest {
+    link: f64,
+}
+
+impl Times for AtBest {
+    fn link(&mut self, bytes: Bytes) -> f64 {
+        bytes.as_f64() * self.link
+    }
+
+    fn disk(&mut self, _: Bytes) -> f64 {
+        0.0
     }
 }

@@ -98,6 +98,8 @@ pub(crate) struct Picked {
     pub(crate) rest: f64,
     /// In the step that needs fewest.
     pub(crate) least: f64,
+    /// Decode steps.
+    pub(crate) steps: f64,
 }
 
 impl Shape {
@@ -213,7 +215,8 @@ impl Picked {
             let hit = frame.routed(unit, pass).unwrap_or_default();
             hit.iter().filter(|&&h| h).count() as f64
         };
-        let mut picked = Self { first: of(0), rest: 0.0, least: f64::MAX };
+        let steps = f64::from(frame.passes().saturating_sub(1));
+        let mut picked = Self { first: of(0), rest: 0.0, least: f64::MAX, steps };
         for pass in 1..frame.passes() {
             let step = of(pass);
             picked.rest += step;
