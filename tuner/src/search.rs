@@ -12,6 +12,7 @@ use std::cmp::Ordering;
 
 use pipo_plan::plan::Plan;
 use pipo_plan::units::Bytes;
+use pipo_simulator::Summary;
 use rayon::prelude::*;
 
 use crate::TuneError;
@@ -26,14 +27,17 @@ use crate::score::Score;
 /// that a good find soon excludes others.
 const BATCH: usize = 64;
 
+/// The size of the first batch, before it is known how long runs are.
+const FIRST: usize = 8;
+
 /// A plan with its score.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) plan: Plan,
     pub(crate) score: Score,
     pub(crate) gpu: Bytes,
-    /// Operations that were simulated for it.
-    pub(crate) ops: u64,
+    /// What its run added up to.
+    pub(crate) summary: Summary,
 }
 
 impl Found {
@@ -99,7 +103,7 @@ pub(crate) fn simulate(problem: &Problem, plan: Plan) -> Result<Option<Found>, E
     let sequences = plan.batch.sequences();
     let times = Times::of(&summary.passes);
     let score = Score::new(&times, &problem.request.workload, sequences);
-    Ok(Some(Found { plan, score, gpu: fitted.memory.gpu(), ops: summary.ops }))
+    Ok(Some(Found { plan, score, gpu: fitted.memory.gpu(), summary }))
 }
 
 /// Searches nodes that stand on `stands`, adding to what is `best` and to the counts. Returns the best
@@ -117,7 +121,7 @@ pub(crate) fn search(
     let total: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
     let mut frontier = Frontier::new(problem, stands, &nodes);
     let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
-    let mut size = BATCH;
+    let mut size = FIRST;
     let mut left: Option<Left> = None;
     loop {
         frontier.open(best, size)?;
@@ -140,7 +144,7 @@ pub(crate) fn search(
             match found {
                 Some(found) => {
                     simulated += 1;
-                    ops = ops.saturating_add(found.ops);
+                    ops = ops.saturating_add(found.summary.ops);
                     best.add(found);
                 }
                 None => too_large += 1,
