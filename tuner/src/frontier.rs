@@ -27,6 +27,9 @@ const ROUNDS: usize = 4;
 /// Steps of a bound's pipeline that take as long as simulating one operation.
 const STEPS_PER_OPERATION: u64 = 8;
 
+/// Operations that could be simulated while a leaf gets its first bound.
+const OPERATIONS_PER_LEAF: u64 = 24;
+
 /// A leaf's place: its node, and its number there.
 type Place = (usize, usize);
 
@@ -97,9 +100,8 @@ impl<'a> Frontier<'a> {
                 .map(|node| this.leaves_of(node, best))
                 .collect::<Result<_, _>>()?;
             for (node, leaves) in (self.opened..end).zip(opened) {
-                // A leaf's first bound takes about an operation for each unit.
                 let stand = &self.stands[self.nodes[node].base];
-                let firsts = leaves.len() as u64 * stand.units_len();
+                let firsts = leaves.len() as u64 * OPERATIONS_PER_LEAF;
                 self.spent += stand.bound_steps() / STEPS_PER_OPERATION + firsts;
                 let at = leaves.iter().enumerate();
                 self.open.extend(at.map(|(leaf, l)| Reverse((l.bound, (node, leaf)))));

@@ -1,5 +1,7 @@
 //! The candidates of a node: every way to move its weights.
 
+use std::collections::BTreeMap;
+
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::DiskIo;
 use pipo_plan::strategy::pipo::{FileReads, Pipo};
@@ -25,6 +27,15 @@ pub(crate) struct Leaf {
     pub(crate) bound: Score,
     /// Whether the bound is the dear one, of [`Stand::refine`].
     pub(crate) refined: bool,
+}
+
+/// Where the weights of some leaves wait.
+struct Stored {
+    /// Weights in host memory alone.
+    host: Bytes,
+    moved: Moved,
+    /// Bytes of the file that the page cache keeps.
+    kept: Bytes,
 }
 
 impl Stand<'_> {
@@ -106,39 +117,56 @@ impl Stand<'_> {
     /// The leaves of a node.
     pub(crate) fn leaves(&self, node: &Node) -> Result<Vec<Leaf>, Unsupported> {
         let (transfers, _) = self.transfers(node);
-        transfers.into_iter().map(|transfer| self.leaf(node, transfer)).collect()
+        // Many leaves differ in nothing that decides where weights wait.
+        let mut known: BTreeMap<Bytes, Stored> = BTreeMap::new();
+        let leaf = |transfer: Transfer| {
+            let ring = match node.host {
+                HostChoice::Disk => Bytes::ZERO,
+                HostChoice::Pinned | HostChoice::Pageable => {
+                    transfer.block.min(node.slot) * u64::from(transfer.host_slots)
+                }
+            };
+            let stored = known.entry(ring).or_insert_with(|| self.stored(node, &transfer, ring));
+            self.leaf(node, transfer, stored)
+        };
+        transfers.into_iter().map(leaf).collect()
     }
 
-    fn leaf(&self, node: &Node, transfer: Transfer) -> Result<Leaf, Unsupported> {
-        let units = self.units(node.order);
+    /// Where weights wait beside a ring of blocks.
+    fn stored(&self, node: &Node, transfer: &Transfer, ring: Bytes) -> Stored {
         let room = self.base.host_room;
-        let ring = transfer.block.min(node.slot) * u64::from(transfer.host_slots);
         let host = match node.host {
             HostChoice::Disk => Bytes::ZERO,
             HostChoice::Pinned | HostChoice::Pageable => {
-                units.fill_host(node.gpu_weights, room, ring, transfer.staged)
+                self.units(node.order).fill_host(node.gpu_weights, room, ring, transfer.staged)
             }
         };
         let placed = self.place(node.gpu_weights, host, node.order);
         let moved = Moved::new(&placed, &self.shape.picked, self.steps());
-        let on_disk = moved.on_disk();
         // A table in common is held once; to take it off even where it is not there is safe, too.
         let in_host = placed.iter().map(|p| p.total().host).sum::<Bytes>()
             - self.cut.tied_table(self.base.knobs.embedding);
-        let asked = moved.asked(
-            &transfer,
-            self.problem.pricer,
-            self.steps(),
-            node.gpu_slots,
-            self.kept(room - in_host, on_disk),
-        )?;
+        let kept = self.kept(room - in_host, moved.on_disk());
+        Stored { host, moved, kept }
+    }
+
+    fn leaf(&self, node: &Node, transfer: Transfer, stored: &Stored) -> Result<Leaf, Unsupported> {
+        let pricer = self.problem.pricer;
+        let asked =
+            stored.moved.asked(&transfer, pricer, self.steps(), node.gpu_slots, stored.kept)?;
         let moving =
             Moving { first: asked.first, rest: asked.rest, least: asked.least, ahead: asked.ahead };
         let threads = transfer.disk_threads;
         let bounded =
             Bounded::new(self.base, &moving, node.computed, node.gpu_slots, threads, threads);
-        let (host_weights, bound) = (self.with_table(host), bounded.score(self));
-        Ok(Leaf { transfer, host_weights, host, bound, refined: false })
+        let bound = bounded.score(self);
+        Ok(Leaf {
+            transfer,
+            host_weights: self.with_table(stored.host),
+            host: stored.host,
+            bound,
+            refined: false,
+        })
     }
 
     /// A leaf with a second bound, dearer than its first: from the order of its loads and computations.

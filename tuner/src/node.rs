@@ -250,14 +250,9 @@ impl<'a> Stand<'a> {
         earliest_end(&stages, &self.base.pace, passes, node.gpu_slots)
     }
 
-    /// Units of the model.
-    pub(crate) fn units_len(&self) -> u64 {
-        self.cut.frame.units.len() as u64
-    }
-
     /// Steps that the pipeline of one bound takes.
     pub(crate) fn bound_steps(&self) -> u64 {
-        self.units_len() * u64::from(self.cut.frame.passes())
+        self.cut.frame.units.len() as u64 * u64::from(self.cut.frame.passes())
     }
 
     /// The most threads that read weights, or a cache on disk.
