@@ -103,11 +103,17 @@ impl Stand<'_> {
         let space = &self.problem.request.space;
         let mut all = Vec::new();
         // A cache on disk is moved whole, so every size of request differs there.
-        let most = if self.base.knobs.kv == KvTier::Disk { Bytes(u64::MAX) } else { one.block };
-        for read_block in effective(&space.read_block, most) {
+        let writes_cache = self.base.knobs.kv == KvTier::Disk;
+        let most = if writes_cache { Bytes(u64::MAX) } else { one.block };
+        let disk = self.problem.request.machine.disk.as_ref();
+        let all_alike = disk.is_some_and(|disk| disk.buffered_read.flat_rate().is_some());
+        for (nth, read_block) in effective(&space.read_block, most).enumerate() {
             for &disk_threads in &space.disk_threads {
                 for &reads in &space.reads {
-                    all.push(Transfer { read_block, disk_threads, io: io(reads), ..one });
+                    let decided = reads == FileReads::Buffered && all_alike && !writes_cache;
+                    if nth == 0 || !decided {
+                        all.push(Transfer { read_block, disk_threads, io: io(reads), ..one });
+                    }
                 }
             }
         }
