@@ -87,7 +87,6 @@ fn the_published_figures_are_what_they_should_be() {
     assert_eq!(h200.link.h2d.time(Bytes(4096)), Nanos(8000));
     assert!(h200.link.h2d.time(Bytes(1 << 20)).0.abs_diff(28_000) < 100);
     assert_eq!(read("rtx3060-laptop").gpu.available(), Bytes((6 * 1024 - 320) << 20));
-    assert_eq!(read("rtx3060-laptop").host.available(), Bytes(13 << 30));
     let t4 = read("t4-flexgen");
     assert_eq!(t4.link.h2d.best(), Bandwidth(13_840_532_111)); // 12.89 times 2^30
     assert_eq!(t4.link.h2d.value, Curve::flat(t4.link.h2d.best()));

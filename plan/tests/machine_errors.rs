@@ -121,16 +121,16 @@ fn figures_that_contradict_each_other() {
        |
        = help: duplex is the sum of both directions at once; measure copies both ways
     "#);
-    insta::assert_snapshot!(message("reserved = { value = \"3GiB\"", "reserved = { value = \"40GiB\""), @r#"
+    insta::assert_snapshot!(message("reserved = { value = \"1.19GB\"", "reserved = { value = \"40GiB\""), @r#"
     error: host.reserved is 42.9 GB (40.0 GiB), but host.memory is only 17.2 GB (16.0 GiB)
       --> laptop.toml:77:22
        |
-    77 | reserved = { value = "40GiB", source = "estimate" }
+    77 | reserved = { value = "40GiB", source = "pipo-figure", fitted_to = "throughput figure of PIPO: both systems' bars of opt-6.7b, opt-13...
        |                      ^^^^^^^
        |
        = help: nothing would be left; check the units, and make host.reserved the smaller
     "#);
-    insta::assert_snapshot!(message("copy = { value = \"1.62GB/s\"", "copy = { value = \"30GB/s\""), @r#"
+    insta::assert_snapshot!(message("copy = { value = \"1.55GB/s\"", "copy = { value = \"30GB/s\""), @r#"
     error: host.copy is 30GB/s, which draws 60GB/s on a host.memory_bandwidth of 40GB/s
       --> laptop.toml:79:18
        |
@@ -143,7 +143,7 @@ fn figures_that_contradict_each_other() {
     error: host.page_cache_kept is 30.0: a share must be from 0 to 1
       --> laptop.toml:84:29
        |
-    84 | page_cache_kept = { value = 30.0, source = "pipo-figure", fitted_to = "throughput figure of PIPO: both systems' bars of opt-6.7b, op...
+    84 | page_cache_kept = { value = 30.0, source = "estimate" }
        |                             ^^^^
        |
        = help: give what was measured, or leave the figure out if it is optional

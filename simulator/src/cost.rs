@@ -111,7 +111,9 @@ impl Price {
         let hit = self.hit.filter(|_| hits > HitShare::NONE)?;
         let nanos = hits.mean(hit.nanos.as_f64(), self.cost.nanos.as_f64());
         let mut cost = Cost::moving(self.bytes, Nanos::ceil(nanos));
-        for (draw, (hit, miss)) in cost.draw.iter_mut().zip(hit.draw.into_iter().zip(self.cost.draw)) {
+        for (draw, (hit, miss)) in
+            cost.draw.iter_mut().zip(hit.draw.into_iter().zip(self.cost.draw))
+        {
             *draw = hits.mean(hit, miss);
         }
         Some(cost)

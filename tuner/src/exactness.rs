@@ -136,7 +136,7 @@ fn space() -> impl Strategy<Value = Space> {
         some(vec![0, 2, 4], 2),
         some(vec![Processor::Gpu, Processor::Cpu], 2),
         some(vec![Processor::Gpu, Processor::Cpu], 1),
-        some(vec![ExpertLoads::All, ExpertLoads::Routed], 1),
+        some(vec![ExpertLoads::All, ExpertLoads::Routed], 2),
     );
     (batches, slots, transfers, units, cache).prop_map(
         |(batches, slots, transfers, units, cache)| Space {
@@ -246,10 +246,11 @@ proptest! {
             for leaf in &leaves {
                 let plan = stand.plan(node, leaf);
                 let text = plan.to_toml();
+                let why = crate::evaluate::Fitted::new(&plan, &request.machine).err();
                 let found = simulate(&problem, plan);
                 let found = found.map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
                 let Some(found) = found else {
-                    return Err(TestCaseError::fail(format!("does not fit:\n{text}")));
+                    return Err(TestCaseError::fail(format!("{why:?}:\n{text}")));
                 };
                 for bound in [node.bound, second, leaf.bound] {
                     prop_assert!(bound <= found.score, "{:?} > {:?}\n{}", bound, found.score, text);

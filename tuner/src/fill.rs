@@ -10,8 +10,8 @@ use pipo_plan::units::Bytes;
 pub(crate) struct Units<'a> {
     /// In order of use.
     pub(crate) all: &'a [Unit],
-    /// Head and embedding are one matrix: kept at the same tier, it is kept once.
-    pub(crate) tied: bool,
+    /// What head and embedding have in common: kept at the same tier, it is kept once.
+    pub(crate) tied_table: Bytes,
     /// Which stay first.
     pub(crate) order: Order,
 }
@@ -24,7 +24,7 @@ impl Units<'_> {
     fn held(&self, homes: &[Home], tier: fn(&Home) -> Bytes) -> Bytes {
         let all: Bytes = homes.iter().map(tier).sum();
         match (homes.first(), homes.last()) {
-            (Some(first), Some(last)) if self.tied => all - tier(first).min(tier(last)),
+            (Some(first), Some(last)) => all - self.tied_table.min(tier(first)).min(tier(last)),
             _ => all,
         }
     }

@@ -7,11 +7,11 @@
 //! |---|---|
 //! | [`problem`](Request) | the request |
 //! | [`space`](Space) | which values each knob may take |
-//! | `tree`, `shape`, `base`, `node` | levels of the search tree, each computing what those below it share |
+//! | `tree`, `shape`, `base`, `node`, `leaf` | levels of the search tree, each computing what those below it share |
 //! | `fill` | resident weights fill what the other knobs leave |
-//! | `demand`, `weights`, `bound` | a proved lower bound on the times of a candidate, from sums |
+//! | `demand`, `traffic`, `weights`, `bound` | a proved lower bound on the times of a candidate, from sums |
 //! | `pipeline` | another, from the order of loads and computations |
-//! | `search` | best-first search with pruning |
+//! | `search`, `frontier` | best-first search with pruning |
 //! | `baselines` | the defaults that a plan must never be worse than |
 //! | [`evaluate`] | one plan on one machine |
 //! | [`explain`] | where its time goes, and what would buy more |
@@ -27,6 +27,8 @@ mod error;
 mod evaluate;
 mod explain;
 mod fill;
+mod frontier;
+mod leaf;
 mod node;
 mod pipeline;
 mod problem;
@@ -36,6 +38,7 @@ mod score;
 mod search;
 mod shape;
 mod space;
+mod traffic;
 mod tree;
 mod tune;
 mod verdict;

@@ -10,6 +10,8 @@
 //! - and it ends no earlier than everything that it needs has crossed the link;
 //! - where hidden states go by way of the host, the last micro-batch's computation begins no earlier than
 //!   one trip after its computation in the unit before;
+//! - weights that a router picks set out no earlier than the end of the unit before, which is the router,
+//!   but for the first unit of a pass: the pass before tells it nothing, and need not have ended;
 //! - a unit's weights set out no earlier than the end of the computation of the streamed unit `slots`
 //!   before it, which held the slot that they take; so with its cache and the slots for that.
 //!
@@ -32,6 +34,9 @@ pub(crate) struct Stage {
     pub(crate) load: (f64, f64),
     /// Whether it needs a cache that is not on the GPU.
     pub(crate) cached: bool,
+    /// Where its weights are known only once the unit before has been computed: nanoseconds from then
+    /// until they are there, in the prefill and at least in any later pass.
+    pub(crate) routed: Option<(f64, f64)>,
 }
 
 /// What all units of a base share.
@@ -89,6 +94,9 @@ pub(crate) fn earliest_end(stages: &[Stage], pace: &Pace, passes: u32, slots: u3
             let mut ready = computed;
             if load > 0.0 {
                 loaded = loaded.max(weights.next_free()) + load;
+                if let Some((first, later)) = stage.routed.filter(|_| index > 0) {
+                    loaded = loaded.max(computed + if pass == 0 { first } else { later });
+                }
                 ready = ready.max(loaded);
             }
             let before = computed;
@@ -119,7 +127,10 @@ mod tests {
     use super::*;
 
     fn stages(loads: &[f64]) -> Vec<Stage> {
-        loads.iter().map(|&load| Stage { chain: 0, load: (load, load), cached: true }).collect()
+        loads
+            .iter()
+            .map(|&load| Stage { chain: 0, load: (load, load), cached: true, routed: None })
+            .collect()
     }
 
     fn pace(chain: f64, cache: f64) -> Pace {
@@ -146,6 +157,24 @@ mod tests {
         let first = stages(&[0.0, 0.0, 0.0, 0.0, 5.0, 5.0, 5.0]);
         let spread = stages(&[0.0, 5.0, 0.0, 5.0, 0.0, 5.0, 0.0]);
         assert!(earliest_end(&first, &chains, 2, 2) > earliest_end(&spread, &chains, 2, 2));
+    }
+
+    #[test]
+    fn routed_weights_wait_for_the_router() {
+        let mut all = stages(&[0.0, 5.0, 0.0, 5.0]);
+        for stage in &mut all[..] {
+            stage.routed = (stage.load.0 > 0.0).then_some((7.0, 7.0));
+        }
+        // Twice: compute 3, wait 7, compute 3.
+        assert!((earliest_end(&all, &pace(3.0, 0.0), 1, 2) - 26.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_first_routed_weights_of_a_pass_may_run_ahead_of_it() {
+        let mut all = stages(&[5.0, 0.0]);
+        all[0].routed = Some((7.0, 7.0));
+        // Load 5, compute 3 and 3; the second load hides behind the second unit, and computes twice more.
+        assert!((earliest_end(&all, &pace(3.0, 0.0), 2, 2) - 17.0).abs() < 1e-9);
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn refill_pipo(plan: &Plan, knobs: &Pipo, machine: &Machine) -> Result<Plan, Eva
     let cut_model = Cut::new(plan, knobs.granularity);
     let units = Units {
         all: cut_model.placed_units(knobs.embedding),
-        tied: plan.model.tied_embeddings && knobs.embedding == Embedding::Unit,
+        tied_table: cut_model.tied_table(knobs.embedding),
         order: knobs.order,
     };
     let largest = units.all.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);

@@ -8,6 +8,7 @@ use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};
 use pipo_plan::strategy::shapes::Piece;
 use pipo_plan::strategy::units::Unit;
+use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;
 
 use crate::demand::{Demand, Pricer, Series};
@@ -40,6 +41,16 @@ impl Cut {
         match embedding {
             Embedding::Host => &self.with_host_table,
             Embedding::Unit => &self.frame.units,
+        }
+    }
+}
+
+impl Cut {
+    /// What head and embedding have in common, if both are placed.
+    pub(crate) fn tied_table(&self, embedding: Embedding) -> Bytes {
+        match embedding {
+            Embedding::Host => Bytes::ZERO,
+            Embedding::Unit => self.frame.tied_table(),
         }
     }
 }
@@ -87,6 +98,8 @@ pub(crate) struct Picked {
     pub(crate) rest: f64,
     /// In the step that needs fewest.
     pub(crate) least: f64,
+    /// Decode steps.
+    pub(crate) steps: f64,
 }
 
 impl Shape {
@@ -202,7 +215,8 @@ impl Picked {
             let hit = frame.routed(unit, pass).unwrap_or_default();
             hit.iter().filter(|&&h| h).count() as f64
         };
-        let mut picked = Self { first: of(0), rest: 0.0, least: f64::MAX };
+        let steps = f64::from(frame.passes().saturating_sub(1));
+        let mut picked = Self { first: of(0), rest: 0.0, least: f64::MAX, steps };
         for pass in 1..frame.passes() {
             let step = of(pass);
             picked.rest += step;

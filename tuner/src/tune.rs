@@ -195,8 +195,7 @@ fn conclude(
 fn evaluate(problem: &Problem, found: Found) -> Result<(Plan, Evaluation), TuneError> {
     let fitted =
         Fitted::new(&found.plan, &problem.request.machine).map_err(TuneError::Candidate)?;
-    let (summary, _) = fitted.run(problem.costs, false)?;
-    let evaluation = fitted.evaluation(&found.plan, problem.costs, &summary);
+    let evaluation = fitted.evaluation(&found.plan, problem.costs, &found.summary);
     Ok((found.plan, evaluation.map_err(TuneError::Candidate)?))
 }
 

@@ -26,21 +26,58 @@ pub(crate) struct Transfer {
 /// Bytes of one segment that wait in host memory and on disk.
 type Waiting = (Bytes, Bytes);
 
-/// Link time of one unit's loads in the prefill, and at least in any later pass.
-pub(crate) fn loads(
-    unit: &Placed,
-    picked: Option<&Picked>,
-    time: &mut dyn FnMut(Bytes) -> f64,
-) -> (f64, f64) {
-    let mut segment = |index: usize| {
-        let home = unit.segments.get(index).copied().unwrap_or_default();
-        let (host, disk) = (time(home.host), time(home.disk));
-        host + disk
-    };
-    let (dense, expert) = (segment(0), segment(1));
-    let experts = unit.segments.len().saturating_sub(1) as f64;
-    let (first, least) = picked.map_or((experts, experts), |p| (p.first, p.least));
-    (dense + expert * first, dense + expert * least)
+/// Times of bytes on the link and from the disk.
+pub(crate) trait Times {
+    /// Nanoseconds that the link takes for a segment.
+    fn link(&mut self, bytes: Bytes) -> f64;
+    /// Nanoseconds that all disk threads together take for a segment.
+    fn disk(&mut self, bytes: Bytes) -> f64;
+}
+
+/// For the prefill, and at least for any later pass: link time of one unit's loads, and the time in which
+/// they can be there if nothing is done ahead.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Loads {
+    pub(crate) link: (f64, f64),
+    pub(crate) wait: (f64, f64),
+}
+
+impl Loads {
+    pub(crate) fn new(unit: &Placed, picked: Option<&Picked>, times: &mut dyn Times) -> Self {
+        let mut segment = |index: usize| {
+            let home = unit.segments.get(index).copied().unwrap_or_default();
+            (times.link(home.host) + times.link(home.disk), times.disk(home.disk))
+        };
+        let (dense, expert) = (segment(0), segment(1));
+        let experts = unit.segments.len().saturating_sub(1) as f64;
+        let (first, least) = picked.map_or((experts, experts), |p| (p.first, p.least));
+        let link = |experts: f64| dense.0 + expert.0 * experts;
+        // Reading and loading overlap, but neither begins before the other's beginning.
+        let wait = |experts: f64| link(experts).max(dense.1 + expert.1 * experts);
+        Self { link: (link(first), link(least)), wait: (wait(first), wait(least)) }
+    }
+}
+
+/// The least share of any streamed unit's bytes that is moved: in the prefill, in all decode steps
+/// together (in steps), and in any step. All of them, where there is no router.
+pub(crate) fn shares_moved(placed: &[Placed], picked: &[Picked]) -> (f64, f64, f64) {
+    let mut least = (1.0_f64, f64::MAX, 1.0_f64);
+    for (unit, picked) in placed.iter().zip(picked) {
+        let experts = unit.segments.len().saturating_sub(1) as f64;
+        if experts < 1.0 || unit.streamed() == Bytes::ZERO {
+            continue;
+        }
+        let bytes = |index: usize| unit.segments[index].streamed().as_f64();
+        let (dense, expert) = (bytes(0), bytes(1));
+        let share = |steps: f64, moved: f64| {
+            let all = dense + expert * experts;
+            if all > 0.0 { (dense * steps + expert * moved) / all } else { steps }
+        };
+        least.0 = least.0.min(share(1.0, picked.first));
+        least.1 = least.1.min(share(picked.steps, picked.rest));
+        least.2 = least.2.min(share(1.0, picked.least));
+    }
+    least
 }
 
 /// Units that are alike in what must be moved: the part that is always needed, one expert, how many
@@ -88,6 +125,7 @@ impl Moved {
                 first: experts as f64,
                 rest: experts as f64 * steps,
                 least: experts as f64,
+                steps,
             };
             let needed = if experts > 0 { picked.get(index).copied().unwrap_or(all) } else { all };
             tally.experts.first += needed.first;
@@ -242,6 +280,22 @@ impl Blocks<'_> {
             }
         }
     }
+}
+
+/// Nanoseconds that a disk thread takes at least for a segment cut into blocks, from disk or page cache.
+pub(crate) fn disk_time(
+    bytes: Bytes,
+    transfer: &Transfer,
+    pricer: Pricer,
+) -> Result<f64, Unsupported> {
+    let mut sum = 0.0;
+    for (bytes, times) in sizes(bytes, transfer.block) {
+        let work = Work::DiskRead { bytes, request: transfer.read_block, io: transfer.io };
+        let (miss, hit) = pricer.cached(LaneKind::DiskRead, &work)?;
+        let least = hit.map_or(miss, |hit| miss.or_less(&hit));
+        sum += least.lane(LaneKind::DiskRead) * times;
+    }
+    Ok(sum)
 }
 
 /// Nanoseconds that the link takes for a segment cut into blocks.

@@ -142,18 +142,20 @@ impl Frame {
         self.hidden(0) * (2 * self.plan.batch.count)
     }
 
+    /// Bytes that a tied head has in common with the embedding: the table alone, for the head's norm is
+    /// its own. Nothing where they are not tied.
+    pub fn tied_table(&self) -> Bytes {
+        let head = self.units.last().filter(|_| self.plan.model.tied_embeddings);
+        let tensors = head.into_iter().flat_map(|head| &head.tensors);
+        let table = tensors.filter(|(_, tensor)| tensor.name == "head");
+        table.map(|(_, tensor)| tensor.bytes(self.style.weights)).sum()
+    }
+
     /// Notes the weights that stay: on the GPU, in host memory at `host`, on disk. A head tied to an
     /// embedding that stays at the same tier is the same bytes and counted once.
     pub fn allocate_weights(&self, layout: &mut Layout, placed: &[Placed], host: Tier) {
         let homes: Vec<Home> = placed.iter().map(Placed::total).collect();
-        // Only the table is shared; the head's norm is its own.
-        let head = self.units.last().filter(|_| self.plan.model.tied_embeddings);
-        let table: Bytes = head
-            .into_iter()
-            .flat_map(|head| &head.tensors)
-            .filter(|(_, tensor)| tensor.name == "head")
-            .map(|(_, tensor)| tensor.bytes(self.style.weights))
-            .sum();
+        let table = self.tied_table();
         let shared = |tier: fn(&Home) -> Bytes| match (homes.first(), homes.last()) {
             (Some(first), Some(last)) => table.min(tier(first)).min(tier(last)),
             _ => Bytes::ZERO,
