@@ -124,9 +124,16 @@ fn what_ifs(plan: &Plan, machine: &Machine, now: f64) -> Result<Vec<WhatIf>, Eva
         changes.push((format!("host memory +{}", more.exact()), larger, machine.clone()));
     }
     let simulate = |(change, other, machine): (String, Plan, Machine)| {
-        let other = if other.budget == plan.budget { other } else { refill(&other, &machine)? };
-        let (evaluation, _) = crate::evaluate(&other, &machine, false)?;
-        let tokens_per_second = evaluation.tokens_per_second;
+        let tokens = |plan: &Plan| -> Result<f64, EvaluateError> {
+            Ok(crate::evaluate(plan, &machine, false)?.0.tokens_per_second)
+        };
+        let tokens_per_second = if other.budget == plan.budget {
+            tokens(&other)?
+        } else {
+            let filled = tokens(&refill(&other, &machine)?)?;
+            // Nobody has to use the memory: filling it shifts which units stay, not always for the better.
+            if filled < now { tokens(&other)? } else { filled }
+        };
         let gain = ratio(tokens_per_second, now) - 1.0;
         Ok(WhatIf { change, tokens_per_second, gain })
     };
