@@ -241,6 +241,20 @@ impl OpKind {
     }
 }
 
+/// Which part of a unit's arithmetic is meant. Only a unit that attends has more than one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Piece {
+    /// All of it.
+    #[default]
+    Whole,
+    /// What comes before attention: norm, query, key and value projections.
+    BeforeAttention,
+    /// Attention alone.
+    AttentionOnly,
+    /// What comes after attention: output projection and, in a whole layer, the MLP.
+    AfterAttention,
+}
+
 /// One operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Op {
@@ -256,6 +270,10 @@ pub struct Op {
     pub micro: u16,
     /// Block of the unit, or chunk of the prefill.
     pub block: u16,
+    /// Which part of the unit it computes.
+    pub piece: Piece,
+    /// Where in the unit's stored run the weights begin that it moves.
+    pub offset: Bytes,
     /// The file extent it reads, for the page cache; [`Op::NO_EXTENT`] for none.
     pub extent: u32,
     /// Slot it takes when it starts.

@@ -7,6 +7,7 @@ use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::schedule::{Builder, Layout, Op, OpId, OpKind, Pass, Schedule, Tier, Work};
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
+use pipo_plan::strategy::units::cut;
 use pipo_plan::strategy::{self, Granularity, KvTier, Order, Processor, lower};
 use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Objective, Workload};
@@ -121,7 +122,7 @@ fn knobs() -> impl Strategy<Value = Pipo> {
                 kv_gpu_layers,
                 attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
                 hidden: if hidden_cpu && !on_cpu { Processor::Cpu } else { Processor::Gpu },
-                experts: if routed && granularity != Granularity::Tensor {
+                experts: if routed && granularity == Granularity::Part {
                     ExpertLoads::Routed
                 } else {
                     ExpertLoads::All
@@ -159,6 +160,7 @@ proptest! {
         let total = plan.model.total_bytes(Precision::Int4).0;
         let resident = tier(Tier::Gpu, "weights, resident");
         let table = tier(Tier::Pageable, "embedding table");
+        let units = cut(&plan.model, Precision::Int4, knobs.granularity);
         for pass in 0..3 {
             let read = run.bytes(pass, OpKind::ReadWeights);
             let loaded = run.bytes(pass, OpKind::LoadWeights);
@@ -169,6 +171,17 @@ proptest! {
                 }
             } else {
                 prop_assert!(read <= disk && loaded <= total);
+            }
+            // What is read and what is loaded covers different stretches of each unit's run, in order.
+            for kind in [OpKind::ReadWeights, OpKind::LoadWeights] {
+                let mut end = vec![0; run.layout.units.len()];
+                for op in run.passes[pass].ops.iter().filter(|o| o.kind == kind) {
+                    let end = &mut end[usize::from(op.unit)];
+                    prop_assert!(op.offset.0 >= *end, "{:?} at {} after {}", op, op.offset, end);
+                    *end = op.offset.0 + run.builder.works[op.work].bytes().0;
+                    let unit = &units[usize::from(op.unit)];
+                    prop_assert!(*end <= unit.bytes.0, "{} ends at {} of {}", unit.name, end, unit.bytes);
+                }
             }
             // Every micro-batch's new rows are saved once for each layer whose cache is elsewhere.
             let saves = run.passes[pass].ops.iter().filter(|o| o.kind == OpKind::SaveCache).count() as u64;

@@ -82,7 +82,7 @@ pub(crate) fn bases(problem: &Problem, cut: &Cut, shape: &Shape, index: usize) -
 /// Settings of the knobs that decide neither weights nor the layers whose cache stays on the GPU.
 fn settings(problem: &Problem, cut: &Cut) -> Vec<Pipo> {
     let space = &problem.request.space;
-    let routable = cut.frame.plan.model.experts.is_some() && cut.granularity != Granularity::Tensor;
+    let routable = cut.frame.plan.model.experts.is_some() && cut.granularity == Granularity::Part;
     // Knobs that a model or a cache does not have keep the one value that is possible.
     let experts: &[ExpertLoads] = if routable { &space.experts } else { &[ExpertLoads::All] };
     let mut all = Vec::new();

@@ -2,11 +2,11 @@
 //! of grouping sequences.
 
 use pipo_plan::plan::{Batching, Plan};
+use pipo_plan::schedule::Piece;
 use pipo_plan::schedule::{HostMemory, LaneKind, Work};
 use pipo_plan::strategy::Granularity;
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};
-use pipo_plan::strategy::shapes::Piece;
 use pipo_plan::strategy::units::Unit;
 use pipo_plan::units::Bytes;
 use pipo_simulator::Unsupported;

@@ -1,6 +1,7 @@
 //! The one way in which operations come into being.
 
-use super::{Layout, Op, OpId, OpKind, QueueId, RingId, Slot, Work, WorkId, WorkTable};
+use super::{Layout, Op, OpId, OpKind, Piece, QueueId, RingId, Slot, Work, WorkId, WorkTable};
+use crate::units::Bytes;
 
 /// The operations of one pass, in program order.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +65,8 @@ impl Builder {
             unit: 0,
             micro: 0,
             block: 0,
+            piece: Piece::Whole,
+            offset: Bytes::ZERO,
             extent: Op::NO_EXTENT,
             takes: None,
             frees: [None; 2],
@@ -136,6 +139,18 @@ impl NewOp<'_> {
     /// Names the block or chunk.
     pub fn block(mut self, block: u16) -> Self {
         self.op.block = block;
+        self
+    }
+
+    /// Names the part of the unit that is computed.
+    pub fn piece(mut self, piece: Piece) -> Self {
+        self.op.piece = piece;
+        self
+    }
+
+    /// Says where in the unit's stored run the weights begin that are moved.
+    pub fn offset(mut self, offset: Bytes) -> Self {
+        self.op.offset = offset;
         self
     }
 

@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 use super::LowerError;
 use super::frame::Frame;
 use super::residency::{Home, Placed};
-use super::shapes::Piece;
 use super::stream;
 use super::units::{Granularity, Unit};
 use crate::plan::Plan;
+use crate::schedule::Piece;
 use crate::schedule::{
     Builder, DiskIo, HostMemory, LaneKind, OpId, OpKind, Phase, Program, QueueId, RingId, Schedule,
     Tier, Work,

@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use super::LowerError;
 use super::frame::Frame;
 use super::residency::{Home, Placed};
-use super::shapes::Piece;
 use super::units::{Granularity, Unit};
 use crate::model::{Part, Precision, Tensor, TensorKind};
 use crate::plan::Plan;
+use crate::schedule::Piece;
 use crate::schedule::{
     Builder, DiskIo, HostMemory, LaneKind, Layout, Op, OpId, OpKind, Phase, Program, QueueId,
     RingId, Schedule, Slot, Tier, Work,

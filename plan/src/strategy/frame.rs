@@ -2,10 +2,11 @@
 
 use super::residency::{Home, Placed};
 use super::routing;
-use super::shapes::{self, Piece, Rows, Style};
+use super::shapes::{self, Rows, Style};
 use super::units::{self, Granularity, Unit};
 use crate::model::Precision;
 use crate::plan::Plan;
+use crate::schedule::Piece;
 use crate::schedule::{Compute, Layout, Phase, Tier};
 use crate::units::Bytes;
 

@@ -19,11 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::Frame;
 use super::residency::{Home, Placed};
-use super::shapes::{self, Piece, Rows, Style};
+use super::shapes::{self, Rows, Style};
 use super::units::{Granularity, Unit};
 use super::{KvTier, LowerError};
 use crate::model::Part;
 use crate::plan::Plan;
+use crate::schedule::Piece;
 use crate::schedule::{
     Builder, Compute, HostMemory, LaneKind, OpId, OpKind, Phase, Program, QueueId, RingId,
     Schedule, Slot, Tier, Work,
@@ -184,7 +185,7 @@ impl HeadWise {
         let work = Work::Gpu(self.frame.compute(of, step.pass, step.chunk, piece));
         let work = out.work(work);
         let op = out.op(self.gpu, OpKind::Compute, work).unit(unit, micro);
-        op.block(step.chunk).ends_pass(of.part == Part::Head).emit()
+        op.block(step.chunk).piece(piece).ends_pass(of.part == Part::Head).emit()
     }
 
     /// Attention of every group over what is loaded before it; its new rows are saved behind it.
@@ -209,6 +210,7 @@ impl HeadWise {
             });
             let takes: Option<Slot> = loaded.is_none().then_some(slot);
             let attend = out.op(self.gpu, OpKind::Compute, attention).unit(unit, micro);
+            let attend = attend.piece(Piece::AttentionOnly);
             let attended = attend.block(number).after(loaded).takes(takes).emit();
             let work = out.work(Work::D2h { bytes: new, memory: HostMemory::Pinned });
             let save = out.op(self.save, OpKind::SaveCache, work).unit(unit, micro);

@@ -203,9 +203,10 @@ fn check(plan: &Plan, knobs: &Pipo) -> Result<(), LowerError> {
         return Err(LowerError::new("pipo.read_block", "it is 0B", "set it to 1MiB or more"));
     }
     if knobs.experts == ExpertLoads::Routed
-        && (plan.model.experts.is_none() || knobs.granularity == Granularity::Tensor)
+        && (plan.model.experts.is_none() || knobs.granularity != Granularity::Part)
     {
-        let message = "routed loads need a model with experts and granularity `layer` or `part`";
+        // In a whole layer the router stands behind loads that would have to wait for it.
+        let message = "routed loads need a model with experts and granularity `part`";
         return Err(LowerError::new("pipo.experts", message, "set it to \"all\""));
     }
     if knobs.attention == Processor::Cpu && knobs.hidden == Processor::Cpu {

@@ -33,6 +33,11 @@ pub struct Home {
 }
 
 impl Home {
+    /// All of it, wherever it lives.
+    pub fn total(&self) -> Bytes {
+        self.gpu + self.host + self.disk
+    }
+
     /// Bytes that must reach the GPU each time the unit is used there.
     pub fn streamed(&self) -> Bytes {
         self.host + self.disk

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::LowerError;
 use super::frame::Frame;
 use super::residency::{Home, Placed};
-use super::shapes::Piece;
 use super::units::Granularity;
 use crate::plan::Plan;
+use crate::schedule::Piece;
 use crate::schedule::{Builder, LaneKind, OpKind, Phase, Program, QueueId, Schedule, Tier, Work};
 
 /// The knobs.

@@ -2,7 +2,7 @@
 
 use super::units::{Unit, is_output_projection};
 use crate::model::{Model, Part, Precision, Tensor, TensorKind};
-use crate::schedule::{Attention, Compute, Linear};
+use crate::schedule::{Attention, Compute, Linear, Piece};
 use crate::units::Bytes;
 
 /// Rows of one compute operation.
@@ -36,19 +36,6 @@ pub struct Style {
     pub all_logits: bool,
     /// Key and value heads the implementation keeps: all of them where it does not know grouped heads.
     pub kv_heads: u64,
-}
-
-/// Which part of an attending unit is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Piece {
-    /// All of it.
-    Whole,
-    /// What comes before attention: norm, query, key and value projections.
-    BeforeAttention,
-    /// What comes after attention: output projection and, in a whole layer, the MLP.
-    AfterAttention,
-    /// Attention alone.
-    AttentionOnly,
 }
 
 /// The arithmetic of a unit, or of a piece of it; `active` experts are distinct ones hit by these rows.

@@ -101,8 +101,12 @@ impl Stream {
             return None;
         }
         let slot = out.take(self.gpu_ring);
-        let mut load = Load { stream: self, unit, after, slot, number: 0, last: None };
+        let mut load =
+            Load { stream: self, unit, after, slot, number: 0, offset: Bytes::ZERO, last: None };
         for (segment, home) in moving {
+            // A segment's run is cut in this order: GPU, host, disk.
+            let before: Bytes = placed.segments[..segment].iter().map(Home::total).sum();
+            load.offset = before + home.gpu;
             load.host_part(out, home.host);
             load.disk_part(out, segment, home.disk);
         }
@@ -117,6 +121,8 @@ struct Load<'a> {
     after: Option<OpId>,
     slot: Slot,
     number: u16,
+    /// Where the next block begins in the unit's run.
+    offset: Bytes,
     last: Option<OpId>,
 }
 
@@ -154,7 +160,8 @@ impl Load<'_> {
         F: for<'b> FnOnce(&'b mut Builder, Slot) -> NewOp<'b>,
     {
         let slot = out.take(self.stream.host_ring);
-        let filled = fill(out, slot).unit(self.unit, 0).block(self.number).after(self.after).emit();
+        let filled = fill(out, slot).unit(self.unit, 0).block(self.number).offset(self.offset);
+        let filled = filled.after(self.after).emit();
         self.emit(out, bytes, Some(filled), Some(slot));
     }
 
@@ -165,12 +172,14 @@ impl Load<'_> {
             .op(self.stream.h2d, OpKind::LoadWeights, work)
             .unit(self.unit, 0)
             .block(self.number)
+            .offset(self.offset)
             .after(self.after)
             .after(filled)
             .takes(takes)
             .frees(host);
         self.last = Some(load.emit());
         self.number = self.number.saturating_add(1);
+        self.offset += bytes;
     }
 }
 

@@ -3,11 +3,11 @@
 use super::split;
 use super::weights::Stored;
 use super::zigzag::{LAST, Step, Zigzag};
+use crate::schedule::Piece;
 use crate::schedule::{
     Builder, DiskIo, HostMemory, NewOp, OpId, OpKind, QueueId, Slot, Tier, Work,
 };
 use crate::strategy::Processor;
-use crate::strategy::shapes::Piece;
 use crate::units::Bytes;
 
 /// Bytes that the kernel reads or writes at once for a memory map: read-ahead is 128 KiB.
@@ -220,7 +220,7 @@ impl<'a> Calls<'a> {
         let cache = if ends { self.loaded.take() } else { None };
         let stream = self.stream;
         let work = Work::Gpu(run.frame.compute(unit, step.pass, 0, piece));
-        let op = self.start(run.queues.gpu, OpKind::Compute, work, step).after(stream);
+        let op = self.start(run.queues.gpu, OpKind::Compute, work, step).piece(piece).after(stream);
         let is_head = step.unit + 1 == run.units();
         let id = op.takes(takes).frees(weights).frees(cache).ends_pass(is_head).emit();
         self.stream = Some(id);
@@ -238,7 +238,7 @@ impl<'a> Calls<'a> {
             let mut part = whole.clone();
             part.attention.iter_mut().for_each(|a| a.sequences = run.cache.gpu);
             let op = self.start(run.queues.gpu, OpKind::Compute, Work::Gpu(part), step);
-            let id = op.after(projected).emit();
+            let id = op.piece(Piece::AttentionOnly).after(projected).emit();
             self.call.push(id);
         }
         let outside = run.cache.outside();
@@ -251,7 +251,7 @@ impl<'a> Calls<'a> {
         let mut part = whole;
         part.attention.iter_mut().for_each(|a| a.sequences = outside);
         let op = self.start(run.queues.cpu, OpKind::CpuCompute, Work::Cpu(part), step);
-        let attended = op.after(saved).emit();
+        let attended = op.piece(Piece::AttentionOnly).after(saved).emit();
         let work = Work::H2d { bytes: query, memory };
         let load = self.start(run.queues.hidden_load, OpKind::LoadHidden, work, step);
         let id = load.after(attended).emit();

@@ -1,13 +1,13 @@
 //! The pipeline itself: its lanes and buffers, and the operations of each pass.
 
 use super::{Embedding, FileReads, HostWeights, Pipo, place};
+use crate::schedule::Piece;
 use crate::schedule::{
     Builder, DiskIo, HostMemory, LaneKind, Layout, OpId, OpKind, Phase, Program, QueueId, RingId,
     Slot, Tier, Work,
 };
 use crate::strategy::frame::Frame;
 use crate::strategy::residency::Placed;
-use crate::strategy::shapes::Piece;
 use crate::strategy::stream::{self, Extents, Stream, Streamed};
 use crate::strategy::{KvTier, Processor};
 use crate::units::Bytes;
@@ -253,6 +253,7 @@ impl Pipeline {
                 .op(self.gpu, OpKind::Compute, work)
                 .unit(step.unit, step.micro)
                 .block(chunk)
+                .piece(piece)
                 .after(arrived)
                 .after(token)
                 .after(step.weights.map(|w| w.last))
@@ -330,7 +331,7 @@ impl Pipeline {
         let shape = self.frame.compute(unit, step.pass, 0, Piece::AttentionOnly);
         let work = out.work(Work::Cpu(shape));
         let attend = out.op(self.cpu, OpKind::CpuCompute, work).unit(step.unit, step.micro);
-        let attended = attend.after(saved).after(prefilled).emit();
+        let attended = attend.piece(Piece::AttentionOnly).after(saved).after(prefilled).emit();
         out.mark(mark, attended);
         let bytes = self.frame.query(step.pass);
         let work = out.work(Work::H2d { bytes, memory: HostMemory::Pinned });
