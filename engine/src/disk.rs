@@ -1,0 +1,102 @@
+//! Reading a file of weights in blocks: past the page cache, through it, or with faults on purpose.
+//!
+//! A reader is shared by all disk lanes; each read is one lane's. A read fills the whole buffer or
+//! fails: short reads are read on, the end of the file is an error.
+
+use std::fmt;
+use std::path::PathBuf;
+
+mod aligned;
+mod buffered;
+mod direct;
+mod faulty;
+
+pub use aligned::AlignedBuf;
+pub use buffered::Buffered;
+pub use direct::Direct;
+pub use faulty::{Faulty, Trouble};
+
+/// What direct reads must be aligned to, in memory and in the file: the page, which no disk exceeds.
+pub const PAGE: u64 = 4096;
+
+/// Reads a file at any place.
+pub trait BlockReader: Send + Sync {
+    /// Fills `into` with what the file has from `offset` on.
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError>;
+}
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {length} bytes from byte {offset} on: {cause}", file = .file.display())]
+pub struct ReadError {
+    /// The file.
+    pub file: PathBuf,
+    /// First byte asked for.
+    pub offset: u64,
+    /// How many were asked for.
+    pub length: u64,
+    /// What went wrong.
+    pub cause: Cause,
+}
+
+/// What went wrong with a read.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The operating system refused.
+    #[error("{0}; check the disk and the file's permissions")]
+    Io(#[from] std::io::Error),
+    /// The file ends before.
+    #[error("the file ends after {0} of them; it was cut off, import the model again")]
+    Short(u64),
+}
+
+/// Why a file cannot be read past the page cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotDirect {
+    /// The file system refuses `O_DIRECT`, or the system has no such thing.
+    Refused(String),
+    /// It accepts the flag and ignores it, as a file system in memory does.
+    Ignored,
+}
+
+impl fmt::Display for NotDirect {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Refused(why) => write!(f, "the file system refuses direct reads ({why})"),
+            Self::Ignored => f.write_str("the file system accepts direct reads and ignores them"),
+        }
+    }
+}
+
+/// Reads `into` in requests of at most `request` bytes, the way `one` reads one of them.
+fn in_requests(
+    offset: u64,
+    into: &mut [u8],
+    request: usize,
+    mut one: impl FnMut(u64, &mut [u8]) -> Result<(), Cause>,
+) -> Result<(), Cause> {
+    let mut at = 0;
+    for piece in into.chunks_mut(request.max(1)) {
+        let length = piece.len() as u64;
+        one(offset + at, piece).map_err(|cause| match cause {
+            Cause::Short(read) => Cause::Short(at + read),
+            io @ Cause::Io(_) => io,
+        })?;
+        at += length;
+    }
+    Ok(())
+}
+
+/// Reads until `into` is full, whatever the system makes of each request.
+fn fill(file: &impl std::os::unix::fs::FileExt, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
+    let mut done = 0;
+    while done < into.len() {
+        match file.read_at(&mut into[done..], offset + done as u64) {
+            Ok(0) => return Err(Cause::Short(done as u64)),
+            Ok(read) => done += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Cause::Io(error)),
+        }
+    }
+    Ok(())
+}

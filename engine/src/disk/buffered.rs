@@ -1,0 +1,35 @@
+//! Ordinary reads, through the page cache.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::{BlockReader, Cause, ReadError, fill, in_requests};
+
+/// Reads through the page cache.
+#[derive(Debug)]
+pub struct Buffered {
+    path: PathBuf,
+    file: File,
+    request: usize,
+}
+
+impl Buffered {
+    /// Opens a file that is read in requests of at most `request` bytes.
+    pub fn open(path: &Path, request: usize) -> Result<Self, ReadError> {
+        let file = File::open(path).map_err(|error| ReadError {
+            file: path.into(),
+            offset: 0,
+            length: 0,
+            cause: Cause::Io(error),
+        })?;
+        Ok(Self { path: path.into(), file, request })
+    }
+}
+
+impl BlockReader for Buffered {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        let length = into.len() as u64;
+        in_requests(offset, into, self.request, |at, piece| fill(&self.file, at, piece))
+            .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
+    }
+}

@@ -1,0 +1,121 @@
+//! Reads past the page cache.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::{AlignedBuf, BlockReader, Cause, NotDirect, PAGE, ReadError, fill, in_requests};
+
+/// How a file is opened for reads past the page cache.
+#[cfg(target_os = "linux")]
+const FLAG: Option<i32> = Some(libc::O_DIRECT);
+#[cfg(not(target_os = "linux"))]
+const FLAG: Option<i32> = None;
+
+/// Reads past the page cache (`O_DIRECT`).
+///
+/// Whole pages go straight into the buffer where it begins on a page boundary. Everything else, the
+/// last part of a page or a buffer that is not aligned, goes through a buffer that is.
+#[derive(Debug)]
+pub struct Direct {
+    path: PathBuf,
+    file: File,
+    request: usize,
+    /// Buffers for what is not aligned, as many as threads ever needed one at once.
+    spare: Mutex<Vec<AlignedBuf>>,
+}
+
+impl Direct {
+    /// Opens a file that is read in requests of at most `request` bytes, at least a page.
+    ///
+    /// # Errors
+    ///
+    /// [`NotDirect`] where reads would not be direct: opening is tried, and so is a read at byte 1,
+    /// which a file system that honours the flag refuses.
+    pub fn open(path: &Path, request: usize) -> Result<Self, NotDirect> {
+        let refused = |error: std::io::Error| NotDirect::Refused(error.to_string());
+        let Some(flag) = FLAG else {
+            return Err(NotDirect::Refused("only Linux has O_DIRECT".into()));
+        };
+        let file = OpenOptions::new().read(true).custom_flags(flag).open(path).map_err(refused)?;
+        let mut probe = AlignedBuf::zeroed(page())
+            .ok_or_else(|| NotDirect::Refused("there is no memory for a page".into()))?;
+        file.read_at(&mut probe, 0).map_err(refused)?;
+        if file.read_at(&mut probe, 1).is_ok() {
+            return Err(NotDirect::Ignored);
+        }
+        let request = (request / page()).max(1) * page();
+        Ok(Self { path: path.into(), file, request, spare: Mutex::default() })
+    }
+
+    /// Reads pages into a buffer that begins on a page boundary and is a number of pages long. The file
+    /// may end within them; at least `needed` bytes must be there.
+    fn pages(&self, offset: u64, into: &mut [u8], needed: usize) -> Result<(), Cause> {
+        match fill(&self.file, offset, into) {
+            // A read at the end of the file leaves the last page unfinished, and goes on unaligned.
+            Err(Cause::Short(read)) if read >= needed as u64 => Ok(()),
+            Err(Cause::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let read = self.file.metadata()?.len().saturating_sub(offset);
+                if read >= needed as u64 { Ok(()) } else { Err(Cause::Short(read)) }
+            }
+            other => other,
+        }
+    }
+
+    fn through_spare(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
+        let skip = offset % PAGE;
+        let needed = usize::try_from(skip).unwrap_or(0) + into.len();
+        let length = needed.next_multiple_of(page());
+        let mut buffer = self.take_spare(length)?;
+        let result = self.pages(offset - skip, &mut buffer[..length], needed);
+        if result.is_ok() {
+            into.copy_from_slice(&buffer[needed - into.len()..needed]);
+        }
+        self.lock().push(buffer);
+        result.map_err(|cause| match cause {
+            Cause::Short(read) => Cause::Short(read.saturating_sub(skip)),
+            io @ Cause::Io(_) => io,
+        })
+    }
+
+    /// A buffer of at least `length` bytes: one request and a page at both ends holds any piece.
+    fn take_spare(&self, length: usize) -> Result<AlignedBuf, Cause> {
+        let spare = self.lock().pop();
+        let enough = length.max(self.request + 2 * page());
+        let new = || AlignedBuf::zeroed(enough);
+        spare.or_else(new).ok_or_else(|| Cause::Io(std::io::ErrorKind::OutOfMemory.into()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<AlignedBuf>> {
+        self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn piece(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
+        let aligned = offset.is_multiple_of(PAGE) && into.as_ptr().align_offset(page()) == 0;
+        let whole = if aligned { into.len() / page() * page() } else { 0 };
+        let (pages, rest) = into.split_at_mut(whole);
+        if !pages.is_empty() {
+            self.pages(offset, pages, whole)?;
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.through_spare(offset + whole as u64, rest).map_err(|cause| match cause {
+            Cause::Short(read) => Cause::Short(whole as u64 + read),
+            io @ Cause::Io(_) => io,
+        })
+    }
+}
+
+impl BlockReader for Direct {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        let length = into.len() as u64;
+        in_requests(offset, into, self.request, |at, piece| self.piece(at, piece))
+            .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
+    }
+}
+
+fn page() -> usize {
+    usize::try_from(PAGE).unwrap_or(usize::MAX)
+}
