@@ -42,6 +42,8 @@ pub enum Command {
     Reproduce(Reproduce),
     /// Write a plan's equivalent settings for another engine.
     Emit(Emit),
+    /// Import a model's weights into a store, or fill one with random weights.
+    Import(Import),
     /// List the models of the catalogue, or show one.
     Models(Models),
     /// List the machines of the catalogue, show one, or import measurements into one.
@@ -188,6 +190,27 @@ pub struct Emit {
     /// The engine.
     #[arg(value_enum)]
     pub engine: Engine,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The folder of a Hugging Face model: config.json and safetensors.
+    #[arg(value_name = "DIR", required_unless_present = "random")]
+    pub folder: Option<PathBuf>,
+    /// Random weights in the shapes of a model instead: catalogue name, config.json, or a directory
+    /// with one.
+    #[arg(long, value_name = "MODEL", conflicts_with = "folder")]
+    pub random: Option<String>,
+    /// How matrices are stored; norms, biases, positions and routers stay in 16 bits.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Int4)]
+    pub weights: PrecisionArg,
+    /// The store to make, a folder that does not exist yet.
+    #[arg(short, long, value_name = "STORE")]
+    pub output: PathBuf,
+    /// Seed of random weights.
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "folder")]
+    pub seed: u64,
 }
 
 /// Arguments of `models`.

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod emit;
 pub mod explain;
+pub mod import;
 pub mod machines;
 pub mod models;
 pub mod plot;

@@ -52,6 +52,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Plot(args) => commands::plot::run(&args, printer),
         Command::Reproduce(args) => commands::reproduce::run(&args, printer),
         Command::Emit(args) => commands::emit::run(&args, printer),
+        Command::Import(args) => commands::import::run(&args, printer),
         Command::Models(args) => commands::models::run(&args, printer),
         Command::Machines(args) => commands::machines::run(&args, printer),
         Command::Doctor => commands::doctor::run(printer),

@@ -1,9 +1,16 @@
 //! The engine: what runs a plan for real.
 //!
-//! It decides nothing. What happens, and in which order, is the schedule's business; the
-//! [`executor`] issues it and measures what happened; [`disk`] reads what it is told to.
+//! It decides nothing. What happens, and in which order, is the schedule's business.
+//!
+//! - [`import`] turns a Hugging Face checkpoint, or random numbers, into a [`store`]: a directory laid
+//!   out for the pipeline, in which each part of each layer is one contiguous run that starts at a
+//!   multiple of 4 KiB and is checksummed block by block. [`arithmetic`] is what shapes do not say.
+//! - [`disk`] reads it, past the page cache or through it; [`memory`] holds what the plan accounts for.
+//! - [`executor`] issues a schedule and measures what happened.
 
 pub mod arithmetic;
 pub mod disk;
 pub mod executor;
+pub mod import;
 pub mod memory;
+pub mod store;

@@ -1,0 +1,300 @@
+//! Numbers to bytes and back, in the formats of the store.
+//!
+//! A matrix is row-major and little-endian:
+//!
+//! - fp16, bf16: the numbers.
+//! - int8: a plane of signed bytes, then a plane of one fp16 scale for each row; value = q * scale.
+//! - int4: groups of 64 inputs, the last of each row padded with zeros; a plane of 32 bytes a group,
+//!   then a plane of (scale, minimum) in fp16 a group; value = minimum + q * scale. Byte k of a group
+//!   holds input k in its low nibble and input k + 32 in its high one, so that 32 bytes unpack into
+//!   two contiguous runs.
+//!
+//! Scales are rounded up and minima down, so that the codes always reach the extremes and no number
+//! is further from its value than half a step.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use pipo_plan::model::Precision;
+use rayon::prelude::*;
+
+use crate::store::in_memory;
+
+/// Inputs that share a scale and a minimum.
+pub const GROUP: usize = 64;
+
+/// A number that the format cannot hold, by its place among the numbers given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Unrepresentable {
+    /// Its index.
+    pub index: usize,
+    /// The number.
+    pub value: f32,
+}
+
+/// Sums of squares, from which a relative error comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Squares {
+    /// Of the differences between source and stored.
+    pub error: f64,
+    /// Of the source.
+    pub norm: f64,
+}
+
+impl Squares {
+    /// ||w - stored|| / ||w||; 0 for a tensor of zeros, which every format holds exactly.
+    pub fn relative(self) -> f64 {
+        if self.norm > 0.0 { (self.error / self.norm).sqrt() } else { 0.0 }
+    }
+
+    /// Adds another part of the same tensor.
+    pub fn add(&mut self, other: Self) {
+        self.error += other.error;
+        self.norm += other.norm;
+    }
+
+    fn note(&mut self, source: f32, stored: f32) {
+        let difference = f64::from(source) - f64::from(stored);
+        self.error += difference * difference;
+        self.norm += f64::from(source) * f64::from(source);
+    }
+}
+
+/// Rows of a matrix as they are stored.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// Bytes of the first plane.
+    pub data: Vec<u8>,
+    /// Bytes of the second plane: scales, or scales and minima. Empty in 16 bits.
+    pub scales: Vec<u8>,
+    /// What the rounding did.
+    pub squares: Squares,
+}
+
+/// Stores whole rows of `inputs` numbers. Rows are worked on in parallel and summed in their order,
+/// so that the result does not depend on the number of threads.
+pub fn encode(
+    precision: Precision,
+    inputs: usize,
+    rows: &[f32],
+) -> Result<Encoded, Unrepresentable> {
+    let inputs = inputs.max(1);
+    let (data_row, scale_row) = match precision {
+        // Vectors are columns: one number is too little for a task.
+        Precision::Fp16 | Precision::Bf16 => return sixteen(precision, rows),
+        Precision::Int8 => (inputs, 2),
+        Precision::Int4 => (inputs.div_ceil(GROUP) * GROUP / 2, inputs.div_ceil(GROUP) * 4),
+    };
+    let count = rows.len() / inputs;
+    let mut data = vec![0; count * data_row];
+    let mut scales = vec![0; count * scale_row];
+    let encode_row = if precision == Precision::Int8 { int8_row } else { int4_row };
+    let squares = rows
+        .par_chunks_exact(inputs)
+        .zip(data.par_chunks_exact_mut(data_row))
+        .zip(scales.par_chunks_exact_mut(scale_row))
+        .enumerate()
+        .map(|(row, ((numbers, data), scales))| {
+            encode_row(numbers, data, scales)
+                .map_err(|at| Unrepresentable { index: row * inputs + at.index, ..at })
+        })
+        .collect::<Vec<_>>();
+    let squares = total(squares)?;
+    Ok(Encoded { data, scales, squares })
+}
+
+/// Numbers of a whole matrix in the bytes of a store; `None` unless there are exactly as many bytes as
+/// the matrix has.
+pub fn decode(precision: Precision, outputs: u64, inputs: u64, bytes: &[u8]) -> Option<Vec<f32>> {
+    if bytes.len() as u64 != precision.matrix_bytes(outputs, inputs).0 || inputs == 0 {
+        return None;
+    }
+    let (outputs, inputs) = (in_memory(outputs), in_memory(inputs));
+    let pairs = |bytes: &[u8]| -> Vec<u16> {
+        bytes.as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect()
+    };
+    let wide = |bits: u16| f16::from_bits(bits).to_f32();
+    Some(match precision {
+        Precision::Fp16 => pairs(bytes).into_iter().map(wide).collect(),
+        Precision::Bf16 => {
+            pairs(bytes).into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect()
+        }
+        Precision::Int8 => {
+            let (codes, scales) = bytes.split_at(outputs * inputs);
+            let rows = codes.chunks_exact(inputs).zip(pairs(scales));
+            rows.flat_map(|(row, scale)| {
+                row.iter().map(move |&q| f32::from(q.cast_signed()) * wide(scale))
+            })
+            .collect()
+        }
+        Precision::Int4 => {
+            let groups = inputs.div_ceil(GROUP);
+            let (codes, scales) = bytes.split_at(outputs * groups * GROUP / 2);
+            let scales = pairs(scales);
+            let mut numbers = Vec::with_capacity(outputs * inputs);
+            for (row, codes) in codes.chunks_exact(groups * GROUP / 2).enumerate() {
+                for input in 0..inputs {
+                    let (group, within) = (input / GROUP, input % GROUP);
+                    let byte = codes[group * GROUP / 2 + within % (GROUP / 2)];
+                    let code = if within < GROUP / 2 { byte & 15 } else { byte >> 4 };
+                    let at = 2 * (row * groups + group);
+                    numbers.push(wide(scales[at + 1]) + f32::from(code) * wide(scales[at]));
+                }
+            }
+            numbers
+        }
+    })
+}
+
+fn total(parts: Vec<Result<Squares, Unrepresentable>>) -> Result<Squares, Unrepresentable> {
+    let mut sum = Squares::default();
+    for part in parts {
+        sum.add(part?);
+    }
+    Ok(sum)
+}
+
+fn sixteen(precision: Precision, numbers: &[f32]) -> Result<Encoded, Unrepresentable> {
+    const CHUNK: usize = 1 << 14;
+    let mut data = vec![0; numbers.len() * 2];
+    let squares = numbers
+        .par_chunks(CHUNK)
+        .zip(data.par_chunks_mut(2 * CHUNK))
+        .enumerate()
+        .map(|(chunk, (numbers, data))| {
+            let mut stored = vec![0.0; numbers.len()];
+            let bits: Vec<u16> = if precision == Precision::Bf16 {
+                let mut narrow = vec![bf16::ZERO; numbers.len()];
+                narrow.convert_from_f32_slice(numbers);
+                narrow.convert_to_f32_slice(&mut stored);
+                narrow.into_iter().map(bf16::to_bits).collect()
+            } else {
+                let mut narrow = vec![f16::ZERO; numbers.len()];
+                narrow.convert_from_f32_slice(numbers);
+                narrow.convert_to_f32_slice(&mut stored);
+                narrow.into_iter().map(f16::to_bits).collect()
+            };
+            for (bytes, bits) in data.as_chunks_mut::<2>().0.iter_mut().zip(bits) {
+                *bytes = bits.to_le_bytes();
+            }
+            let mut squares = Squares::default();
+            for (index, (&value, &stored)) in numbers.iter().zip(&stored).enumerate() {
+                if !stored.is_finite() {
+                    return Err(Unrepresentable { index: chunk * CHUNK + index, value });
+                }
+                squares.note(value, stored);
+            }
+            Ok(squares)
+        })
+        .collect();
+    Ok(Encoded { data, scales: Vec::new(), squares: total(squares)? })
+}
+
+fn int8_row(
+    numbers: &[f32],
+    data: &mut [u8],
+    scales: &mut [u8],
+) -> Result<Squares, Unrepresentable> {
+    let (low, high) = extremes(numbers)?;
+    let largest = high.max(-low);
+    let scale = not_below(largest / 127.0).ok_or_else(|| farthest(numbers))?;
+    let step = scale.to_f32();
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    let mut squares = Squares::default();
+    for (&number, byte) in numbers.iter().zip(data) {
+        #[allow(clippy::cast_possible_truncation, reason = "clamped to what fits")]
+        let code = (number * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+        *byte = code.cast_unsigned();
+        squares.note(number, f32::from(code) * step);
+    }
+    scales.copy_from_slice(&scale.to_le_bytes());
+    Ok(squares)
+}
+
+fn int4_row(
+    numbers: &[f32],
+    data: &mut [u8],
+    scales: &mut [u8],
+) -> Result<Squares, Unrepresentable> {
+    let mut squares = Squares::default();
+    let groups = numbers.chunks(GROUP).zip(data.chunks_exact_mut(GROUP / 2));
+    for (group, ((numbers, data), scales)) in groups.zip(scales.chunks_exact_mut(4)).enumerate() {
+        let shift = |at: Unrepresentable| Unrepresentable { index: group * GROUP + at.index, ..at };
+        let (low, high) = extremes(numbers).map_err(shift)?;
+        let limits = not_above(low)
+            .and_then(|minimum| Some((not_below((high - minimum.to_f32()) / 15.0)?, minimum)));
+        let (scale, minimum) = limits.ok_or_else(|| shift(farthest(numbers)))?;
+        let (step, base) = (scale.to_f32(), minimum.to_f32());
+        let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+        let mut codes = [0_u8; GROUP];
+        for (&number, code) in numbers.iter().zip(&mut codes) {
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "clamped to what fits"
+            )]
+            let nearest = ((number - base) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
+            *code = nearest;
+            squares.note(number, base + f32::from(nearest) * step);
+        }
+        let (lower, upper) = codes.split_at(GROUP / 2);
+        for ((byte, &low), &high) in data.iter_mut().zip(lower).zip(upper) {
+            *byte = low | (high << 4);
+        }
+        scales[..2].copy_from_slice(&scale.to_le_bytes());
+        scales[2..].copy_from_slice(&minimum.to_le_bytes());
+    }
+    Ok(squares)
+}
+
+/// The least and the greatest; refuses what is not finite.
+fn extremes(numbers: &[f32]) -> Result<(f32, f32), Unrepresentable> {
+    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+    let mut finite = true;
+    for &number in numbers {
+        low = low.min(number);
+        high = high.max(number);
+        finite &= number.is_finite();
+    }
+    if finite {
+        return Ok((low, high));
+    }
+    let index = numbers.iter().position(|number| !number.is_finite()).unwrap_or(0);
+    Err(Unrepresentable { index, value: numbers[index] })
+}
+
+/// The number to blame where a scale or a minimum does not fit: the farthest from zero.
+fn farthest(numbers: &[f32]) -> Unrepresentable {
+    let mut worst = Unrepresentable { index: 0, value: 0.0 };
+    for (index, &value) in numbers.iter().enumerate() {
+        if value.abs() > worst.value.abs() {
+            worst = Unrepresentable { index, value };
+        }
+    }
+    worst
+}
+
+/// The least half that is no less than a number; `None` where that is infinite.
+fn not_below(number: f32) -> Option<f16> {
+    let near = f16::from_f32(number);
+    let up = if near.to_f32() >= number { near } else { neighbour(near, true) };
+    up.is_finite().then_some(up)
+}
+
+/// The greatest half that is no greater than a number.
+fn not_above(number: f32) -> Option<f16> {
+    let near = f16::from_f32(number);
+    let down = if near.to_f32() <= number { near } else { neighbour(near, false) };
+    down.is_finite().then_some(down)
+}
+
+/// The next half upwards or downwards. Bits of halves of one sign are in the order of their size.
+fn neighbour(half: f16, up: bool) -> f16 {
+    let bits = half.to_bits();
+    f16::from_bits(match (half.is_sign_negative(), up) {
+        (false, true) | (true, false) => bits.wrapping_add(1),
+        // Below +0 comes the smallest negative, above -0 the smallest positive.
+        (false, false) if bits == 0 => 0x8001,
+        (true, true) if bits == 0x8000 => 0x0001,
+        (false, false) | (true, true) => bits.wrapping_sub(1),
+    })
+}
