@@ -32,7 +32,7 @@ fn stored(format: Format) -> Vec<u8> {
     for (weights, scales) in weights.chunks_mut(64 * layout.weights_row).zip(
         scales
             .chunks_mut((64 * layout.scales_row).max(1))
-            .chain(std::iter::repeat_with(|| <&mut [u8]>::default())),
+            .chain(std::iter::repeat_with(<&mut [u8]>::default)),
     ) {
         quantise_rows(&layout, &rows, weights, scales).expect("whole rows");
     }
@@ -97,7 +97,7 @@ fn prefill(c: &mut Criterion) {
             let cpu = Cpu::new(threads);
             group.bench_function(BenchmarkId::new("linear", threads), |b| {
                 b.iter(|| {
-                    linear(&cpu, &x, ROWS, &matrix, None, &mut out).expect("matching shapes")
+                    linear(&cpu, &x, ROWS, &matrix, None, &mut out).expect("matching shapes");
                 });
             });
         }

@@ -41,7 +41,6 @@ pub(crate) trait Simd: Copy {
     fn store(self, value: Self::V, to: &mut [f32; LANES]);
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
 
     fn load_fp32(self, from: &[u8; 64]) -> Self::V;
     fn load_fp16(self, from: &[u8; 32]) -> Self::V;

@@ -4,8 +4,8 @@
 use std::arch::x86_64::{
     __m256, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_and_si256, _mm256_castsi256_ps,
     _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
 };
 
 use super::{Job, LANES, Simd};
@@ -77,12 +77,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: `self` exists, so the machine has AVX2.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
     fn load_fp32(self, from: &[u8; 64]) -> Self::V {
         let [a, b] = halves::<_, 64, 32>(from);
         // SAFETY: AVX2 as above; each half is 32 readable bytes, and the loads are unaligned.
@@ -139,23 +133,21 @@ impl Simd for Avx2 {
             let b = _mm256_cvtepu8_epi32(_mm_loadl_epi64(b.cast()));
             let mask = _mm256_set1_epi32(15);
             let low = [
-                self.weight(group, _mm256_and_si256(a, mask)),
-                self.weight(group, _mm256_and_si256(b, mask)),
+                weight(self, group, _mm256_and_si256(a, mask)),
+                weight(self, group, _mm256_and_si256(b, mask)),
             ];
             let high = [
-                self.weight(group, _mm256_srli_epi32::<4>(a)),
-                self.weight(group, _mm256_srli_epi32::<4>(b)),
+                weight(self, group, _mm256_srli_epi32::<4>(a)),
+                weight(self, group, _mm256_srli_epi32::<4>(b)),
             ];
             (low, high)
         }
     }
 }
 
-impl Avx2 {
-    /// `minimum + q * scale`.
-    #[inline(always)]
-    fn weight(self, [scale, minimum]: [__m256; 2], q: __m256i) -> __m256 {
-        // SAFETY: `self` exists, so the machine has AVX2 and FMA.
-        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(q), scale, minimum) }
-    }
+/// `minimum + q * scale`.
+#[inline(always)]
+fn weight(_: Avx2, [scale, minimum]: [__m256; 2], q: __m256i) -> __m256 {
+    // SAFETY: an `Avx2` exists, so the machine has AVX2 and FMA.
+    unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(q), scale, minimum) }
 }

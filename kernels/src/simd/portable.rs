@@ -35,10 +35,6 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
 
-    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|i| a[i] * b[i])
-    }
-
     fn load_fp32(self, from: &[u8; 64]) -> Self::V {
         let bytes = from.as_chunks::<4>().0;
         std::array::from_fn(|i| f32::from_le_bytes(bytes[i]))

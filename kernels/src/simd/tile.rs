@@ -6,8 +6,9 @@ use half::f16;
 use super::{LANES, Simd, sum};
 use crate::format::{GROUP, GROUP_BYTES};
 
-/// Groups whose scales and minima are one vector of halves.
-const BLOCK: usize = LANES / 2;
+/// Groups whose scales and minima are decoded together. They go through memory, from which a broadcast
+/// is free; out of registers it would cost as much as two weights.
+const BLOCK: usize = 64;
 
 /// A row of activations, padded with zeros to whole groups of 64.
 pub(crate) type Activations<'a> = &'a [[f32; LANES]];
@@ -145,21 +146,28 @@ pub(crate) fn int4<S: Simd, const R: usize, const O: usize>(
     let mut start = 0;
     while start < groups {
         let end = (start + BLOCK).min(groups);
-        let mut steps = [[0.0; LANES]; O];
+        let mut steps = [[[0.0; LANES]; BLOCK / 8]; O];
         for o in 0..O {
-            steps[o] = scales_of(simd, &scales[o][4 * start..4 * end]);
+            let bytes = scales[o][4 * start..4 * end].chunks(2 * LANES);
+            for (steps, bytes) in steps[o].iter_mut().zip(bytes) {
+                *steps = scales_of(simd, bytes);
+            }
         }
-        let mut block = rows;
+        // Cut to one length, so that the loop needs no checks of bounds.
+        let count = end - start;
+        let (mut block, mut x_block) = (rows, [&[[[0.0; LANES]; 4]; 0][..]; R]);
+        let mut step: [&[[f32; 2]]; O] = [&[]; O];
         for o in 0..O {
             block[o] = &rows[o][start..end];
+            step[o] = &steps[o].as_flattened().as_chunks().0[..count];
         }
-        let mut x_block: [&[[[f32; LANES]; 4]]; R] = [&[]; R];
         for r in 0..R {
             x_block[r] = &x[r].as_chunks().0[start..end];
         }
-        for g in 0..(end - start).min(BLOCK) {
+        for g in 0..count {
             for o in 0..O {
-                let w = group(simd, &block[o][g], steps[o][2 * g], steps[o][2 * g + 1]);
+                let [scale, minimum] = step[o][g];
+                let w = group(simd, &block[o][g], scale, minimum);
                 for r in 0..R {
                     let x = &x_block[r][g];
                     for quarter in 0..4 {
