@@ -1,0 +1,244 @@
+//! Causal attention of grouped heads over a cache, for prefill and decode alike.
+//!
+//! | | shape |
+//! |---|---|
+//! | `q`, `out` | rows x heads x head dimension |
+//! | `keys`, `values` | positions (capacity) x (kv heads x head dimension), in any format |
+//!
+//! Row `r` of `q` is at position `first + r` of one sequence; the cache must already hold that position.
+//! Query head `h` reads kv head `h / (heads / kv_heads)`.
+//!
+//! The softmax is computed as positions pass (Milakov and Gimelshein, arXiv 1805.02867), a block of
+//! positions at a time. Blocks are counted from the start of the sequence, so a row's result depends on
+//! its position alone: prefilling in pieces, or one by one, gives the same bits.
+
+use crate::cpu::Cpu;
+use crate::error::{self, ShapeError};
+use crate::format::{Matrix, dequantise_row};
+use crate::simd::expand::expand;
+use crate::simd::vector::{add_scaled, dot};
+use crate::simd::{Job, LANES, Simd};
+
+/// Positions whose keys and values are decoded together: 16 KiB each at a head dimension of 128.
+const BLOCK: usize = 32;
+
+/// The heads of an attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heads {
+    /// Heads of the queries.
+    pub query: usize,
+    /// Heads of the cache; they divide the heads of the queries.
+    pub kv: usize,
+    /// Numbers in a head.
+    pub dim: usize,
+    /// How many positions back a row sees, its own included; all where there is no window.
+    pub window: Option<usize>,
+    /// What a score is multiplied by: usually `dim^-0.5`.
+    pub scale: f32,
+}
+
+/// Attention of the rows of `q`, the first of which is at position `first`.
+pub fn attention(
+    cpu: &Cpu,
+    heads: &Heads,
+    q: &[f32],
+    first: usize,
+    keys: &Matrix,
+    values: &Matrix,
+    out: &mut [f32],
+) -> Result<(), ShapeError> {
+    let rows = check(heads, q, first, keys, values, out)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let group = heads.query / heads.kv;
+    let size = group * heads.dim;
+    let tasks = q.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate();
+    let tasks = tasks.map(|(index, (q, out))| Group {
+        heads,
+        q,
+        position: first + index / heads.kv,
+        kv_head: index % heads.kv,
+        keys,
+        values,
+        out,
+    });
+    cpu.pool().for_each(tasks.collect(), |task: Group| cpu.run(task));
+    Ok(())
+}
+
+/// The same in two passes with sums in `f64`: what [`attention`] is tested against.
+pub fn reference(
+    heads: &Heads,
+    q: &[f32],
+    first: usize,
+    keys: &Matrix,
+    values: &Matrix,
+    out: &mut [f32],
+) -> Result<(), ShapeError> {
+    check(heads, q, first, keys, values, out)?;
+    let group = heads.query / heads.kv;
+    let mut cached = vec![0.0; keys.inputs()];
+    for (index, (q, out)) in q.chunks(heads.dim).zip(out.chunks_mut(heads.dim)).enumerate() {
+        let position = first + index / heads.query;
+        let from = index % heads.query / group * heads.dim;
+        let seen = start(heads, position)..position + 1;
+        let mut scores = Vec::with_capacity(seen.len());
+        for position in seen.clone() {
+            dequantise_row(keys, position, &mut cached)?;
+            let terms = q.iter().zip(&cached[from..]).map(|(q, k)| f64::from(*q) * f64::from(*k));
+            scores.push(terms.sum::<f64>() * f64::from(heads.scale));
+        }
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+        let mut mixed = vec![0.0; heads.dim];
+        for (position, score) in seen.zip(scores) {
+            dequantise_row(values, position, &mut cached)?;
+            for (mixed, v) in mixed.iter_mut().zip(&cached[from..]) {
+                *mixed += (score - largest).exp() / sum * f64::from(*v);
+            }
+        }
+        for (out, mixed) in out.iter_mut().zip(mixed) {
+            #[expect(clippy::cast_possible_truncation, reason = "the result is a float")]
+            let mixed = mixed as f32;
+            *out = mixed;
+        }
+    }
+    Ok(())
+}
+
+/// The first position that a row at `position` sees.
+fn start(heads: &Heads, position: usize) -> usize {
+    heads.window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// Checks the shapes and returns the number of rows.
+fn check(
+    heads: &Heads,
+    q: &[f32],
+    first: usize,
+    keys: &Matrix,
+    values: &Matrix,
+    out: &[f32],
+) -> Result<usize, ShapeError> {
+    for (what, found) in [("the head dimension", heads.dim), ("the number of kv heads", heads.kv)] {
+        if found == 0 {
+            return Err(ShapeError::Rule { what, found, rule: "at least 1" });
+        }
+    }
+    if heads.query == 0 || !heads.query.is_multiple_of(heads.kv) {
+        let what = "the number of query heads";
+        let rule = "a multiple of the number of kv heads, and not zero";
+        return Err(ShapeError::Rule { what, found: heads.query, rule });
+    }
+    if heads.window == Some(0) {
+        return Err(ShapeError::Rule { what: "the window", found: 0, rule: "at least 1" });
+    }
+    let width = error::product("a row of q", &[heads.query, heads.dim])?;
+    let rows = q.len() / width;
+    error::length("q", q.len(), rows * width)?;
+    error::length("out", out.len(), q.len())?;
+    error::length("a row of keys", keys.inputs(), heads.kv * heads.dim)?;
+    error::length("a row of values", values.inputs(), heads.kv * heads.dim)?;
+    if rows > 0 {
+        let last = first.saturating_add(rows - 1);
+        error::index("the position", last, keys.outputs().min(values.outputs()))?;
+    }
+    Ok(rows)
+}
+
+/// One row's query heads of one kv head.
+struct Group<'a> {
+    heads: &'a Heads,
+    q: &'a [f32],
+    position: usize,
+    kv_head: usize,
+    keys: &'a Matrix<'a>,
+    values: &'a Matrix<'a>,
+    out: &'a mut [f32],
+}
+
+impl Job for Group<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Heads { dim, scale, .. } = *self.heads;
+        let group = self.q.len() / dim;
+        let from = self.kv_head * dim;
+        let padded = dim.next_multiple_of(LANES);
+        let mut block = vec![0.0; BLOCK * padded];
+        // For each head: the largest score so far, the sum of exponentials, and their sum of values.
+        let mut largest = vec![f32::NEG_INFINITY; group];
+        let mut sums = vec![0.0; group];
+        let mut scores = vec![[0.0; BLOCK]; group];
+        self.out.fill(0.0);
+
+        let mut begin = start(self.heads, self.position);
+        while begin <= self.position {
+            let end = (begin / BLOCK + 1) * BLOCK;
+            let count = end.min(self.position + 1) - begin;
+            decode(simd, self.keys, begin, from, &mut block[..count * padded], [dim, padded]);
+            for head in 0..group {
+                let q = &self.q[head * dim..(head + 1) * dim];
+                let mut top = largest[head];
+                for index in 0..count {
+                    let k = &block[index * padded..index * padded + dim];
+                    let score = dot(simd, q, k) * scale;
+                    scores[head][index] = score;
+                    // Not `max`, which would hide what is not a number.
+                    top = if score > top || score.is_nan() { score } else { top };
+                }
+                // Nothing was summed before the first block, and its factor would not be a number.
+                let keep = if largest[head] < top { (largest[head] - top).exp() } else { 1.0 };
+                let mut sum = sums[head] * keep;
+                for score in &mut scores[head][..count] {
+                    *score = (*score - top).exp();
+                    sum += *score;
+                }
+                (largest[head], sums[head]) = (top, sum);
+                if keep < 1.0 {
+                    for out in &mut self.out[head * dim..(head + 1) * dim] {
+                        *out *= keep;
+                    }
+                }
+            }
+            decode(simd, self.values, begin, from, &mut block[..count * padded], [dim, padded]);
+            for head in 0..group {
+                let out = &mut self.out[head * dim..(head + 1) * dim];
+                for index in 0..count {
+                    let v = &block[index * padded..index * padded + dim];
+                    add_scaled(simd, scores[head][index], v, out);
+                }
+            }
+            begin = end;
+        }
+        for head in 0..group {
+            for out in &mut self.out[head * dim..(head + 1) * dim] {
+                *out /= sums[head];
+            }
+        }
+    }
+}
+
+/// Decodes one head of some positions, `padded` floats a position.
+#[inline(always)]
+fn decode<S: Simd>(
+    simd: S,
+    cache: &Matrix,
+    begin: usize,
+    from: usize,
+    block: &mut [f32],
+    [dim, padded]: [usize; 2],
+) {
+    for (index, out) in block.chunks_exact_mut(padded).enumerate() {
+        let out = &mut out[..dim];
+        expand(simd, cache, begin + index, from, out);
+        if cache.format() == crate::Format::Int8 {
+            let factor = cache.row_factor(begin + index);
+            for out in out {
+                *out *= factor;
+            }
+        }
+    }
+}

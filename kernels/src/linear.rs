@@ -1,0 +1,351 @@
+//! Multiplication by a stored matrix: `out = x * matrix^T + bias`.
+//!
+//! | | shape |
+//! |---|---|
+//! | `x` | rows x inputs |
+//! | `matrix` | outputs x inputs, in any format |
+//! | `bias` | outputs |
+//! | `out` | rows x outputs |
+//!
+//! Up to [`DIRECT`] rows, weights are decoded in registers and used at once: the time is that of reading
+//! them. For more rows a panel of a few outputs is decoded to floats in the cache and used by all rows.
+//! Both make the same sums in the same order.
+
+use std::borrow::Cow;
+
+use crate::cpu::Cpu;
+use crate::error::{self, ShapeError};
+use crate::format::{Format, GROUP, Matrix, dequantise_row};
+use crate::simd::expand::expand;
+use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8};
+use crate::simd::{Job, LANES, Simd};
+
+/// Rows of activations up to which weights are decoded in registers.
+const DIRECT: usize = 2;
+
+/// Outputs that are computed together: enough independent sums to hide the latency of an addition.
+const OUTPUTS: usize = 4;
+
+/// Rows that share a panel in registers: with four outputs, 24 sums.
+const ROWS: usize = 6;
+
+/// Floats of a panel: half a megabyte, which with the activations stays in a second-level cache.
+const PANEL: usize = 128 * 1024;
+
+/// Multiply-adds below which a second thread costs more than it saves.
+const ALONE: usize = 64 * 1024;
+
+/// Multiplies rows of activations by a stored matrix.
+///
+/// Allocates a copy of `x` where `inputs` is no multiple of 16 (of 64 for int4), and a panel of half a megabyte a thread
+/// where there are more than two rows.
+pub fn linear(
+    cpu: &Cpu,
+    x: &[f32],
+    rows: usize,
+    matrix: &Matrix,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<(), ShapeError> {
+    check(x, rows, matrix, bias, out)?;
+    let (outputs, inputs) = (matrix.outputs(), matrix.inputs());
+    if rows == 0 || outputs == 0 {
+        return Ok(());
+    }
+    let width = inputs.next_multiple_of(step(matrix.format()));
+    let x = padded(x, inputs, width);
+    let x = x.as_chunks::<LANES>().0;
+    // Several tasks a thread, so that a thread that lost its core for a while is not waited for.
+    let work = rows.saturating_mul(outputs).saturating_mul(inputs);
+    let tasks = if work < ALONE { 1 } else { 4 * cpu.pool().threads() };
+    let tasks = if cpu.pool().threads() == 1 { 1 } else { tasks };
+    let chunk = outputs.div_ceil(tasks).next_multiple_of(OUTPUTS);
+    let mut parts: Vec<Part> = (0..outputs.div_ceil(chunk))
+        .map(|task| Part { first: task * chunk, out: Vec::with_capacity(rows) })
+        .collect();
+    for row in out.chunks_exact_mut(outputs) {
+        for (part, out) in parts.iter_mut().zip(row.chunks_mut(chunk)) {
+            part.out.push(out);
+        }
+    }
+    cpu.pool().for_each(parts, |part| {
+        cpu.run(Multiply { x, width: width / LANES, matrix, bias, part });
+    });
+    Ok(())
+}
+
+/// The same with sums in `f64`, one output at a time: what [`linear`] is tested against.
+pub fn reference(
+    x: &[f32],
+    rows: usize,
+    matrix: &Matrix,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<(), ShapeError> {
+    check(x, rows, matrix, bias, out)?;
+    let (outputs, inputs) = (matrix.outputs(), matrix.inputs());
+    let mut weights = vec![0.0; inputs];
+    for output in 0..outputs {
+        dequantise_row(matrix, output, &mut weights)?;
+        let bias = bias.map_or(0.0, |bias| f64::from(bias[output]));
+        for row in 0..rows {
+            let x = &x[row * inputs..(row + 1) * inputs];
+            let terms = x.iter().zip(&weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            #[expect(clippy::cast_possible_truncation, reason = "the result is a float")]
+            let sum = (terms.sum::<f64>() + bias) as f32;
+            out[row * outputs + output] = sum;
+        }
+    }
+    Ok(())
+}
+
+fn check(
+    x: &[f32],
+    rows: usize,
+    matrix: &Matrix,
+    bias: Option<&[f32]>,
+    out: &[f32],
+) -> Result<(), ShapeError> {
+    error::length("x", x.len(), error::product("x", &[rows, matrix.inputs()])?)?;
+    error::length("out", out.len(), error::product("out", &[rows, matrix.outputs()])?)?;
+    bias.map_or(Ok(()), |bias| error::length("bias", bias.len(), matrix.outputs()))
+}
+
+/// Inputs that are taken at once.
+fn step(format: Format) -> usize {
+    if format == Format::Int4 { GROUP } else { LANES }
+}
+
+/// Rows of activations with zeros up to whole steps, so that the inner loops have no last step.
+fn padded(x: &[f32], inputs: usize, width: usize) -> Cow<'_, [f32]> {
+    if inputs == width || inputs == 0 {
+        return Cow::Borrowed(x);
+    }
+    let mut copy = vec![0.0; x.len() / inputs * width];
+    for (from, to) in x.chunks_exact(inputs).zip(copy.chunks_exact_mut(width)) {
+        to[..inputs].copy_from_slice(from);
+    }
+    Cow::Owned(copy)
+}
+
+/// A range of outputs, for all rows.
+struct Part<'a> {
+    first: usize,
+    /// For each row its outputs of the range.
+    out: Vec<&'a mut [f32]>,
+}
+
+/// The product for a range of outputs.
+struct Multiply<'a> {
+    /// Rows one after the other, `width` vectors each.
+    x: &'a [[f32; LANES]],
+    width: usize,
+    matrix: &'a Matrix<'a>,
+    bias: Option<&'a [f32]>,
+    part: Part<'a>,
+}
+
+impl Job for Multiply<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        if self.part.out.len() <= DIRECT {
+            match self.matrix.format() {
+                Format::Fp32 => self.direct::<S, PlainRows<Fp32>>(simd),
+                Format::Fp16 => self.direct::<S, PlainRows<Fp16>>(simd),
+                Format::Bf16 => self.direct::<S, PlainRows<Bf16>>(simd),
+                Format::Int8 => self.direct::<S, PlainRows<Int8>>(simd),
+                Format::Int4 => self.direct::<S, Int4Rows>(simd),
+            }
+        } else {
+            self.panels(simd);
+        }
+    }
+}
+
+/// A tile of dot products straight from a stored matrix.
+trait Rows {
+    fn tile<S: Simd, const R: usize, const O: usize>(
+        simd: S,
+        matrix: &Matrix,
+        first: usize,
+        x: [Activations; R],
+    ) -> [[f32; R]; O];
+}
+
+struct PlainRows<E>(std::marker::PhantomData<E>);
+
+impl<E: Element> Rows for PlainRows<E> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const O: usize>(
+        simd: S,
+        matrix: &Matrix,
+        first: usize,
+        x: [Activations; R],
+    ) -> [[f32; R]; O] {
+        let mut rows: [&[u8]; O] = [&[]; O];
+        for o in 0..O {
+            rows[o] = matrix.row(first + o);
+        }
+        tile::plain::<S, E, R, O>(simd, rows, x)
+    }
+}
+
+struct Int4Rows;
+
+impl Rows for Int4Rows {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const O: usize>(
+        simd: S,
+        matrix: &Matrix,
+        first: usize,
+        x: [Activations; R],
+    ) -> [[f32; R]; O] {
+        let mut rows: [(&[u8], &[u8]); O] = [(&[], &[]); O];
+        for o in 0..O {
+            rows[o] = (matrix.row(first + o), matrix.row_scales(first + o));
+        }
+        tile::int4::<S, R, O>(simd, rows, x)
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn direct<S: Simd, W: Rows>(&mut self, simd: S) {
+        let (count, first) = (self.part.out[0].len(), self.part.first);
+        let mut output = 0;
+        while output < count {
+            let four = output + OUTPUTS <= count;
+            match (self.part.out.len(), four) {
+                (1, true) => {
+                    let x = self.rows::<1>(0);
+                    let sums = W::tile::<S, 1, OUTPUTS>(simd, self.matrix, first + output, x);
+                    self.write(0, output, sums);
+                }
+                (1, false) => {
+                    let x = self.rows::<1>(0);
+                    let sums = W::tile::<S, 1, 1>(simd, self.matrix, first + output, x);
+                    self.write(0, output, sums);
+                }
+                (_, true) => {
+                    let x = self.rows::<2>(0);
+                    let sums = W::tile::<S, 2, OUTPUTS>(simd, self.matrix, first + output, x);
+                    self.write(0, output, sums);
+                }
+                (_, false) => {
+                    let x = self.rows::<2>(0);
+                    let sums = W::tile::<S, 2, 1>(simd, self.matrix, first + output, x);
+                    self.write(0, output, sums);
+                }
+            }
+            output += if four { OUTPUTS } else { 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn panels<S: Simd>(&mut self, simd: S) {
+        let (count, width) = (self.part.out[0].len(), self.width);
+        let floats = (width * LANES).max(1);
+        let deep = (PANEL / floats / OUTPUTS * OUTPUTS).max(OUTPUTS).min(count.max(1));
+        // What pads a row must be what the direct way multiplies by, zero for zero: the stored padding
+        // of a group, or zeros, which stay because only the inputs are written.
+        let is_int4 = self.matrix.format() == Format::Int4;
+        let stored = if is_int4 { width * LANES } else { self.matrix.inputs() };
+        let mut panel = vec![[0.0; LANES]; deep * width];
+        let mut start = 0;
+        while start < count {
+            let deep = deep.min(count - start);
+            for output in 0..deep {
+                let to = panel[output * width..(output + 1) * width].as_flattened_mut();
+                let to = &mut to[..stored];
+                expand(simd, self.matrix, self.part.first + start + output, 0, to);
+            }
+            self.panel(simd, start, &panel[..deep * width], deep);
+            start += deep;
+        }
+    }
+
+    /// All rows times one panel.
+    #[inline(always)]
+    fn panel<S: Simd>(&mut self, simd: S, start: usize, panel: &[[f32; LANES]], deep: usize) {
+        let rows = self.part.out.len();
+        let mut row = 0;
+        while row + ROWS <= rows {
+            self.strip::<S, ROWS>(simd, row, start, panel, deep);
+            row += ROWS;
+        }
+        match rows - row {
+            1 => self.strip::<S, 1>(simd, row, start, panel, deep),
+            2 => self.strip::<S, 2>(simd, row, start, panel, deep),
+            3 => self.strip::<S, 3>(simd, row, start, panel, deep),
+            4 => self.strip::<S, 4>(simd, row, start, panel, deep),
+            5 => self.strip::<S, 5>(simd, row, start, panel, deep),
+            _ => {}
+        }
+    }
+
+    /// `R` rows times one panel.
+    #[inline(always)]
+    fn strip<S: Simd, const R: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        start: usize,
+        panel: &[[f32; LANES]],
+        deep: usize,
+    ) {
+        let mut output = 0;
+        while output + OUTPUTS <= deep {
+            let sums = self.floats::<S, R, OUTPUTS>(simd, row, &panel[output * self.width..]);
+            self.write(row, start + output, sums);
+            output += OUTPUTS;
+        }
+        while output < deep {
+            let sums = self.floats::<S, R, 1>(simd, row, &panel[output * self.width..]);
+            self.write(row, start + output, sums);
+            output += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn floats<S: Simd, const R: usize, const O: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        panel: &[[f32; LANES]],
+    ) -> [[f32; R]; O] {
+        let mut weights: [Activations; O] = [&[]; O];
+        for o in 0..O {
+            weights[o] = &panel[o * self.width..(o + 1) * self.width];
+        }
+        tile::floats::<S, R, O>(simd, weights, self.rows::<R>(row))
+    }
+
+    #[inline(always)]
+    fn rows<const R: usize>(&self, first: usize) -> [Activations<'_>; R] {
+        let mut rows: [Activations; R] = [&[]; R];
+        for r in 0..R {
+            rows[r] = &self.x[(first + r) * self.width..(first + r + 1) * self.width];
+        }
+        rows
+    }
+
+    #[inline(always)]
+    fn write<const R: usize, const O: usize>(
+        &mut self,
+        row: usize,
+        output: usize,
+        sums: [[f32; R]; O],
+    ) {
+        for o in 0..O {
+            let index = self.part.first + output + o;
+            let factor = self.matrix.row_factor(index);
+            for r in 0..R {
+                let value = sums[o][r] * factor;
+                self.part.out[row + r][output + o] =
+                    self.bias.map_or(value, |bias| value + bias[index]);
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Tiles of dot products: a few rows of a stored matrix times a few rows of activations, each weight
+//! decoded once for all of them.
+
+use half::f16;
+
+use super::{LANES, Simd, sum};
+use crate::format::{GROUP, GROUP_BYTES};
+
+/// Groups whose scales and minima are decoded together. They go through memory, from which a broadcast
+/// is free; out of registers it would cost as much as two weights.
+const BLOCK: usize = 64;
+
+/// A row of activations, padded with zeros to whole groups of 64.
+pub(crate) type Activations<'a> = &'a [[f32; LANES]];
+
+/// Numbers that are stored one after the other.
+pub(crate) trait Element {
+    /// Sixteen of them.
+    type Chunk;
+    /// Whole chunks of a row, and what is left, padded with zeros.
+    fn chunks(row: &[u8]) -> (&[Self::Chunk], Option<Self::Chunk>);
+    /// Decodes sixteen.
+    fn load<S: Simd>(simd: S, chunk: &Self::Chunk) -> S::V;
+}
+
+/// An element type, its bytes for sixteen, and its decoder.
+macro_rules! element {
+    ($name:ident, $bytes:literal, $load:ident) => {
+        pub(crate) struct $name;
+
+        impl Element for $name {
+            type Chunk = [u8; $bytes];
+
+            #[inline(always)]
+            fn chunks(row: &[u8]) -> (&[Self::Chunk], Option<Self::Chunk>) {
+                let (whole, rest) = row.as_chunks();
+                (whole, padded(rest))
+            }
+
+            #[inline(always)]
+            fn load<S: Simd>(simd: S, chunk: &Self::Chunk) -> S::V {
+                simd.$load(chunk)
+            }
+        }
+    };
+}
+
+element!(Fp32, 64, load_fp32);
+element!(Fp16, 32, load_fp16);
+element!(Bf16, 32, load_bf16);
+element!(Int8, 16, load_int8);
+
+/// What is left of a row, filled up with zeros.
+#[inline(always)]
+pub(crate) fn padded<const N: usize>(rest: &[u8]) -> Option<[u8; N]> {
+    if rest.is_empty() {
+        return None;
+    }
+    let mut chunk = [0; N];
+    let whole = chunk.get_mut(..rest.len())?;
+    whole.copy_from_slice(rest);
+    Some(chunk)
+}
+
+/// `O` rows of numbers stored one after the other, times `R` rows of activations.
+///
+/// All rows of weights have one length, and the activations cover it.
+#[inline(always)]
+pub(crate) fn plain<S: Simd, E: Element, const R: usize, const O: usize>(
+    simd: S,
+    weights: [&[u8]; O],
+    x: [Activations; R],
+) -> [[f32; R]; O] {
+    let mut partial = [[simd.splat(0.0); R]; O];
+    let count = E::chunks(weights[0]).0.len();
+    // Cut to one length, so that the loop needs no checks of bounds.
+    let mut rows: [&[E::Chunk]; O] = [&[]; O];
+    for o in 0..O {
+        rows[o] = &E::chunks(weights[o]).0[..count];
+    }
+    let mut whole = x;
+    for r in 0..R {
+        whole[r] = &x[r][..count];
+    }
+    for k in 0..count {
+        for o in 0..O {
+            let w = E::load(simd, &rows[o][k]);
+            for r in 0..R {
+                partial[o][r] = simd.mul_add(w, simd.load(&whole[r][k]), partial[o][r]);
+            }
+        }
+    }
+    for o in 0..O {
+        if let Some(chunk) = E::chunks(weights[o]).1 {
+            let w = E::load(simd, &chunk);
+            for r in 0..R {
+                partial[o][r] = simd.mul_add(w, simd.load(&x[r][count]), partial[o][r]);
+            }
+        }
+    }
+    sums(simd, &partial)
+}
+
+/// `O` rows of floats times `R` rows of activations, all of one length.
+#[inline(always)]
+pub(crate) fn floats<S: Simd, const R: usize, const O: usize>(
+    simd: S,
+    weights: [Activations; O],
+    x: [Activations; R],
+) -> [[f32; R]; O] {
+    let mut partial = [[simd.splat(0.0); R]; O];
+    let count = weights[0].len();
+    let (mut rows, mut whole) = (weights, x);
+    for o in 0..O {
+        rows[o] = &weights[o][..count];
+    }
+    for r in 0..R {
+        whole[r] = &x[r][..count];
+    }
+    for k in 0..count {
+        for o in 0..O {
+            let w = simd.load(&rows[o][k]);
+            for r in 0..R {
+                partial[o][r] = simd.mul_add(w, simd.load(&whole[r][k]), partial[o][r]);
+            }
+        }
+    }
+    sums(simd, &partial)
+}
+
+/// `O` rows of int4, given as nibbles and scales, times `R` rows of activations.
+#[inline(always)]
+pub(crate) fn int4<S: Simd, const R: usize, const O: usize>(
+    simd: S,
+    weights: [(&[u8], &[u8]); O],
+    x: [Activations; R],
+) -> [[f32; R]; O] {
+    let mut partial = [[simd.splat(0.0); R]; O];
+    let groups = weights[0].0.len() / GROUP_BYTES;
+    let mut rows: [&[[u8; GROUP_BYTES]]; O] = [&[]; O];
+    let mut scales: [&[u8]; O] = [&[]; O];
+    for o in 0..O {
+        rows[o] = &weights[o].0.as_chunks().0[..groups];
+        scales[o] = &weights[o].1[..4 * groups];
+    }
+    let mut start = 0;
+    while start < groups {
+        let end = (start + BLOCK).min(groups);
+        let mut steps = [[[0.0; LANES]; BLOCK / 8]; O];
+        for o in 0..O {
+            let bytes = scales[o][4 * start..4 * end].chunks(2 * LANES);
+            for (steps, bytes) in steps[o].iter_mut().zip(bytes) {
+                *steps = scales_of(simd, bytes);
+            }
+        }
+        // Cut to one length, so that the loop needs no checks of bounds.
+        let count = end - start;
+        let (mut block, mut x_block) = (rows, [&[[[0.0; LANES]; 4]; 0][..]; R]);
+        let mut step: [&[[f32; 2]]; O] = [&[]; O];
+        for o in 0..O {
+            block[o] = &rows[o][start..end];
+            step[o] = &steps[o].as_flattened().as_chunks().0[..count];
+        }
+        for r in 0..R {
+            x_block[r] = &x[r].as_chunks().0[start..end];
+        }
+        for g in 0..count {
+            for o in 0..O {
+                let [scale, minimum] = step[o][g];
+                let w = group(simd, &block[o][g], scale, minimum);
+                for r in 0..R {
+                    let x = &x_block[r][g];
+                    for quarter in 0..4 {
+                        partial[o][r] =
+                            simd.mul_add(w[quarter], simd.load(&x[quarter]), partial[o][r]);
+                    }
+                }
+            }
+        }
+        start = end;
+    }
+    sums(simd, &partial)
+}
+
+/// Scale and minimum of up to eight groups, one after the other.
+#[inline(always)]
+pub(crate) fn scales_of<S: Simd>(simd: S, bytes: &[u8]) -> [f32; LANES] {
+    let mut floats = [0.0; LANES];
+    if let Some(whole) = bytes.as_array::<{ 2 * LANES }>() {
+        simd.store(simd.load_fp16(whole), &mut floats);
+    } else {
+        for (float, bytes) in floats.iter_mut().zip(bytes.as_chunks().0) {
+            *float = f16::from_le_bytes(*bytes).to_f32();
+        }
+    }
+    floats
+}
+
+/// The 64 weights of a group, in the order of the inputs.
+#[inline(always)]
+pub(crate) fn group<S: Simd>(
+    simd: S,
+    nibbles: &[u8; GROUP_BYTES],
+    scale: f32,
+    minimum: f32,
+) -> [S::V; GROUP / LANES] {
+    let table = simd.group(scale, minimum);
+    let [first, second] = halves(nibbles);
+    let (a, c) = simd.nibbles(table, first);
+    let (b, d) = simd.nibbles(table, second);
+    [a, b, c, d]
+}
+
+#[inline(always)]
+fn halves(bytes: &[u8; GROUP_BYTES]) -> [&[u8; LANES]; 2] {
+    match bytes.as_chunks::<LANES>().0 {
+        [first, second] => [first, second],
+        _ => [&[0; LANES]; 2],
+    }
+}
+
+#[inline(always)]
+fn sums<S: Simd, const R: usize, const O: usize>(
+    simd: S,
+    partial: &[[S::V; R]; O],
+) -> [[f32; R]; O] {
+    let mut out = [[0.0; R]; O];
+    for o in 0..O {
+        for r in 0..R {
+            out[o][r] = sum(simd, partial[o][r]);
+        }
+    }
+    out
+}

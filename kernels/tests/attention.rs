@@ -1,0 +1,86 @@
+//! Attention is near its reference, and the same bits however a sequence is cut.
+
+use pipo_kernels::attention::{Heads, attention, reference};
+use pipo_kernels::format::quantise;
+use pipo_kernels::{Cpu, Format, Level, Matrix};
+use proptest::prelude::*;
+
+fn values(count: usize, shift: f32) -> Vec<f32> {
+    (0..count).map(|i| 2.0 * (i as f32 * 1.7 + shift).sin()).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn near_the_reference_and_the_same_bits_in_pieces(
+        format in prop::sample::select(Format::ALL.to_vec()),
+        kv in 1_usize..4,
+        group in 1_usize..4,
+        dim in prop::sample::select(vec![2_usize, 16, 20, 64, 80]),
+        first in 0_usize..80,
+        rows in 1_usize..6,
+        window in prop::option::of(1_usize..70),
+        shift in 0.0_f32..9.0,
+    ) {
+        let heads = Heads { query: kv * group, kv, dim, window, scale: 0.3 };
+        let (capacity, width) = (first + rows + 2, kv * dim);
+        let cache = |shift| {
+            quantise(format, &values(capacity * width, shift), capacity, width).unwrap().0
+        };
+        let (keys, v) = (cache(shift), cache(shift + 1.0));
+        let keys = Matrix::new(format, capacity, width, &keys).unwrap();
+        let v = Matrix::new(format, capacity, width, &v).unwrap();
+        let row = heads.query * dim;
+        let q = values(rows * row, shift + 2.0);
+        let (mut found, mut expected) = (vec![0.0; rows * row], vec![0.0; rows * row]);
+        attention(&Cpu::new(1), &heads, &q, first, &keys, &v, &mut found).unwrap();
+        reference(&heads, &q, first, &keys, &v, &mut expected).unwrap();
+        for (found, expected) in found.iter().zip(&expected) {
+            // A score is at most 0.3 * 80 * 4, so its error is some 1e-5, and so is that of its weight.
+            prop_assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
+        }
+        for level in [Level::Portable, Level::Avx2, Level::Avx512] {
+            let Some(cpu) = Cpu::with_level(level, 3) else { continue };
+            for index in 0..rows {
+                let mut out = vec![0.0; row];
+                let q = &q[index * row..(index + 1) * row];
+                attention(&cpu, &heads, q, first + index, &keys, &v, &mut out).unwrap();
+                prop_assert_eq!(bits(&out), bits(&found[index * row..(index + 1) * row]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_sees_itself_alone_returns_its_value() {
+    let heads = Heads { query: 2, kv: 1, dim: 2, window: Some(1), scale: 1.0 };
+    let (bytes, _) = quantise(Format::Fp32, &[1.0, 2.0, 3.0, 4.0], 2, 2).unwrap();
+    let cache = Matrix::new(Format::Fp32, 2, 2, &bytes).unwrap();
+    let mut out = [0.0; 4];
+    attention(&Cpu::new(1), &heads, &[9.0; 4], 1, &cache, &cache, &mut out).unwrap();
+    assert_eq!(bits(&out), bits(&[3.0, 4.0, 3.0, 4.0]));
+}
+
+#[test]
+fn shapes_are_checked() {
+    let (bytes, _) = quantise(Format::Fp32, &[0.0; 8], 2, 4).unwrap();
+    let cache = Matrix::new(Format::Fp32, 2, 4, &bytes).unwrap();
+    let good = Heads { query: 4, kv: 2, dim: 2, window: None, scale: 1.0 };
+    let run = |heads: Heads, count: usize, first: usize| {
+        let (q, mut out) = (vec![0.0; count], vec![0.0; count]);
+        attention(&Cpu::new(1), &heads, &q, first, &cache, &cache, &mut out)
+    };
+    assert!(run(good, 8, 1).is_ok());
+    assert!(run(good, 8, 2).is_err());
+    assert!(run(good, 16, usize::MAX).is_err());
+    assert!(run(good, 7, 0).is_err());
+    assert!(run(Heads { query: 3, ..good }, 6, 0).is_err());
+    assert!(run(Heads { kv: 0, ..good }, 8, 0).is_err());
+    assert!(run(Heads { dim: 0, ..good }, 8, 0).is_err());
+    assert!(run(Heads { query: usize::MAX - 1, ..good }, 8, 0).is_err());
+    assert!(run(Heads { window: Some(0), ..good }, 8, 0).is_err());
+}
