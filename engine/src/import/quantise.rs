@@ -281,15 +281,29 @@ fn nearest(number: f32) -> f32 {
 
 /// The least and the greatest; refuses what is not finite.
 fn extremes(numbers: &[f32]) -> Result<(f32, f32), Unrepresentable> {
-    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-    let mut finite = true;
-    for &number in numbers {
-        low = low.min(number);
-        high = high.max(number);
-        finite &= number.is_finite();
+    const LANES: usize = 8;
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let mut zero = [0.0_f32; LANES];
+    let mut note = |lane: usize, number: f32| {
+        low[lane] = if number < low[lane] { number } else { low[lane] };
+        high[lane] = if number > high[lane] { number } else { high[lane] };
+        // What is not finite makes this NaN, and NaN stays.
+        zero[lane] += number * 0.0;
+    };
+    let (whole, rest) = numbers.as_chunks::<LANES>();
+    for numbers in whole {
+        for (lane, &number) in numbers.iter().enumerate() {
+            note(lane, number);
+        }
     }
-    if finite {
-        return Ok((low, high));
+    for &number in rest {
+        note(0, number);
+    }
+    if !zero.iter().any(|zero| zero.is_nan()) {
+        return Ok((
+            low.into_iter().fold(f32::INFINITY, f32::min),
+            high.into_iter().fold(f32::NEG_INFINITY, f32::max),
+        ));
     }
     let index = numbers.iter().position(|number| !number.is_finite()).unwrap_or(0);
     Err(Unrepresentable { index, value: numbers[index] })

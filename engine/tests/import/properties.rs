@@ -66,6 +66,12 @@ fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
     }
 }
 
+fn mutate_all(bytes: &mut Vec<u8>, mutations: &[Mutation]) {
+    for mutation in mutations {
+        mutate(bytes, mutation);
+    }
+}
+
 static SAFETENSORS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let checkpoint = small("qwen3", "F16", false);
     safetensors(&checkpoint.tensors.iter().collect::<Vec<_>>(), "F16")
@@ -90,7 +96,7 @@ proptest! {
         let mut text = whole[8..8 + header].to_vec();
         let mut bytes = if keep_length {
             // The JSON changes and the length in front with it.
-            mutations.iter().for_each(|m| mutate(&mut text, m));
+            mutate_all(&mut text, &mutations);
             let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
             bytes.extend(&text);
             bytes
@@ -99,7 +105,7 @@ proptest! {
         };
         bytes.extend(&whole[8 + header..]);
         if !keep_length {
-            mutations.iter().for_each(|m| mutate(&mut bytes, m));
+            mutate_all(&mut bytes, &mutations);
         }
         let length = bytes.len() as u64;
         if let Ok(entries) = read_header(&bytes[..], length, LONGEST_HEADER) {
@@ -131,7 +137,7 @@ proptest! {
     ) {
         let (folder, good) = &*STORE;
         let mut text = good.clone();
-        mutations.iter().for_each(|m| mutate(&mut text, m));
+        mutate_all(&mut text, &mutations);
         let scratch = TempDir::new().unwrap();
         fs::write(scratch.path().join(TABLE), &text).unwrap();
         fs::hard_link(target(folder).join(DATA), scratch.path().join(DATA)).unwrap();

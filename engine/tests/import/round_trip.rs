@@ -78,7 +78,9 @@ fn check(checkpoint: &Checkpoint, precision: Precision) {
     }
     let relative = (all_error / all_norm).sqrt();
     assert!((report.relative - relative).abs() <= 1e-9, "{} against {relative}", report.relative);
-    assert_eq!(report.worst(1)[0].relative, report.worst(9)[0].relative);
+    let worst = report.worst(9);
+    assert!(worst.is_sorted_by(|a, b| a.relative >= b.relative));
+    assert!(report.tensors.iter().all(|tensor| tensor.relative <= worst[0].relative));
 }
 
 #[test]
