@@ -40,7 +40,7 @@ pub enum Origin {
 #[serde(deny_unknown_fields)]
 pub(super) struct Table {
     version: u32,
-    /// CRC-32 of this table, written without line breaks, with this field at 0.
+    /// CRC-32 of this table as it is written, with this field at 0.
     checksum: u32,
     origin: Origin,
     pub(super) precision: Precision,
@@ -91,12 +91,22 @@ impl Table {
         table
     }
 
-    /// The text of `store.json`.
+    /// The text of `store.json`: a line for each field and each run, so that an error can show its
+    /// line and two stores can be compared.
     pub(super) fn to_json(&self) -> String {
-        // Strings and numbers: nothing in a table can fail to become JSON.
-        let mut text = serde_json::to_string(self).unwrap_or_default();
-        text.push('\n');
-        text
+        let runs: Vec<String> = self.runs.iter().map(json).collect();
+        format!(
+            "{{\n\"version\":{},\n\"checksum\":{},\n\"origin\":{},\n\"precision\":{},\n\"block\":{},\n\
+             \"length\":{},\n\"model\":{},\n\"runs\":[\n{}\n]\n}}\n",
+            self.version,
+            self.checksum,
+            json(&self.origin),
+            json(&self.precision),
+            self.block,
+            self.length,
+            json(&self.model),
+            runs.join(",\n")
+        )
     }
 
     /// Believes a table whose every field follows from its model and precision.
@@ -164,6 +174,11 @@ impl Table {
         let bare = Self { checksum: 0, ..self.clone() };
         crc32fast::hash(bare.to_json().as_bytes())
     }
+}
+
+/// Names and numbers: nothing in a table can fail to become JSON.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// Reads the text of a table, no more than is believed.
