@@ -53,7 +53,7 @@ pub enum Scaling {
         /// It is high if more than this do.
         high: f32,
         /// Context of the training, in tokens.
-        original: f32,
+        original: u32,
     },
 }
 
@@ -143,7 +143,7 @@ impl Config<'_> {
                     );
                     return Err(self.document.at_path(at, message, HELP));
                 }
-                let original = number("original_max_position_embeddings", 1.0..1e9)?;
+                let original = self.positions(at, keys, "original_max_position_embeddings")?;
                 Ok(Scaling::Llama3 { factor: factor()?, low, high, original })
             }
             Some(other) => {
@@ -151,6 +151,14 @@ impl Config<'_> {
                 Err(self.wrong(&format!("{at}.rope_type"), &Value::from(other), kinds))
             }
         }
+    }
+
+    fn positions(&self, at: &str, keys: &Map<String, Value>, key: &str) -> Result<u32> {
+        let value = keys.get(key).unwrap_or(&Value::Null);
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        number.filter(|&number| number > 0).ok_or_else(|| {
+            self.wrong(&format!("{at}.{key}"), value, "a whole number of at least 1")
+        })
     }
 
     /// One number or a list of them.
@@ -214,7 +222,7 @@ mod tests {
         let new = r#"{ "eos_token_id": [1, 2], "rope_parameters": { "rope_theta": 500000.0, "factor": 8.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
             "original_max_position_embeddings": 8192 } }"#;
-        let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
+        let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 };
         for text in [old, new] {
             let read = read(Family::Llama, text).unwrap();
             assert_eq!(read.rotation, Some(Rotation { theta: 500_000.0, scaling }));

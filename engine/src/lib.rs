@@ -6,9 +6,11 @@
 //!   out for the pipeline, in which each part of each layer is one contiguous run that starts at a
 //!   multiple of 4 KiB and is checksummed block by block. [`arithmetic`] is what shapes do not say.
 //! - [`disk`] reads it, past the page cache or through it; [`memory`] holds what the plan accounts for.
+//! - [`decoder`] computes, part by part, on the CPU.
 //! - [`executor`] issues a schedule and measures what happened.
 
 pub mod arithmetic;
+pub mod decoder;
 pub mod disk;
 pub mod executor;
 pub mod import;

@@ -1,0 +1,191 @@
+//! What a decoder computes, part by part, from weights that lie anywhere.
+//!
+//! Each function takes the bytes of one run of the store, wherever they were put, and rows of one
+//! sequence. Between operations numbers are `f32`. Nothing here knows slots, lanes or passes.
+//!
+//! ```text
+//! tokens -> embed -> [attention -> MLP] for each layer -> logits
+//!                        |  ^
+//!                   rows of k and v
+//! ```
+
+use std::collections::BTreeMap;
+
+use pipo_kernels::rotary::{self, Rotary};
+use pipo_kernels::{Cpu, Format, Matrix, ShapeError, embedding, linear, norm};
+use pipo_plan::model::{Model, Part, Precision, TensorKind};
+
+use crate::arithmetic::{Arithmetic, Scaling};
+use crate::executor::Fault;
+use crate::store::{Layout, Placed};
+
+mod attention;
+mod cache;
+mod mlp;
+
+pub use attention::Projected;
+pub use cache::Cache;
+
+/// A model's arithmetic on this machine's CPU.
+#[derive(Debug)]
+pub struct Decoder {
+    model: Model,
+    precision: Precision,
+    tensors: BTreeMap<Part, Vec<Placed>>,
+    epsilon: f32,
+    rotary: Option<Rotary>,
+    cpu: Cpu,
+}
+
+impl From<ShapeError> for Fault {
+    fn from(error: ShapeError) -> Self {
+        Self(format!("{error}; this is an error in pipo, please report it"))
+    }
+}
+
+impl Decoder {
+    /// The decoder of a store's model.
+    pub fn new(layout: &Layout, arithmetic: &Arithmetic, cpu: Cpu) -> Result<Self, Fault> {
+        let model = layout.model().clone();
+        let rotation = arithmetic.rotation.as_ref();
+        let rotary = rotation.map(|rotation| {
+            let scaling = match rotation.scaling {
+                Scaling::None => rotary::Scaling::None,
+                Scaling::Linear { factor } => rotary::Scaling::Linear { factor },
+                Scaling::Llama3 { factor, low, high, original } => rotary::Scaling::Llama3 {
+                    factor,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_positions: original,
+                },
+            };
+            Rotary::new(size(model.head_dim), f64::from(rotation.theta), scaling)
+        });
+        let of_part = |part| (part, layout.tensors(part).collect());
+        Ok(Self {
+            precision: layout.precision(),
+            tensors: Part::ALL.into_iter().map(of_part).collect(),
+            epsilon: arithmetic.norm_epsilon,
+            rotary: rotary.transpose()?,
+            cpu,
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Hidden states of some tokens of one sequence, of which the first is at position `first`.
+    pub fn embed(&self, run: &[u8], tokens: &[u32], first: usize) -> Result<Vec<f32>, Fault> {
+        let weights = self.weights(Part::Embedding, run);
+        let table = weights.matrix("tokens")?;
+        let mut hidden = vec![0.0; tokens.len() * table.inputs()];
+        embedding::lookup(&table, tokens, &mut hidden)?;
+        if weights.has("project_in") {
+            hidden = weights.linear("project_in", &hidden, tokens.len())?;
+        }
+        if weights.has("positions") {
+            let table = weights.matrix("positions")?;
+            let offset = embedding::OPT_POSITION_OFFSET;
+            embedding::add_positions(&table, first, offset, &mut hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Logits of some rows of hidden states. A head that is tied to the embedding needs its run.
+    pub fn logits(&self, run: &[u8], embedding: &[u8], hidden: &[f32]) -> Result<Vec<f32>, Fault> {
+        let weights = self.weights(Part::Head, run);
+        let rows = hidden.len() / size(self.model.hidden).max(1);
+        let mut hidden = weights.normed(hidden, !self.model.post_norm)?;
+        if weights.has("project_out") {
+            hidden = weights.linear("project_out", &hidden, rows)?;
+        }
+        if self.model.tied_embeddings {
+            let weights = self.weights(Part::Embedding, embedding);
+            return weights.linear("tokens", &hidden, rows);
+        }
+        weights.linear("head", &hidden, rows)
+    }
+
+    fn weights<'a>(&'a self, part: Part, run: &'a [u8]) -> Weights<'a> {
+        Weights { decoder: self, part, run, expert: None }
+    }
+}
+
+/// One run of the store, by the names of its tensors.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    decoder: &'a Decoder,
+    part: Part,
+    run: &'a [u8],
+    /// Whose matrices are meant, in a mixture of experts.
+    expert: Option<u32>,
+}
+
+impl<'a> Weights<'a> {
+    fn find(&self, name: &str) -> Option<&'a Placed> {
+        let tensors = self.decoder.tensors.get(&self.part)?;
+        tensors.iter().find(|t| t.tensor.name == name && t.expert == self.expert)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'a>, Fault> {
+        let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
+        let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
+        let (start, end) = (size(placed.offset), size(placed.offset + placed.length));
+        let bytes = self.run.get(start..end).ok_or_else(|| missing("bytes for"))?;
+        let format = match (placed.tensor.kind, self.decoder.precision) {
+            (TensorKind::Matrix, Precision::Int4) => Format::Int4,
+            (TensorKind::Matrix, Precision::Int8) => Format::Int8,
+            (_, Precision::Bf16) => Format::Bf16,
+            _ => Format::Fp16,
+        };
+        Ok(Matrix::new(format, size(placed.tensor.outputs), size(placed.tensor.inputs), bytes)?)
+    }
+
+    /// A bias or the weights of a norm; none where the model has no such vector.
+    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>, Fault> {
+        if !self.has(name) {
+            return Ok(None);
+        }
+        // Vectors are stored as matrices with one column.
+        let column = self.matrix(name)?;
+        let mut values = vec![0.0; column.outputs()];
+        for (row, value) in values.iter_mut().enumerate() {
+            pipo_kernels::format::dequantise_row(&column, row, std::slice::from_mut(value))?;
+        }
+        Ok(Some(values))
+    }
+
+    /// A product with a matrix and, where there is one, its bias.
+    fn linear(&self, name: &str, x: &[f32], rows: usize) -> Result<Vec<f32>, Fault> {
+        let matrix = self.matrix(name)?;
+        let bias = self.vector(&format!("{name}_bias"))?;
+        let mut out = vec![0.0; rows * matrix.outputs()];
+        linear::linear(&self.decoder.cpu, x, rows, &matrix, bias.as_deref(), &mut out)?;
+        Ok(out)
+    }
+
+    /// The part's norm of some rows, if it stands `here`.
+    fn normed(&self, x: &[f32], here: bool) -> Result<Vec<f32>, Fault> {
+        let weight = if here { self.vector("norm")? } else { None };
+        let Some(weight) = weight else { return Ok(x.to_vec()) };
+        let Decoder { cpu, epsilon, .. } = self.decoder;
+        let mut out = vec![0.0; x.len()];
+        match self.vector("norm_bias")? {
+            Some(bias) => norm::layer_norm(cpu, x, &weight, &bias, *epsilon, &mut out)?,
+            None => norm::rms_norm(cpu, x, &weight, *epsilon, &mut out)?,
+        }
+        Ok(out)
+    }
+}
+
+/// A size of a model that was checked: far below what can be addressed.
+fn size(value: impl Into<u64>) -> usize {
+    usize::try_from(value.into()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,104 @@
+//! The attention part, in the three pieces that a schedule may tell apart.
+
+use pipo_kernels::attention::{Heads, attention};
+use pipo_kernels::{Matrix, norm, residual};
+use pipo_plan::model::Part;
+
+use super::{Cache, Decoder, Weights, size};
+use crate::executor::Fault;
+
+/// What comes before attention: rows of queries, keys and values, normed and rotated.
+#[derive(Debug, Clone)]
+pub struct Projected {
+    /// Rows of `heads * head_dim` numbers.
+    pub queries: Vec<f32>,
+    /// Rows of `kv_heads * head_dim` numbers.
+    pub keys: Vec<f32>,
+    /// The same.
+    pub values: Vec<f32>,
+}
+
+impl Decoder {
+    /// The whole part for rows of one sequence that follow what its cache holds.
+    pub fn attention(
+        &self,
+        run: &[u8],
+        hidden: &[f32],
+        cache: &mut Cache,
+    ) -> Result<Vec<f32>, Fault> {
+        let first = cache.positions();
+        let projected = self.project(run, hidden, first)?;
+        cache.append(&projected.keys, &projected.values);
+        let (keys, values) = cache.matrices()?;
+        let attended = self.attend(&projected.queries, first, &keys, &values)?;
+        self.after_attention(run, hidden, &attended)
+    }
+
+    /// Norm, projections, norms of heads, rotation.
+    pub fn project(&self, run: &[u8], hidden: &[f32], first: usize) -> Result<Projected, Fault> {
+        let weights = self.weights(Part::Attention, run);
+        let rows = hidden.len() / size(self.model.hidden).max(1);
+        let x = weights.normed(hidden, !self.model.post_norm)?;
+        let mut queries = weights.linear("q", &x, rows)?;
+        let mut keys = weights.linear("k", &x, rows)?;
+        let values = weights.linear("v", &x, rows)?;
+        self.turn(&weights, "q_norm", &mut queries, size(self.model.heads), first)?;
+        self.turn(&weights, "k_norm", &mut keys, size(self.model.kv_heads), first)?;
+        Ok(Projected { queries, keys, values })
+    }
+
+    /// Each head on its own: its norm, where there is one, then the rotation by its position.
+    fn turn(
+        &self,
+        weights: &Weights,
+        name: &str,
+        x: &mut Vec<f32>,
+        heads: usize,
+        first: usize,
+    ) -> Result<(), Fault> {
+        if let Some(weight) = weights.vector(name)? {
+            let mut out = vec![0.0; x.len()];
+            norm::rms_norm(&self.cpu, x, &weight, self.epsilon, &mut out)?;
+            *x = out;
+        }
+        if let Some(rotary) = &self.rotary {
+            rotary.apply(x, heads, first)?;
+        }
+        Ok(())
+    }
+
+    /// Attention of rows from position `first` on over a cache that holds them already.
+    pub fn attend(
+        &self,
+        queries: &[f32],
+        first: usize,
+        keys: &Matrix,
+        values: &Matrix,
+    ) -> Result<Vec<f32>, Fault> {
+        let dim = size(self.model.head_dim);
+        let heads = Heads {
+            query: size(self.model.heads),
+            kv: size(self.model.kv_heads),
+            dim,
+            window: self.model.sliding_window.map(size),
+            scale: 1.0 / (dim as f32).sqrt(),
+        };
+        let mut out = vec![0.0; queries.len()];
+        attention(&self.cpu, &heads, queries, first, keys, values, &mut out)?;
+        Ok(out)
+    }
+
+    /// Output projection and residual; the norm, in a model that has it behind.
+    pub fn after_attention(
+        &self,
+        run: &[u8],
+        hidden: &[f32],
+        attended: &[f32],
+    ) -> Result<Vec<f32>, Fault> {
+        let weights = self.weights(Part::Attention, run);
+        let rows = hidden.len() / size(self.model.hidden).max(1);
+        let mut out = weights.linear("o", attended, rows)?;
+        residual::add(&mut out, hidden)?;
+        weights.normed(&out, self.model.post_norm)
+    }
+}

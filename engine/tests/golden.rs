@@ -1,0 +1,205 @@
+//! Logits and tokens against Hugging Face transformers, on a tiny random model of every family.
+//!
+//! `golden/README.md` says what the files hold and which tolerance the reference itself supports.
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
+
+use std::path::{Path, PathBuf};
+
+use pipo_engine::arithmetic::Arithmetic;
+use pipo_engine::decoder::{Cache, Decoder};
+use pipo_engine::import::{Import, Source, import};
+use pipo_engine::store::{Place, Store};
+use pipo_kernels::Cpu;
+use pipo_plan::diagnostic::Document;
+use pipo_plan::model::{Part, Precision};
+use serde_json::Value;
+
+const MODELS: [&str; 9] = [
+    "opt",
+    "opt-postnorm",
+    "llama2",
+    "llama3",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "mixtral",
+];
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
+}
+
+/// A checkpoint, imported and held in memory.
+struct Imported {
+    decoder: Decoder,
+    runs: Vec<(Place, Vec<u8>)>,
+}
+
+impl Imported {
+    fn new(model: &str, precision: Precision) -> Self {
+        let folder = folder(model);
+        let target = tempfile::tempdir().unwrap();
+        let target = target.path().join("store");
+        let source = Source::Checkpoint(&folder);
+        import(&Import { source, precision, target: &target }, &mut |_| {}).unwrap();
+        let store = Store::open(&target).unwrap();
+        let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        let document = Document::new("config.json", text);
+        let arithmetic = Arithmetic::from_config(&document, store.model().family).unwrap();
+        let run = |place| {
+            let mut bytes = vec![0; usize::try_from(store.length(place).unwrap()).unwrap()];
+            store.read(place, 0, &mut bytes).unwrap();
+            (place, bytes)
+        };
+        let runs = store.layout().places().map(run).collect();
+        let decoder = Decoder::new(store.layout(), &arithmetic, Cpu::new(1)).unwrap();
+        Self { decoder, runs }
+    }
+
+    fn run(&self, part: Part, layer: u32) -> &[u8] {
+        &self.runs.iter().find(|(place, _)| *place == Place { part, layer }).unwrap().1
+    }
+
+    fn caches(&self) -> Vec<Cache> {
+        let model = self.decoder.model();
+        let width = usize::try_from(u64::from(model.kv_heads) * model.head_dim).unwrap();
+        (0..model.layers).map(|_| Cache::new(width)).collect()
+    }
+
+    /// Logits of some tokens that follow what the caches hold.
+    fn logits(&self, tokens: &[u32], caches: &mut [Cache]) -> Vec<f32> {
+        let embedding = self.run(Part::Embedding, 0);
+        let first = caches[0].positions();
+        let mut hidden = self.decoder.embed(embedding, tokens, first).unwrap();
+        for (layer, cache) in (0..).zip(caches) {
+            let run = self.run(Part::Attention, layer);
+            hidden = self.decoder.attention(run, &hidden, cache).unwrap();
+            hidden = self.decoder.mlp(self.run(Part::Mlp, layer), &hidden).unwrap();
+        }
+        self.decoder.logits(self.run(Part::Head, 0), embedding, &hidden).unwrap()
+    }
+}
+
+struct Golden {
+    folder: PathBuf,
+    facts: Value,
+}
+
+impl Golden {
+    fn new(model: &str) -> Self {
+        let folder = folder(model);
+        let text = std::fs::read_to_string(folder.join("golden.json")).unwrap();
+        Self { facts: serde_json::from_str(&text).unwrap(), folder }
+    }
+
+    fn tokens(&self, key: &str, sequence: usize) -> Vec<u32> {
+        serde_json::from_value(self.facts[key][sequence].clone()).unwrap()
+    }
+
+    fn floats(&self, file: &str) -> Vec<f32> {
+        let bytes = std::fs::read(self.folder.join(file)).unwrap();
+        bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    }
+}
+
+/// The largest difference at a position over the largest logit there; the worst position counts.
+fn difference(found: &[f32], expected: &[f32], vocabulary: usize) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let worst = |(found, expected): (&[f32], &[f32])| {
+        let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+        apart.fold(0.0_f32, f32::max) / largest
+    };
+    let positions = found.chunks(vocabulary).zip(expected.chunks(vocabulary));
+    positions.map(worst).fold(0.0, f32::max)
+}
+
+fn greedy(logits: &[f32]) -> u32 {
+    let best = (0..).zip(logits).fold((0, f32::NEG_INFINITY), |best, (token, &logit)| {
+        if logit > best.1 { (token, logit) } else { best }
+    });
+    best.0
+}
+
+/// Prefill and 64 greedy steps of both sequences.
+fn check(model: &str) {
+    let golden = Golden::new(model);
+    let imported = Imported::new(model, Precision::Fp16);
+    let vocabulary = usize::try_from(imported.decoder.model().vocab).unwrap();
+    let last_step = golden.floats("last-step.f32");
+    for sequence in 0..2 {
+        let prompt = golden.tokens("prompts", sequence);
+        let mut caches = imported.caches();
+        let mut logits = imported.logits(&prompt, &mut caches);
+        let (found, file) = match sequence {
+            0 => (&logits[..], "prompt-0.f32"),
+            _ => (&logits[logits.len() - vocabulary..], "prompt-1-last.f32"),
+        };
+        let apart = difference(found, &golden.floats(file), vocabulary);
+        assert!(apart <= 1e-4, "{model}, {file}: {apart:e}");
+        let mut tokens = Vec::new();
+        for step in 0..64 {
+            let last = &logits[logits.len() - vocabulary..];
+            if step == 63 {
+                let expected = &last_step[sequence * vocabulary..][..vocabulary];
+                let apart = difference(last, expected, vocabulary);
+                assert!(apart <= 1e-4, "{model}, sequence {sequence}, last step: {apart:e}");
+            }
+            tokens.push(greedy(last));
+            logits = imported.logits(&tokens[step..], &mut caches);
+        }
+        assert_eq!(tokens, golden.tokens("greedy", sequence), "{model}, sequence {sequence}");
+    }
+}
+
+#[test]
+fn logits_and_tokens_are_those_of_transformers() {
+    for model in MODELS {
+        check(model);
+    }
+}
+
+#[test]
+fn shards_make_the_same_model() {
+    let [whole, sharded] = ["llama-tied", "llama-tied-sharded"]
+        .map(|model| Imported::new(model, Precision::Int4).runs);
+    assert_eq!(whole, sharded);
+}
+
+#[test]
+fn a_store_in_bf16_computes_with_weights_rounded_to_bf16() {
+    for model in MODELS {
+        let golden = Golden::new(model);
+        let imported = Imported::new(model, Precision::Bf16);
+        let vocabulary = usize::try_from(imported.decoder.model().vocab).unwrap();
+        let expected = golden.floats("bf16-weights.f32");
+        for sequence in 0..2 {
+            let prompt = golden.tokens("prompts", sequence);
+            let logits = imported.logits(&prompt, &mut imported.caches());
+            let found = &logits[logits.len() - vocabulary..];
+            let apart =
+                difference(found, &expected[sequence * vocabulary..][..vocabulary], vocabulary);
+            assert!(apart <= 1e-4, "{model}, sequence {sequence}: {apart:e}");
+        }
+    }
+}
+
+/// A prompt in one piece, in pieces, and token by token: not a bit is different.
+#[test]
+fn chunks_of_a_prompt_change_nothing() {
+    for model in MODELS {
+        let imported = Imported::new(model, Precision::Int4);
+        let prompt = Golden::new(model).tokens("prompts", 0);
+        let whole = imported.logits(&prompt, &mut imported.caches());
+        for chunk in [1, 7, 16] {
+            let mut caches = imported.caches();
+            let pieces: Vec<f32> = prompt
+                .chunks(chunk)
+                .flat_map(|tokens| imported.logits(tokens, &mut caches))
+                .collect();
+            let same = whole.iter().zip(&pieces).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && whole.len() == pieces.len(), "{model} in chunks of {chunk}");
+        }
+    }
+}
