@@ -9,7 +9,8 @@ use pipo_engine::store::{BLOCK, DATA, Header, Origin, Store, StoreError, TABLE, 
 use pipo_plan::model::{Model, Precision, catalog};
 use tempfile::TempDir;
 
-use crate::checkpoint::{listed, resealed, run, small, target, written};
+use crate::checkpoint::small;
+use crate::support::{listed, resealed, run, target, written};
 
 fn store() -> TempDir {
     let folder = written(&small("opt", "F32", true), 1);

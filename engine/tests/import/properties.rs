@@ -10,7 +10,8 @@ use pipo_plan::model::Precision;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::checkpoint::{resealed, run, safetensors, small, target, written};
+use crate::checkpoint::{safetensors, small};
+use crate::support::{resealed, run, target, written};
 
 /// One change of a text: bytes replaced, removed, repeated, or a number made another.
 #[derive(Debug, Clone)]

@@ -10,7 +10,8 @@ use pipo_plan::diagnostic::Document;
 use pipo_plan::model::{Model, Part, Precision};
 use tempfile::TempDir;
 
-use crate::checkpoint::{FAMILIES, listed, small};
+use crate::checkpoint::{FAMILIES, small};
+use crate::support::listed;
 
 fn model(family: &str) -> Model {
     let config = small(family, "F32", false).config.to_string();

@@ -6,7 +6,8 @@ use pipo_engine::import::quantise::decode;
 use pipo_engine::store::{ALIGNMENT, DATA, Origin, Place, Store, TABLE};
 use pipo_plan::model::{Part, Precision, TensorKind};
 
-use crate::checkpoint::{Checkpoint, FAMILIES, Tensor, run, small, target, written};
+use crate::checkpoint::{Checkpoint, FAMILIES, Tensor, small};
+use crate::support::{run, target, written};
 
 /// The farthest that a stored number may lie from its source.
 fn bound(precision: Precision, inputs: usize, numbers: &[f32], at: usize) -> f64 {
