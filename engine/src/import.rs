@@ -34,7 +34,7 @@ pub use report::{KindError, Report, TensorError};
 const PIECE: u64 = 4 << 20;
 
 /// Scales of one matrix that wait in memory for its codes to be written; more go to a file.
-const SCALES_IN_MEMORY: usize = 64 << 20;
+const SCALES_IN_MEMORY: usize = 8 << 20;
 
 /// Where weights come from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,16 +1,14 @@
 //! Small checkpoints of every family, and a safetensors writer that shares nothing with the reader.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
-use pipo_engine::import::{Import, ImportError, Progress, Report, Source, import};
 use pipo_engine::store::Place;
-use pipo_plan::model::{Part, Precision};
+use pipo_plan::model::Part;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// A tensor: what it is to the store, what the checkpoint calls it, and its numbers.
 #[derive(Debug, Clone)]
@@ -276,46 +274,4 @@ fn narrow(dtype: &str, number: f32) -> (Vec<u8>, f32) {
         "BF16" => (bf16::from_f32(number).to_le_bytes().into(), bf16::from_f32(number).to_f32()),
         _ => (number.to_le_bytes().into(), number),
     }
-}
-
-/// A folder with a checkpoint in `tiny/`; stores go to `store/`.
-pub(crate) fn written(checkpoint: &Checkpoint, files: usize) -> TempDir {
-    let folder = TempDir::new().unwrap();
-    checkpoint.write(&folder.path().join("tiny"), files);
-    folder
-}
-
-pub(crate) fn target(folder: &TempDir) -> PathBuf {
-    folder.path().join("store")
-}
-
-pub(crate) fn run(folder: &TempDir, precision: Precision) -> Result<Report, ImportError> {
-    let (source, target) = (folder.path().join("tiny"), target(folder));
-    let request = Import { source: Source::Checkpoint(&source), precision, target: &target };
-    let mut last = Progress { done: 0, total: 0 };
-    let report = import(&request, &mut |progress| {
-        assert!(progress.done >= last.done && progress.done <= progress.total);
-        last = progress;
-    })?;
-    assert_eq!(last.done, last.total, "progress ends at its total");
-    Ok(report)
-}
-
-/// Names of everything in a folder, hidden files too.
-pub(crate) fn listed(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> =
-        entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
-}
-
-/// An import that must fail, leaving nothing, and saying all of `words`.
-pub(crate) fn refused(folder: &TempDir, precision: Precision, words: &[&str]) {
-    let before = listed(folder.path());
-    let error = run(folder, precision).unwrap_err().to_string();
-    for word in words {
-        assert!(error.contains(word), "`{word}` is not in: {error}");
-    }
-    assert_eq!(listed(folder.path()), before, "something was left behind after: {error}");
 }

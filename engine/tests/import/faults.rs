@@ -9,7 +9,8 @@ use pipo_engine::store::{BLOCK, DATA, Header, Origin, Store, StoreError, TABLE, 
 use pipo_plan::model::{Model, Precision, catalog};
 use tempfile::TempDir;
 
-use crate::checkpoint::{listed, run, small, target, written};
+use crate::checkpoint::small;
+use crate::support::{listed, resealed, run, target, written};
 
 fn store() -> TempDir {
     let folder = written(&small("opt", "F32", true), 1);
@@ -37,6 +38,58 @@ fn every_flipped_bit_of_the_table_is_noticed() {
     }
     fs::write(&path, &good).unwrap();
     check(&folder).unwrap();
+}
+
+#[test]
+fn an_edited_table_is_shown_where_it_is_wrong() {
+    let folder = store();
+    let path = target(&folder).join(TABLE);
+    let table = fs::read_to_string(&path).unwrap();
+    for (from, to, words) in [
+        ("\"version\":1", "\"version\":2", [":2:", "`version` is 2, 1 is expected"]),
+        ("\"hidden\":72", "\"hidden\":73", [":3:", "`checksum` is"]),
+        ("\"offset\":0", "\"offset\":-1", [":10:", "invalid value"]),
+        ("\"length\":", "\"length\":1152921504606846976,\"x\":", [":7:", "unknown field `x`"]),
+    ] {
+        assert!(table.contains(from));
+        fs::write(&path, table.replacen(from, to, 1)).unwrap();
+        let error = Store::open(&target(&folder)).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    }
+}
+
+/// The checksum finds accidents; whoever writes a table on purpose computes it.
+#[test]
+fn a_table_that_lies_with_the_right_checksum_is_refused() {
+    let folder = store();
+    let path = target(&folder).join(TABLE);
+    let table = fs::read_to_string(&path).unwrap();
+    assert_eq!(resealed(&table), table);
+    let attention = table.lines().find(|line| line.contains("part\":\"attention")).unwrap();
+    let offset = attention.split(',').find(|field| field.contains("offset")).unwrap();
+    let beyond = 1_u64 << 60;
+    for (from, to, words) in [
+        // Overlapping the embedding, beside the alignment, beyond the file, beyond belief.
+        (offset, "\"offset\":0".into(), ["layer 0 attention", "at 0, "]),
+        (offset, "\"offset\":12289".into(), ["layer 0 attention", "at 12289, "]),
+        (offset, format!("\"offset\":{beyond}"), ["layer 0 attention", "1152921504606846976"]),
+        ("\"length\":", format!("\"length\":{beyond},\n\"l\":"), ["unknown field", "`l`"]),
+        ("\"block\":4194304", format!("\"block\":{beyond}"), ["`block` is", "4194304"]),
+        ("\"layers\":2", "\"layers\":4294967295".into(), ["`layers` is 4294967295", "10000"]),
+        ("\"layers\":2", "\"layers\":3".into(), ["`length` is", "is expected"]),
+        ("\"ffn\":100", "\"ffn\":101".into(), ["the run `layer 0 mlp`", "the model says"]),
+        ("\"tied\":true,", String::new(), ["the run `head`", "tied"]),
+        ("\"blocks\":[", "\"blocks\":[1,".into(), ["the run `embedding`", "2 blocks"]),
+    ] {
+        assert!(table.contains(from), "{from}");
+        fs::write(&path, resealed(&table.replacen(from, &to, 1))).unwrap();
+        let error = Store::open(&target(&folder)).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    }
 }
 
 #[test]

@@ -9,3 +9,4 @@ mod properties;
 mod random;
 mod refusals;
 mod round_trip;
+mod support;

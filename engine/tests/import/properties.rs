@@ -10,7 +10,8 @@ use pipo_plan::model::Precision;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::checkpoint::{run, safetensors, small, target, written};
+use crate::checkpoint::{safetensors, small};
+use crate::support::{resealed, run, target, written};
 
 /// One change of a text: bytes replaced, removed, repeated, or a number made another.
 #[derive(Debug, Clone)]
@@ -134,17 +135,28 @@ proptest! {
     #[test]
     fn a_mutated_table_is_refused_unless_it_says_the_same(
         mutations in prop::collection::vec(mutation(), 1..4),
+        reseal in any::<bool>(),
     ) {
         let (folder, good) = &*STORE;
         let mut text = good.clone();
         mutate_all(&mut text, &mutations);
+        if reseal {
+            text = resealed(&String::from_utf8_lossy(&text)).into_bytes();
+        }
         let scratch = TempDir::new().unwrap();
         fs::write(scratch.path().join(TABLE), &text).unwrap();
         fs::hard_link(target(folder).join(DATA), scratch.path().join(DATA)).unwrap();
         if let Ok(store) = Store::open(scratch.path()) {
             let original = Store::open(&target(folder)).unwrap();
-            prop_assert_eq!(store.layout(), original.layout());
-            prop_assert!(store.verify().is_ok());
+            // Whoever means harm may call the model another name and claim other checksums, no more.
+            let lengths = |store: &Store| {
+                store.layout().places().map(|place| store.layout().range(place)).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(lengths(&store), lengths(&original));
+            if !reseal {
+                prop_assert_eq!(store.layout(), original.layout());
+                prop_assert!(store.verify().is_ok());
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use pipo_plan::model::{Model, Part, Precision};
 use tempfile::TempDir;
 
 use crate::checkpoint::{FAMILIES, small};
+use crate::support::listed;
 
 fn model(family: &str) -> Model {
     let config = small(family, "F32", false).config.to_string();
@@ -66,4 +67,29 @@ fn a_seed_gives_the_same_bytes_on_any_number_of_threads() {
         assert_eq!(one, bytes(&format!("{family}-2"), family, 5, 2));
         assert_ne!(one, bytes(&format!("{family}-3"), family, 6, 2));
     }
+}
+
+/// Three million rows of one number have 12 MB of scales and minima in int4.
+#[test]
+fn scales_beyond_what_memory_is_given_wait_in_a_file() {
+    let folder = TempDir::new().unwrap();
+    let model = Model {
+        hidden: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 1,
+        ffn: 1,
+        vocab: 3_000_000,
+        tied_embeddings: true,
+        ..model("llama")
+    };
+    let numbers = |precision: Precision| {
+        let target = folder.path().join(precision.name());
+        let source = Source::Random { model: model.clone(), seed: 1 };
+        import(&Import { source, precision, target: &target }, &mut |_| ()).unwrap();
+        assert!(listed(folder.path()).iter().all(|name| !name.starts_with('.')));
+        tensor(&Store::open(&target).unwrap(), Part::Embedding, "tokens")
+    };
+    let (exact, stored) = (numbers(Precision::Fp16), numbers(Precision::Int4));
+    assert!(exact.iter().zip(&stored).all(|(a, b)| (a - b).abs() <= a.abs() / 500.0 + 1e-6));
 }

@@ -6,7 +6,8 @@ use pipo_plan::model::Precision::{Fp16, Int4};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::checkpoint::{file, refused, safetensors, small, written};
+use crate::checkpoint::{file, safetensors, small};
+use crate::support::{refused, written};
 
 const INDEX: &str = "tiny/model.safetensors.index.json";
 const Q: &str = "model.layers.1.self_attn.q_proj.weight";

@@ -5,8 +5,10 @@ use std::fs;
 use pipo_engine::import::quantise::decode;
 use pipo_engine::store::{ALIGNMENT, DATA, Origin, Place, Store, TABLE};
 use pipo_plan::model::{Part, Precision, TensorKind};
+use serde_json::json;
 
-use crate::checkpoint::{Checkpoint, FAMILIES, Tensor, run, small, target, written};
+use crate::checkpoint::{Checkpoint, FAMILIES, Tensor, small};
+use crate::support::{run, target, written};
 
 /// The farthest that a stored number may lie from its source.
 fn bound(precision: Precision, inputs: usize, numbers: &[f32], at: usize) -> f64 {
@@ -89,6 +91,31 @@ fn every_family_in_every_format_comes_back_within_half_a_step() {
         for precision in Precision::ALL {
             check(&small(family, dtype, family == "opt"), precision);
         }
+    }
+}
+
+/// OPT-350m alone: a narrow embedding with projections on both sides, norms last, none at the end.
+#[test]
+fn opt_with_a_narrow_embedding_and_its_norms_last() {
+    let mut checkpoint = small("opt", "F16", true);
+    checkpoint.config["word_embed_proj_dim"] = json!(40);
+    checkpoint.config["do_layer_norm_before"] = json!(false);
+    checkpoint.tensors.retain(|t| !t.called.starts_with("model.decoder.final_layer_norm"));
+    let tokens = checkpoint.tensor("model.decoder.embed_tokens.weight");
+    tokens.shape = vec![50, 40];
+    tokens.numbers.truncate(50 * 40);
+    let mut project = |part, name, shape: [u64; 2]| {
+        let mut tensor = checkpoint.tensors[0].clone();
+        tensor.place = Place { part, layer: 0 };
+        (tensor.name, tensor.called) = (name, format!("model.decoder.{name}.weight"));
+        tensor.shape = shape.to_vec();
+        tensor.numbers = tensor.numbers.into_iter().cycle().take(40 * 72).collect();
+        checkpoint.tensors.push(tensor);
+    };
+    project(Part::Embedding, "project_in", [72, 40]);
+    project(Part::Head, "project_out", [40, 72]);
+    for precision in Precision::ALL {
+        check(&checkpoint, precision);
     }
 }
 
