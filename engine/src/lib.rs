@@ -7,12 +7,14 @@
 //!   multiple of 4 KiB and is checksummed block by block. [`arithmetic`] is what shapes do not say.
 //! - [`disk`] reads it, past the page cache or through it; [`memory`] holds what the plan accounts for.
 //! - [`decoder`] computes, part by part, on the CPU.
-//! - [`executor`] issues a schedule and measures what happened.
+//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together.
 
 pub mod arithmetic;
+mod cpu;
 pub mod decoder;
 pub mod disk;
 pub mod executor;
 pub mod import;
 pub mod memory;
+pub mod run;
 pub mod store;

@@ -89,6 +89,11 @@ impl Account {
         Ok(buffer)
     }
 
+    /// What has not been drawn.
+    pub fn left(&self) -> Bytes {
+        self.has - self.used
+    }
+
     /// Closes it: all of it must have been drawn.
     pub fn close(self) -> Result<Bytes, MemoryError> {
         let Self { name, tier, has, used } = self;

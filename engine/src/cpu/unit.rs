@@ -1,0 +1,156 @@
+//! One unit of the model: where its bytes are in the store, and in memory.
+
+use pipo_plan::model::Part;
+use pipo_plan::strategy::frame::Frame;
+use pipo_plan::units::Bytes;
+
+use super::{fault, length, parts};
+use crate::executor::Fault;
+use crate::memory::{Account, Buffer, MemoryError};
+use crate::run::RunError;
+use crate::store::{Place, Store};
+
+/// A stretch of a run that a unit is made of.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    place: Place,
+    start: u64,
+    length: u64,
+}
+
+/// One unit of the model.
+#[derive(Debug)]
+pub(super) struct Unit {
+    /// Its parts, in the order of the computation.
+    pub(super) parts: Vec<Part>,
+    pub(super) layer: usize,
+    /// Whether what is kept of it is on the device.
+    pub(super) on_device: bool,
+    stretches: Vec<Stretch>,
+    /// Its bytes, where they stay in memory; without the table of a tied head that stays with them.
+    kept: Option<Buffer>,
+    /// The unit whose first bytes are this one's last.
+    shares: Option<usize>,
+}
+
+impl Unit {
+    pub(super) fn new(frame: &Frame, index: usize, store: &Store) -> Self {
+        let unit = &frame.units[index];
+        let last = index + 1 == frame.units.len();
+        let layered = unit.tensors.iter().any(|(part, _)| *part == Part::Mlp);
+        let parts = parts(unit.part, layered && unit.part == Part::Attention);
+        let whole = |&part: &Part| {
+            let place = Place { part, layer: unit.layer };
+            Stretch { place, start: 0, length: store.layout().length(part) }
+        };
+        let mut stretches: Vec<Stretch> = parts.iter().map(whole).collect();
+        if last && store.layout().tied() {
+            // The table is the first tensor of the embedding.
+            let place = Place { part: Part::Embedding, layer: 0 };
+            stretches.push(Stretch { place, start: 0, length: frame.tied_table().0 });
+        }
+        let layer = usize::try_from(unit.layer).unwrap_or(usize::MAX);
+        Self { parts, layer, on_device: false, stretches, kept: None, shares: None }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.stretches.iter().map(|s| s.length).sum()
+    }
+
+    /// Keeps all of it in memory.
+    pub(super) fn keep(&mut self, account: &mut Account, store: &Store) -> Result<(), RunError> {
+        self.fill(self.bytes(), account, store)
+    }
+
+    /// Keeps it; where the table of a tied head is kept at the same tier already, without that.
+    pub(super) fn keep_sharing(
+        &mut self,
+        others: &[Self],
+        whole: Bytes,
+        account: &mut Account,
+        store: &Store,
+    ) -> Result<(), RunError> {
+        debug_assert_eq!(whole.0, self.bytes(), "units are kept whole");
+        let table = self.stretches.len() - self.parts.len();
+        let held = others.first().filter(|embedding| table > 0 && embedding.kept.is_some());
+        // What is left tells whether the plan counted the table once or twice.
+        let own: u64 = self.stretches[..self.parts.len()].iter().map(|s| s.length).sum();
+        if held.is_some() && account.left() < whole {
+            self.shares = Some(0);
+            return self.fill(own, account, store);
+        }
+        self.fill(self.bytes(), account, store)
+    }
+
+    fn fill(&mut self, bytes: u64, account: &mut Account, store: &Store) -> Result<(), RunError> {
+        let buffer = account.draw(Bytes(bytes)).map_err(|error: MemoryError| error)?;
+        self.read(store, 0, &mut buffer.write()?)?;
+        self.kept = Some(buffer);
+        Ok(())
+    }
+
+    /// Reads from the store, from `offset` of the unit on.
+    pub(super) fn read(&self, store: &Store, offset: u64, into: &mut [u8]) -> Result<(), Fault> {
+        let mut rest = into;
+        let mut at = offset;
+        let mut before = 0;
+        for stretch in &self.stretches {
+            let end = before + stretch.length;
+            if at < end && !rest.is_empty() {
+                let take = length(Bytes(end - at))?.min(rest.len());
+                let (now, later) = rest.split_at_mut(take);
+                let from = stretch.start + (at - before);
+                store.read(stretch.place, from, now).map_err(|error| Fault(error.to_string()))?;
+                rest = later;
+                at += take as u64;
+            }
+            before = end;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(fault("a block lies outside its unit")) }
+    }
+
+    /// Copies what is kept in host memory, from `offset` of the unit on.
+    pub(super) fn copy_from_host(
+        &self,
+        others: &[Self],
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), Fault> {
+        let outside = || fault("a block lies outside what is kept of its unit");
+        let kept = self.kept.as_ref().ok_or_else(outside)?.read()?;
+        let start = length(Bytes(offset))?;
+        // The block may begin in the table that is kept elsewhere.
+        let here = kept.get(start..).unwrap_or_default();
+        let own = here.len().min(into.len());
+        let (first, rest) = into.split_at_mut(own);
+        first.copy_from_slice(&here[..own]);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let other = self.shares.and_then(|index| others.get(index)?.kept.as_ref());
+        let other = other.ok_or_else(outside)?.read()?;
+        let start = (start + own).saturating_sub(kept.len());
+        let table = other.get(start..start + rest.len()).ok_or_else(outside)?;
+        rest.copy_from_slice(table);
+        Ok(())
+    }
+
+    /// The bytes that stay in memory, and those of the table that is kept with another unit.
+    pub(super) fn kept<'u>(
+        &'u self,
+        others: &'u [Self],
+    ) -> Option<(&'u Buffer, Option<&'u Buffer>)> {
+        let shared = self.shares.and_then(|index| others.get(index)?.kept.as_ref());
+        Some((self.kept.as_ref()?, shared))
+    }
+
+    /// Where each of its stretches lies within it.
+    pub(super) fn ranges(&self) -> Result<Vec<std::ops::Range<usize>>, Fault> {
+        let mut start = 0;
+        let range = |stretch: &Stretch| {
+            let end = start + length(Bytes(stretch.length))?;
+            Ok(std::mem::replace(&mut start, end)..end)
+        };
+        self.stretches.iter().map(range).collect()
+    }
+}

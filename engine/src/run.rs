@@ -1,0 +1,137 @@
+//! Runs a plan on the CPU backend: from prompts to tokens.
+
+use std::sync::atomic::AtomicBool;
+
+use pipo_kernels::Cpu;
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::Tier;
+use pipo_plan::strategy::{LowerError, lower};
+use pipo_plan::timeline::Timeline;
+use pipo_plan::units::Bytes;
+
+use crate::arithmetic::Arithmetic;
+use crate::cpu::CpuBackend;
+use crate::executor::{ExecutionError, Fault, execute};
+use crate::memory::MemoryError;
+use crate::store::{Store, StoreError};
+
+/// What to run.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// How.
+    pub plan: &'a Plan,
+    /// The weights.
+    pub store: &'a Store,
+    /// What the shapes do not say.
+    pub arithmetic: &'a Arithmetic,
+    /// One prompt for each sequence of the plan's batch, each as long as the plan says.
+    pub prompts: &'a [Vec<u32>],
+    /// Threads of one computation. Results do not depend on it.
+    pub threads: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// New tokens of each sequence, chosen greedily.
+    pub tokens: Vec<Vec<u32>>,
+    /// The logits that chose each sequence's last token.
+    pub logits: Vec<Vec<f32>>,
+    /// What ran when.
+    pub timeline: Timeline,
+    /// What was allocated at each tier of memory.
+    pub allocated: Vec<(Tier, Bytes)>,
+}
+
+/// Why a plan did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The backend cannot do it yet, or not at all.
+    #[error("{what}; {next_step}")]
+    Unavailable {
+        /// What.
+        what: String,
+        /// What to do instead.
+        next_step: &'static str,
+    },
+    /// Plan, store and prompts do not belong together.
+    #[error("{0}")]
+    Mismatch(String),
+    /// The plan cannot be lowered.
+    #[error(transparent)]
+    Plan(#[from] LowerError),
+    /// Memory could not be set up.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The model's sizes contradict each other.
+    #[error(transparent)]
+    Model(#[from] Fault),
+    /// The run ended early.
+    #[error(transparent)]
+    Execution(#[from] ExecutionError),
+}
+
+/// Runs a plan to its last token.
+///
+/// # Errors
+///
+/// See [`RunError`]; there are no partial results.
+pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunError> {
+    check(request)?;
+    let schedule = lower(request.plan)?;
+    let backend = CpuBackend::new(request, &schedule.layout, Cpu::new(request.threads))?;
+    let timeline = execute(&schedule, &backend, cancelled)?;
+    let allocated = backend.allocated().to_vec();
+    let (tokens, logits) = backend.into_results();
+    Ok(Outcome { tokens, logits, timeline, allocated })
+}
+
+fn check(request: &Request) -> Result<(), RunError> {
+    let Request { plan, store, prompts, .. } = request;
+    let mismatch = |text| Err(RunError::Mismatch(text));
+    let shape = |model: &pipo_plan::model::Model| {
+        let mut shape = model.clone();
+        (shape.name, shape.source) = (String::new(), String::new());
+        shape
+    };
+    if shape(&plan.model) != shape(store.model()) {
+        let (wanted, found) = (&plan.model.name, &store.model().name);
+        return mismatch(format!(
+            "the plan is for `{wanted}`, the store holds `{found}`; tune for the store's model, or import the plan's"
+        ));
+    }
+    if plan.precision.weights != store.precision() {
+        return mismatch(format!(
+            "the plan has weights in {}, the store in {}; import with --weights {}",
+            plan.precision.weights,
+            store.precision(),
+            plan.precision.weights
+        ));
+    }
+    let sequences = plan.batch.micro * plan.batch.count;
+    if prompts.len() as u64 != sequences {
+        return mismatch(format!(
+            "the plan is for {sequences} sequences, {} prompts were given; tune with --batch {}",
+            prompts.len(),
+            prompts.len()
+        ));
+    }
+    let length = plan.workload.prompt;
+    if let Some(other) = prompts.iter().find(|prompt| prompt.len() as u64 != length) {
+        return mismatch(format!(
+            "the plan is for prompts of {length} tokens, one has {}; tune with --prompt {}",
+            other.len(),
+            other.len()
+        ));
+    }
+    let vocabulary = plan.model.vocab;
+    match prompts.iter().flatten().find(|&&token| u64::from(token) >= vocabulary) {
+        Some(token) => mismatch(format!(
+            "a prompt has token {token}, the model's vocabulary {vocabulary}; use the model's own tokenizer"
+        )),
+        None => Ok(()),
+    }
+}

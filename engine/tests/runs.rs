@@ -1,0 +1,223 @@
+//! Plans that run for real on the CPU backend.
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+
+use pipo_engine::arithmetic::Arithmetic;
+use pipo_engine::import::{Import, Source, import};
+use pipo_engine::run::{Outcome, Request, RunError, run};
+use pipo_engine::store::{Place, Store};
+use pipo_plan::diagnostic::Document;
+use pipo_plan::memory::{MemoryTable, Overheads};
+use pipo_plan::model::{Part, Precision};
+use pipo_plan::plan::{Batching, Plan, Precisions};
+use pipo_plan::schedule::Tier;
+use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
+use pipo_plan::strategy::resident::Resident;
+use pipo_plan::strategy::{Granularity, KvTier, Order, Strategy as System, lower};
+use pipo_plan::units::Bytes;
+use pipo_plan::workload::{Budget, Objective, Workload};
+use proptest::prelude::*;
+use serde_json::Value;
+
+const MODELS: [&str; 9] = [
+    "opt",
+    "opt-postnorm",
+    "llama2",
+    "llama3",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "mixtral",
+];
+const PRECISIONS: [Precision; 4] = Precision::ALL;
+const PROMPT: usize = 24;
+
+/// An imported model with its golden facts.
+struct Fixture {
+    _folder: tempfile::TempDir,
+    store: Store,
+    arithmetic: Arithmetic,
+    golden: Value,
+}
+
+impl Fixture {
+    fn new(model: &str, precision: Precision) -> Self {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("store");
+        let source = Source::Checkpoint(&golden);
+        import(&Import { source, precision, target: &target }, &mut |_| {}).unwrap();
+        let store = Store::open(&target).unwrap();
+        let text = |file| std::fs::read_to_string(golden.join(file)).unwrap();
+        let config = Document::new("config.json", text("config.json"));
+        let arithmetic = Arithmetic::from_config(&config, store.model().family).unwrap();
+        let golden = serde_json::from_str(&text("golden.json")).unwrap();
+        Self { _folder: folder, store, arithmetic, golden }
+    }
+
+    fn prompts(&self, sequences: u64) -> Vec<Vec<u32>> {
+        let prompt =
+            |i: u64| serde_json::from_value(self.golden["prompts"][(i % 2) as usize].clone());
+        (0..sequences).map(|i| prompt(i).unwrap()).collect()
+    }
+
+    fn plan(&self, strategy: System, batch: Batching, new_tokens: u64) -> Plan {
+        Plan {
+            machine: "any".into(),
+            profile: String::new(),
+            seed: 1,
+            workload: Workload {
+                prompt: PROMPT as u64,
+                new_tokens,
+                batch: None,
+                objective: Objective::Throughput,
+                token_within: None,
+            },
+            budget: Budget { gpu: Bytes(1 << 40), host: Bytes(1 << 40), disk: Bytes(1 << 40) },
+            precision: Precisions { weights: self.store.precision(), kv: Precision::Fp16 },
+            batch,
+            strategy,
+            model: self.store.model().clone(),
+            prediction: None,
+            runners_up: Vec::new(),
+        }
+    }
+
+    fn run(&self, plan: &Plan) -> Result<Outcome, RunError> {
+        let prompts = self.prompts(plan.batch.micro * plan.batch.count);
+        let Self { store, arithmetic, .. } = self;
+        let request = Request { plan, store, arithmetic, prompts: &prompts, threads: 1 };
+        run(&request, &AtomicBool::new(false))
+    }
+}
+
+/// Every model in every precision, imported once.
+fn fixture(model: usize, precision: usize) -> &'static Fixture {
+    static ALL: OnceLock<Vec<OnceLock<Fixture>>> = OnceLock::new();
+    let all =
+        ALL.get_or_init(|| (0..MODELS.len() * PRECISIONS.len()).map(|_| OnceLock::new()).collect());
+    all[model * PRECISIONS.len() + precision]
+        .get_or_init(|| Fixture::new(MODELS[model], PRECISIONS[precision]))
+}
+
+fn resident() -> System {
+    System::Resident(Resident::default())
+}
+
+/// Tokens of a run with 16-bit hidden states and cache are those of the reference in 32 bits as long as
+/// its best logit leads by more than rounding moves them.
+#[test]
+fn a_resident_run_says_what_transformers_says() {
+    for model in 0..MODELS.len() {
+        let fixture = fixture(model, 0);
+        let outcome = fixture.run(&fixture.plan(resident(), Batching::single(2), 64)).unwrap();
+        for (sequence, tokens) in outcome.tokens.iter().enumerate() {
+            let golden = |key: &str| fixture.golden[key][sequence].as_array().unwrap().clone();
+            let safe =
+                golden("greedy_gaps").iter().take_while(|gap| gap.as_f64() > Some(0.1)).count();
+            let expected: Vec<u64> = golden("greedy").iter().filter_map(Value::as_u64).collect();
+            let found: Vec<u64> = tokens.iter().map(|&token| token.into()).collect();
+            assert_eq!(found.len(), 64);
+            assert_eq!(found[..safe], expected[..safe], "{}, sequence {sequence}", MODELS[model]);
+        }
+    }
+}
+
+fn knobs() -> impl Strategy<Value = Pipo> {
+    let sizes = (1..4_u32, 1..5_u32, 1..4_u32, 4096..40_000_u64, 0..120_u64, 0..120_u64);
+    let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
+    (sizes, order, any::<[bool; 3]>()).prop_map(|(sizes, order, flags)| {
+        let (gpu_slots, host_slots, disk_threads, block, gpu, host) = sizes;
+        Pipo {
+            granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
+            gpu_slots,
+            host_slots,
+            disk_threads,
+            block: Bytes(block),
+            gpu_weights: Bytes(gpu * 3000),
+            host_weights: Bytes(host * 3000),
+            host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
+            order,
+            embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
+            kv: KvTier::Gpu,
+            ..Pipo::default()
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever is streamed from where, in which blocks, through how many slots: not a bit is different.
+    #[test]
+    fn an_offloaded_run_is_the_resident_run_bit_for_bit(
+        knobs in knobs(),
+        model in 0..MODELS.len(),
+        precision in 0..PRECISIONS.len(),
+        micro in 1..3_u64,
+        count in 1..4_u64,
+        chunk in prop::option::of(1..30_u64),
+    ) {
+        let fixture = fixture(model, precision);
+        let batch = Batching { micro, count, prefill_chunk: chunk };
+        let offloaded = fixture.plan(System::Pipo(knobs), batch.clone(), 4);
+        let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
+        let found = fixture.run(&offloaded).unwrap();
+        prop_assert_eq!(&found.tokens, &expected.tokens);
+        let bits = |outcome: &Outcome| -> Vec<Vec<u32>> {
+            outcome.logits.iter().map(|l| l.iter().map(|x| x.to_bits()).collect()).collect()
+        };
+        prop_assert_eq!(bits(&found), bits(&expected));
+
+        // What was allocated is what the plan's table says, byte for byte.
+        let schedule = lower(&offloaded).unwrap();
+        for tier in [Tier::Gpu, Tier::Pinned, Tier::Pageable] {
+            let allocated = found.allocated.iter().filter(|(at, _)| *at == tier);
+            let allocated: Bytes = allocated.map(|(_, bytes)| *bytes).sum();
+            prop_assert_eq!(allocated, schedule.layout.bytes(tier), "{}", tier.name());
+        }
+        let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+        prop_assert_eq!(MemoryTable::new(&schedule.layout, none).gpu(), schedule.layout.bytes(Tier::Gpu));
+    }
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused_before_anything_starts() {
+    let fixture = fixture(2, 0);
+    let plan = || fixture.plan(resident(), Batching::single(1), 2);
+    let message = |plan: &Plan| fixture.run(plan).unwrap_err().to_string();
+    let mut other = plan();
+    other.model.layers += 1;
+    other.model.name = "another".into();
+    insta::assert_snapshot!(message(&other), @"the plan is for `another`, the store holds `llama2`; tune for the store's model, or import the plan's");
+    let mut other = plan();
+    other.precision.weights = Precision::Int4;
+    insta::assert_snapshot!(message(&other), @"the plan has weights in int4, the store in fp16; import with --weights int4");
+    let mut other = plan();
+    other.workload.prompt = 9;
+    insta::assert_snapshot!(message(&other), @"the plan is for prompts of 9 tokens, one has 24; tune with --prompt 24");
+    let host = Pipo { kv: KvTier::Host, ..Pipo::default() };
+    let other = fixture.plan(System::Pipo(host), Batching::single(1), 2);
+    insta::assert_snapshot!(message(&other), @r#"the CPU backend does not run a cache that leaves the device; set pipo.kv to "gpu""#);
+}
+
+#[test]
+fn a_flipped_bit_in_the_store_stops_the_run_and_is_named() {
+    let fixture = Fixture::new("llama2", Precision::Fp16);
+    let path = fixture.store.data_path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let attention = Place { part: Part::Attention, layer: 1 };
+    let range = fixture.store.layout().range(attention).unwrap();
+    bytes[usize::try_from(range.end - 1).unwrap()] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
+    let streamed = Pipo { block: Bytes(8192), ..Pipo::default() };
+    for strategy in [resident(), System::Pipo(streamed)] {
+        let error = fixture.run(&fixture.plan(strategy, Batching::single(1), 2)).unwrap_err();
+        assert!(error.to_string().contains("layer 1 attention"), "{error}");
+        assert!(error.to_string().contains("checksum"), "{error}");
+    }
+}
