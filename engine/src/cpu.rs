@@ -3,14 +3,16 @@
 //! Between the parts of a layer hidden states are rounded to 16 bits, and so is the cache; within a part
 //! numbers are `f32`. So a result does not depend on how the model was cut into units.
 //!
-//! It runs the strategies `pipo` and `resident` with the cache on the device. Other placements of the
-//! cache, routed experts and the cutting of layers into tensors are refused before anything starts.
+//! It runs the strategies `pipo` and `resident`. A cache on disk or in another precision than fp16,
+//! attention and hidden states outside the device, routed experts and the cutting of layers into tensors
+//! are refused before anything starts.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pipo_kernels::Cpu;
 use pipo_plan::model::{Part, Precision};
+use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{Layout, OpKind, Tier};
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{self, Embedding, ExpertLoads, HostWeights, Pipo};
@@ -24,6 +26,7 @@ use crate::memory::{Account, Buffer, Rings};
 use crate::run::{Request, RunError};
 use crate::store::Store;
 
+mod cache;
 mod compute;
 mod half;
 mod unit;
@@ -39,7 +42,8 @@ pub(crate) struct CpuBackend<'a> {
     rings: Rings,
     /// For each micro-batch: sequence by sequence, position by position.
     hidden: Vec<Buffer>,
-    /// For each layer and micro-batch: sequence by sequence, all keys and then all values.
+    /// For each layer and micro-batch: sequence by sequence, all keys and then all values. On the device,
+    /// or in host memory where the schedule moves them.
     cache: Vec<Vec<Buffer>>,
     /// For each micro-batch: embedded rows on their way to the device.
     gathered: Vec<Mutex<Vec<f32>>>,
@@ -87,8 +91,12 @@ impl Knobs {
                         "set pipo.granularity to \"part\"",
                     );
                 }
-                if knobs.kv != KvTier::Gpu {
-                    return refuse("a cache that leaves the device", "set pipo.kv to \"gpu\"");
+                if knobs.kv == KvTier::Disk {
+                    return refuse("a cache on disk", "set pipo.kv to \"host\" or \"gpu\"");
+                }
+                if knobs.attention == Processor::Cpu {
+                    let next = "set pipo.attention to \"gpu\"";
+                    return refuse("attention beside the device", next);
                 }
                 if knobs.hidden == Processor::Cpu {
                     return refuse(
@@ -123,6 +131,14 @@ impl Knobs {
         }
     }
 
+    /// For each layer, whether its cache stays on the device.
+    fn cache_on_device(&self, plan: &Plan) -> Vec<bool> {
+        match &self.pipo {
+            None => vec![true; plan.model.layers as usize],
+            Some(knobs) => pipo::kv_layers_on_gpu(plan, knobs),
+        }
+    }
+
     fn host_tier(&self) -> Tier {
         match self.pipo.as_ref().map(|knobs| knobs.host_memory) {
             Some(HostWeights::Pageable) => Tier::Pageable,
@@ -141,7 +157,7 @@ impl<'a> CpuBackend<'a> {
         let knobs = Knobs::of(request)?;
         let (plan, store) = (request.plan, request.store);
         let frame = Frame::new(plan, knobs.granularity, knobs.fused);
-        let decoder = Decoder::new(store.layout(), request.arithmetic, cpu)?;
+        let decoder = Decoder::new(store.layout(), store.arithmetic(), cpu)?;
         let mut accounts = Accounts::new(layout);
         let homes = knobs.homes(&frame);
         let mut units = Vec::new();
@@ -171,8 +187,11 @@ impl<'a> CpuBackend<'a> {
             accounts.many(Tier::Gpu, "hidden states", frame.hidden(0), plan.batch.count)?;
         let results = accounts.rest(Tier::Gpu, "hidden states")?;
         let workspace = accounts.rest(Tier::Gpu, "workspace")?;
-        let layer = |_| accounts.many(Tier::Gpu, "KV cache", frame.cache_room(), plan.batch.count);
-        let cache = (0..plan.model.layers).map(layer).collect::<Result<_, _>>()?;
+        let layer = |on_device: bool| {
+            let tier = if on_device { Tier::Gpu } else { Tier::Pinned };
+            accounts.many(tier, "KV cache", frame.cache_room(), plan.batch.count)
+        };
+        let cache = knobs.cache_on_device(plan).into_iter().map(layer).collect::<Result<_, _>>()?;
         let rings = Rings::new(layout)?;
         let allocated = accounts.close(layout)?;
         let micro = usize::try_from(plan.batch.micro).unwrap_or(usize::MAX);
@@ -264,6 +283,8 @@ impl Backend for CpuBackend<'_> {
             OpKind::LoadWeights => self.load_weights(task),
             OpKind::Gather => self.gather(task),
             OpKind::LoadHidden => self.load_hidden(task),
+            OpKind::LoadCache => self.load_cache(task),
+            OpKind::SaveCache => self.save_cache(task),
             OpKind::Compute => self.compute(task),
             other => Err(Fault(format!("the CPU backend does not {}", other.name()))),
         }

@@ -24,6 +24,7 @@ use self::quantise::Squares;
 use self::random::Random;
 use self::report::Ledger;
 use self::source::{Rows, Wanted};
+use crate::arithmetic::Arithmetic;
 use crate::store::{Header, Layout, Origin, StoreError, Writer, in_memory};
 
 pub use error::ImportError;
@@ -83,23 +84,25 @@ pub fn import_through(
     through: impl FnOnce(File) -> Box<dyn Write>,
 ) -> Result<Report, ImportError> {
     let (model, mut rows): (Model, Box<dyn Rows>);
-    let (origin, unused);
+    let (arithmetic, origin, unused);
     match &request.source {
         Source::Checkpoint(folder) => {
             let checkpoint = Checkpoint::open(folder)?;
             model = checkpoint.model().clone();
+            arithmetic = checkpoint.arithmetic().clone();
             unused = checkpoint.check(&layout(&model, request.precision)?)?;
             origin = Origin::Safetensors;
             rows = Box::new(checkpoint);
         }
         Source::Random { model: wanted, seed } => {
             model = wanted.clone();
+            arithmetic = Arithmetic::default_of(model.family);
             unused = Vec::new();
             origin = Origin::Random { seed: *seed };
             rows = Box::new(Random { seed: *seed });
         }
     }
-    let header = Header { model, precision: request.precision, origin };
+    let header = Header { model, arithmetic, precision: request.precision, origin };
     let mut writer = Writer::create_through(request.target, header, through)?;
     let layout = writer.layout().clone();
     let mut ledger = Ledger::default();

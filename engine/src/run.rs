@@ -9,7 +9,6 @@ use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
 
-use crate::arithmetic::Arithmetic;
 use crate::cpu::CpuBackend;
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
@@ -22,8 +21,6 @@ pub struct Request<'a> {
     pub plan: &'a Plan,
     /// The weights.
     pub store: &'a Store,
-    /// What the shapes do not say.
-    pub arithmetic: &'a Arithmetic,
     /// One prompt for each sequence of the plan's batch, each as long as the plan says.
     pub prompts: &'a [Vec<u32>],
     /// Threads of one computation. Results do not depend on it.

@@ -5,12 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use pipo_engine::arithmetic::Arithmetic;
 use pipo_engine::decoder::{Cache, Decoder};
 use pipo_engine::import::{Import, Source, import};
 use pipo_engine::store::{Place, Store};
 use pipo_kernels::Cpu;
-use pipo_plan::diagnostic::Document;
 use pipo_plan::model::{Part, Precision};
 use serde_json::Value;
 
@@ -44,16 +42,13 @@ impl Imported {
         let source = Source::Checkpoint(&folder);
         import(&Import { source, precision, target: &target }, &mut |_| {}).unwrap();
         let store = Store::open(&target).unwrap();
-        let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
-        let document = Document::new("config.json", text);
-        let arithmetic = Arithmetic::from_config(&document, store.model().family).unwrap();
         let run = |place| {
             let mut bytes = vec![0; usize::try_from(store.length(place).unwrap()).unwrap()];
             store.read(place, 0, &mut bytes).unwrap();
             (place, bytes)
         };
         let runs = store.layout().places().map(run).collect();
-        let decoder = Decoder::new(store.layout(), &arithmetic, Cpu::new(1)).unwrap();
+        let decoder = Decoder::new(store.layout(), store.arithmetic(), Cpu::new(1)).unwrap();
         Self { decoder, runs }
     }
 

@@ -5,11 +5,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use pipo_engine::arithmetic::Arithmetic;
 use pipo_engine::import::{Import, Source, import};
 use pipo_engine::run::{Outcome, Request, RunError, run};
 use pipo_engine::store::{Place, Store};
-use pipo_plan::diagnostic::Document;
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan, Precisions};
@@ -40,7 +38,6 @@ const PROMPT: usize = 24;
 struct Fixture {
     _folder: tempfile::TempDir,
     store: Store,
-    arithmetic: Arithmetic,
     golden: Value,
 }
 
@@ -53,10 +50,8 @@ impl Fixture {
         import(&Import { source, precision, target: &target }, &mut |_| {}).unwrap();
         let store = Store::open(&target).unwrap();
         let text = |file| std::fs::read_to_string(golden.join(file)).unwrap();
-        let config = Document::new("config.json", text("config.json"));
-        let arithmetic = Arithmetic::from_config(&config, store.model().family).unwrap();
         let golden = serde_json::from_str(&text("golden.json")).unwrap();
-        Self { _folder: folder, store, arithmetic, golden }
+        Self { _folder: folder, store, golden }
     }
 
     fn prompts(&self, sequences: u64) -> Vec<Vec<u32>> {
@@ -89,8 +84,7 @@ impl Fixture {
 
     fn run(&self, plan: &Plan) -> Result<Outcome, RunError> {
         let prompts = self.prompts(plan.batch.micro * plan.batch.count);
-        let Self { store, arithmetic, .. } = self;
-        let request = Request { plan, store, arithmetic, prompts: &prompts, threads: 1 };
+        let request = Request { plan, store: &self.store, prompts: &prompts, threads: 1 };
         run(&request, &AtomicBool::new(false))
     }
 }
@@ -112,7 +106,7 @@ fn resident() -> System {
 /// its best logit leads by more than rounding moves them.
 #[test]
 fn a_resident_run_says_what_transformers_says() {
-    for model in 0..MODELS.len() {
+    for (model, name) in MODELS.iter().enumerate() {
         let fixture = fixture(model, 0);
         let outcome = fixture.run(&fixture.plan(resident(), Batching::single(2), 64)).unwrap();
         for (sequence, tokens) in outcome.tokens.iter().enumerate() {
@@ -122,15 +116,17 @@ fn a_resident_run_says_what_transformers_says() {
             let expected: Vec<u64> = golden("greedy").iter().filter_map(Value::as_u64).collect();
             let found: Vec<u64> = tokens.iter().map(|&token| token.into()).collect();
             assert_eq!(found.len(), 64);
-            assert_eq!(found[..safe], expected[..safe], "{}, sequence {sequence}", MODELS[model]);
+            assert_eq!(found[..safe], expected[..safe], "{name}, sequence {sequence}");
         }
     }
 }
 
 fn knobs() -> impl Strategy<Value = Pipo> {
     let sizes = (1..4_u32, 1..5_u32, 1..4_u32, 4096..40_000_u64, 0..120_u64, 0..120_u64);
+    let cache = (0..4_u32, 1..4_u32);
     let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
-    (sizes, order, any::<[bool; 3]>()).prop_map(|(sizes, order, flags)| {
+    (sizes, cache, order, any::<[bool; 3]>()).prop_map(|(sizes, cache, order, flags)| {
+        let (kv_gpu_layers, kv_slots) = cache;
         let (gpu_slots, host_slots, disk_threads, block, gpu, host) = sizes;
         Pipo {
             granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
@@ -143,7 +139,9 @@ fn knobs() -> impl Strategy<Value = Pipo> {
             host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
             order,
             embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
-            kv: KvTier::Gpu,
+            kv: if kv_gpu_layers == 3 { KvTier::Gpu } else { KvTier::Host },
+            kv_gpu_layers,
+            kv_slots,
             ..Pipo::default()
         }
     })
@@ -164,7 +162,7 @@ proptest! {
     ) {
         let fixture = fixture(model, precision);
         let batch = Batching { micro, count, prefill_chunk: chunk };
-        let offloaded = fixture.plan(System::Pipo(knobs), batch.clone(), 4);
+        let offloaded = fixture.plan(System::Pipo(knobs), batch, 4);
         let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
         let found = fixture.run(&offloaded).unwrap();
         prop_assert_eq!(&found.tokens, &expected.tokens);
@@ -200,9 +198,9 @@ fn what_does_not_belong_together_is_refused_before_anything_starts() {
     let mut other = plan();
     other.workload.prompt = 9;
     insta::assert_snapshot!(message(&other), @"the plan is for prompts of 9 tokens, one has 24; tune with --prompt 24");
-    let host = Pipo { kv: KvTier::Host, ..Pipo::default() };
+    let host = Pipo { kv: KvTier::Disk, ..Pipo::default() };
     let other = fixture.plan(System::Pipo(host), Batching::single(1), 2);
-    insta::assert_snapshot!(message(&other), @r#"the CPU backend does not run a cache that leaves the device; set pipo.kv to "gpu""#);
+    insta::assert_snapshot!(message(&other), @r#"the CPU backend does not run a cache on disk; set pipo.kv to "host" or "gpu""#);
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl CpuBackend<'_> {
         let unit = self.unit(task)?;
         let (table, _) = unit.kept(&self.units).ok_or_else(|| fault("there is no embedding"))?;
         let table = table.read()?;
-        let prompt = usize::try_from(self.frame.plan.workload.prompt).unwrap_or(usize::MAX);
+        let prompt = self.prompt();
         let count = if task.pass == 0 { prompt } else { 1 };
         let first = if task.pass == 0 { 0 } else { prompt + task.pass as usize - 1 };
         let rows = Rows { first, count, pass: task.pass, last_chunk: true };
@@ -114,7 +114,7 @@ impl CpuBackend<'_> {
                         self.decoder.embed(run, sequence.tokens(rows)?, rows.first)?
                     }
                     Part::Attention => {
-                        self.attention(task, unit, number, run, &half::load(place), rows)?
+                        self.attention(task, number, run, &half::load(place), rows)?
                     }
                     Part::Mlp => self.decoder.mlp(run, &half::load(place))?,
                     Part::Head if rows.last_chunk => {
@@ -138,26 +138,26 @@ impl CpuBackend<'_> {
     fn attention(
         &self,
         task: &Task,
-        unit: &Unit,
         sequence: usize,
         run: &[u8],
         hidden: &[f32],
         rows: Rows,
     ) -> Result<Vec<f32>, Fault> {
         let missing = || fault("a cache is not there");
-        let of_layer = self.cache.get(unit.layer).ok_or_else(missing)?;
-        let mut cache = of_layer.get(usize::from(task.op.micro)).ok_or_else(missing)?.write()?;
-        let model = self.decoder.model();
-        let width = usize::try_from(u64::from(model.kv_heads) * model.head_dim).unwrap_or(0);
-        let context = usize::try_from(self.frame.plan.workload.context()).unwrap_or(usize::MAX);
-        let plane = 2 * width * context;
+        let buffer = match task.bound.cache {
+            Some(slot) => self.rings.slot(slot)?,
+            None => self.home(task)?,
+        };
+        let mut cache = buffer.write()?;
+        let shape = self.shape();
+        let plane = shape.plane();
         let mine = cache.get_mut(2 * plane * sequence..2 * plane * (sequence + 1));
         let (keys, values) = mine.ok_or_else(missing)?.split_at_mut(plane);
         let projected = self.decoder.project(run, hidden, rows.first)?;
-        let new = 2 * width * rows.first..2 * width * (rows.first + rows.count);
+        let new = shape.row * rows.first..shape.row * (rows.first + rows.count);
         half::store(&projected.keys, keys.get_mut(new.clone()).ok_or_else(missing)?);
         half::store(&projected.values, values.get_mut(new).ok_or_else(missing)?);
-        let matrix = |bytes| Matrix::new(Format::Fp16, context, width, bytes);
+        let matrix = |bytes| Matrix::new(Format::Fp16, shape.context, shape.row / 2, bytes);
         let (keys, values) = (matrix(keys)?, matrix(values)?);
         let attended = self.decoder.attend(&projected.queries, rows.first, &keys, &values)?;
         self.decoder.after_attention(run, hidden, &attended)

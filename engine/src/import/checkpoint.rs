@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::header::{self, Entry, LONGEST_HEADER};
 use super::source::{Rows, Wanted};
 use super::{ImportError, names};
+use crate::arithmetic::Arithmetic;
 use crate::store::{Layout, in_memory};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -30,6 +31,7 @@ pub(super) struct Checkpoint {
     tensors: BTreeMap<String, (usize, Entry)>,
     prefix: &'static str,
     model: Model,
+    arithmetic: Arithmetic,
 }
 
 #[derive(Deserialize)]
@@ -40,7 +42,9 @@ struct Index {
 impl Checkpoint {
     pub(super) fn open(folder: &Path) -> Result<Self, ImportError> {
         let config = folder.join("config.json");
-        let mut model = Model::from_config(&text(&config)?)?;
+        let config = text(&config)?;
+        let mut model = Model::from_config(&config)?;
+        let arithmetic = Arithmetic::from_config(&config, model.family)?;
         // Where the folder lies is nobody's business but its owner's, and must not change a byte.
         model.source = "config.json".into();
         let mut checkpoint = Self {
@@ -49,6 +53,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             prefix: names::prefixes(model.family)[0],
             model,
+            arithmetic,
         };
         let index = folder.join(INDEX);
         if index.is_file() {
@@ -69,6 +74,10 @@ impl Checkpoint {
 
     pub(super) fn model(&self) -> &Model {
         &self.model
+    }
+
+    pub(super) fn arithmetic(&self) -> &Arithmetic {
+        &self.arithmetic
     }
 
     /// Whether every tensor of the store is there in the right shape, and none besides that should

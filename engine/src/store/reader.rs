@@ -8,6 +8,7 @@ use pipo_plan::model::{Model, Part, Precision};
 
 use super::table::{self, Table};
 use super::{BLOCK, DATA, Layout, Origin, Place, StoreError, TABLE, in_memory};
+use crate::arithmetic::Arithmetic;
 
 /// An open store.
 #[derive(Debug)]
@@ -35,6 +36,11 @@ impl Store {
     /// The model whose weights these are.
     pub fn model(&self) -> &Model {
         self.layout.model()
+    }
+
+    /// What its shapes do not say.
+    pub fn arithmetic(&self) -> &Arithmetic {
+        &self.table.arithmetic
     }
 
     /// How its matrices are stored.

@@ -7,6 +7,7 @@ use pipo_plan::model::{Model, Part, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::{Layout, StoreError};
+use crate::arithmetic::Arithmetic;
 
 /// Bytes that one checksum covers; the last block of a run is shorter.
 ///
@@ -36,7 +37,7 @@ pub enum Origin {
 }
 
 /// The table as it is written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Table {
     version: u32,
@@ -47,6 +48,7 @@ pub(super) struct Table {
     block: u64,
     length: u64,
     pub(super) model: Model,
+    pub(super) arithmetic: Arithmetic,
     runs: Vec<Run>,
 }
 
@@ -65,7 +67,12 @@ struct Run {
 
 impl Table {
     /// The table of a finished store; `blocks` in the order of the layout's places.
-    pub(super) fn new(layout: &Layout, origin: Origin, blocks: Vec<Vec<u32>>) -> Self {
+    pub(super) fn new(
+        layout: &Layout,
+        arithmetic: Arithmetic,
+        origin: Origin,
+        blocks: Vec<Vec<u32>>,
+    ) -> Self {
         let runs = layout.places().zip(blocks).map(|(place, blocks)| {
             let range = layout.range(place).unwrap_or_default();
             Run {
@@ -85,6 +92,7 @@ impl Table {
             block: BLOCK,
             length: layout.file_length(),
             model: layout.model().clone(),
+            arithmetic,
             runs: runs.collect(),
         };
         table.checksum = table.digest();
@@ -97,7 +105,7 @@ impl Table {
         let runs: Vec<String> = self.runs.iter().map(json).collect();
         format!(
             "{{\n\"version\":{},\n\"checksum\":{},\n\"origin\":{},\n\"precision\":{},\n\"block\":{},\n\
-             \"length\":{},\n\"model\":{},\n\"runs\":[\n{}\n]\n}}\n",
+             \"length\":{},\n\"model\":{},\n\"arithmetic\":{},\n\"runs\":[\n{}\n]\n}}\n",
             self.version,
             self.checksum,
             json(&self.origin),
@@ -105,6 +113,7 @@ impl Table {
             self.block,
             self.length,
             json(&self.model),
+            json(&self.arithmetic),
             runs.join(",\n")
         )
     }

@@ -9,12 +9,15 @@ use pipo_plan::model::{Model, Part, Precision};
 use super::staging::Staging;
 use super::table::{MOST_BLOCKS, Table};
 use super::{ALIGNMENT, BLOCK, Layout, Origin, StoreError, in_memory};
+use crate::arithmetic::Arithmetic;
 
 /// What a store is of.
 #[derive(Debug, Clone)]
 pub struct Header {
     /// The model.
     pub model: Model,
+    /// What its shapes do not say.
+    pub arithmetic: Arithmetic,
     /// How its matrices are stored.
     pub precision: Precision,
     /// Where the weights come from.
@@ -29,6 +32,7 @@ pub struct Writer {
     out: Box<dyn Write>,
     staging: Staging,
     layout: Layout,
+    arithmetic: Arithmetic,
     origin: Origin,
     block: Vec<u8>,
     /// Checksums of the finished blocks of each run begun.
@@ -62,7 +66,7 @@ impl Writer {
         header: Header,
         through: impl FnOnce(File) -> Box<dyn Write>,
     ) -> Result<Self, StoreError> {
-        let Header { model, precision, origin } = header;
+        let Header { model, arithmetic, precision, origin } = header;
         let layout = Layout::new(&model, precision).map_err(|flaw| StoreError::Model {
             model: model.name.clone(),
             reason: flaw.to_string(),
@@ -79,6 +83,7 @@ impl Writer {
             out,
             staging,
             layout,
+            arithmetic,
             origin,
             block: Vec::with_capacity(in_memory(BLOCK)),
             runs: Vec::new(),
@@ -131,7 +136,7 @@ impl Writer {
             return Err(StoreError::Incomplete { written: expected - missing, expected });
         }
         self.out.flush().map_err(StoreError::io("write", &self.path()))?;
-        let table = Table::new(&self.layout, self.origin, self.runs);
+        let table = Table::new(&self.layout, self.arithmetic, self.origin, self.runs);
         self.staging.publish(&table.to_json())
     }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use pipo_engine::arithmetic::Arithmetic;
 use pipo_engine::import::{Import, Source, import_through};
 use pipo_engine::store::{BLOCK, DATA, Header, Origin, Store, StoreError, TABLE, Writer};
 use pipo_plan::model::{Model, Precision, catalog};
@@ -48,7 +49,7 @@ fn an_edited_table_is_shown_where_it_is_wrong() {
     for (from, to, words) in [
         ("\"version\":1", "\"version\":2", [":2:", "`version` is 2, 1 is expected"]),
         ("\"hidden\":72", "\"hidden\":73", [":3:", "`checksum` is"]),
-        ("\"offset\":0", "\"offset\":-1", [":10:", "invalid value"]),
+        ("\"offset\":0", "\"offset\":-1", [":11:", "invalid value"]),
         ("\"length\":", "\"length\":1152921504606846976,\"x\":", [":7:", "unknown field `x`"]),
     ] {
         assert!(table.contains(from));
@@ -200,7 +201,8 @@ fn a_folder_of_that_name_with_something_else_in_it_is_left_alone() {
 
 fn header(model: &str) -> Header {
     let model: Model = catalog::find(model).unwrap();
-    Header { model, precision: Precision::Int4, origin: Origin::Random { seed: 1 } }
+    let arithmetic = Arithmetic::default_of(model.family);
+    Header { model, arithmetic, precision: Precision::Int4, origin: Origin::Random { seed: 1 } }
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! The cache: rows of keys and values in 16 bits, on the device or on their way.
+//!
+//! A buffer or slot for one layer and micro-batch holds, sequence by sequence, room for all keys and then
+//! room for all values, each one row a position.
+
+use std::ops::Range;
+
+use super::{CpuBackend, fault, length};
+use crate::executor::{Fault, Task};
+use crate::memory::Buffer;
+
+/// How rows lie in a buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    /// Bytes of one position's keys, or values.
+    pub(super) row: usize,
+    /// Positions that there is room for.
+    pub(super) context: usize,
+}
+
+impl Shape {
+    /// Bytes of one sequence's keys, or values.
+    pub(super) fn plane(self) -> usize {
+        self.row * self.context
+    }
+}
+
+impl CpuBackend<'_> {
+    pub(super) fn shape(&self) -> Shape {
+        let model = self.decoder.model();
+        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let row = size(2 * u64::from(model.kv_heads) * model.head_dim);
+        Shape { row, context: size(self.frame.plan.workload.context()) }
+    }
+
+    /// Where the cache of a task's layer and micro-batch stays.
+    pub(super) fn home(&self, task: &Task) -> Result<&Buffer, Fault> {
+        let layer = self.cache.get(self.unit(task)?.layer);
+        let home = layer.and_then(|micros| micros.get(usize::from(task.op.micro)));
+        home.ok_or_else(|| fault("a cache is not there"))
+    }
+
+    /// Everything before this pass, from host memory to the device.
+    pub(super) fn load_cache(&self, task: &Task) -> Result<(), Fault> {
+        let home = self.home(task)?.read()?;
+        let mut slot = self.slot(task)?.write()?;
+        self.copy(task, &home, &mut slot, 0..self.before(task))
+    }
+
+    /// The rows of this pass, from the device to host memory.
+    pub(super) fn save_cache(&self, task: &Task) -> Result<(), Fault> {
+        let slot = self.slot(task)?.read()?;
+        let mut home = self.home(task)?.write()?;
+        let before = self.before(task);
+        let new = if task.pass == 0 { self.prompt() } else { 1 };
+        self.copy(task, &slot, &mut home, before..before + new)
+    }
+
+    /// Positions that precede a pass.
+    fn before(&self, task: &Task) -> usize {
+        if task.pass == 0 { 0 } else { self.prompt() + task.pass as usize - 1 }
+    }
+
+    pub(super) fn prompt(&self) -> usize {
+        usize::try_from(self.frame.plan.workload.prompt).unwrap_or(usize::MAX)
+    }
+
+    fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {
+        let slot = task.bound.cache.ok_or_else(|| fault("a cache has no slot"))?;
+        self.rings.slot(slot)
+    }
+
+    /// Copies some positions of every sequence, and checks that they are the bytes the schedule moves.
+    fn copy(
+        &self,
+        task: &Task,
+        from: &[u8],
+        to: &mut [u8],
+        positions: Range<usize>,
+    ) -> Result<(), Fault> {
+        let shape = self.shape();
+        let rows = positions.start * shape.row..positions.end * shape.row;
+        let mut copied = 0;
+        let planes = from.chunks_exact(shape.plane()).zip(to.chunks_exact_mut(shape.plane()));
+        for (from, to) in planes {
+            to[rows.clone()].copy_from_slice(&from[rows.clone()]);
+            copied += rows.len();
+        }
+        if copied == length(task.work.bytes())? {
+            return Ok(());
+        }
+        Err(fault("the rows of a cache are not the bytes that the schedule moves"))
+    }
+}
