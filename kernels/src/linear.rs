@@ -17,7 +17,7 @@ use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
 use crate::format::{Format, GROUP, Matrix, dequantise_row};
 use crate::simd::expand::expand;
-use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8};
+use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8, Steps};
 use crate::simd::{Job, LANES, Simd};
 
 /// Rows of activations up to which weights are decoded in registers.
@@ -170,6 +170,7 @@ trait Rows {
         simd: S,
         matrix: &Matrix,
         first: usize,
+        scratch: &mut [[f32; LANES]],
         x: [Activations; R],
     ) -> [[f32; R]; O];
 }
@@ -182,6 +183,7 @@ impl<E: Element> Rows for PlainRows<E> {
         simd: S,
         matrix: &Matrix,
         first: usize,
+        _: &mut [[f32; LANES]],
         x: [Activations; R],
     ) -> [[f32; R]; O] {
         let mut rows: [&[u8]; O] = [&[]; O];
@@ -200,11 +202,18 @@ impl Rows for Int4Rows {
         simd: S,
         matrix: &Matrix,
         first: usize,
+        scratch: &mut [[f32; LANES]],
         x: [Activations; R],
     ) -> [[f32; R]; O] {
-        let mut rows: [(&[u8], &[u8]); O] = [(&[], &[]); O];
+        let size = scratch.len() / OUTPUTS;
         for o in 0..O {
-            rows[o] = (matrix.row(first + o), matrix.row_scales(first + o));
+            let to = &mut scratch[o * size..(o + 1) * size];
+            tile::steps(simd, matrix.row_scales(first + o), to);
+        }
+        let mut rows: [(&[u8], Steps); O] = [(&[], &[]); O];
+        for o in 0..O {
+            let steps = scratch[o * size..(o + 1) * size].as_flattened();
+            rows[o] = (matrix.row(first + o), steps.as_chunks().0);
         }
         tile::int4::<S, R, O>(simd, rows, x)
     }
@@ -214,28 +223,32 @@ impl Multiply<'_> {
     #[inline(always)]
     fn direct<S: Simd, W: Rows>(&mut self, simd: S) {
         let (count, first) = (self.part.out[0].len(), self.part.first);
+        // Of int4: a vector holds the scale and minimum of eight groups.
+        let groups = self.matrix.inputs().div_ceil(GROUP);
+        let mut scratch = vec![[0.0; LANES]; OUTPUTS * groups.div_ceil(LANES / 2)];
         let mut output = 0;
         while output < count {
+            let (index, scratch) = (first + output, &mut scratch[..]);
             let four = output + OUTPUTS <= count;
             match (self.part.out.len(), four) {
                 (1, true) => {
                     let x = self.rows::<1>(0);
-                    let sums = W::tile::<S, 1, OUTPUTS>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 1, OUTPUTS>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
                 (1, false) => {
                     let x = self.rows::<1>(0);
-                    let sums = W::tile::<S, 1, 1>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 1, 1>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
                 (_, true) => {
                     let x = self.rows::<2>(0);
-                    let sums = W::tile::<S, 2, OUTPUTS>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 2, OUTPUTS>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
                 (_, false) => {
                     let x = self.rows::<2>(0);
-                    let sums = W::tile::<S, 2, 1>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 2, 1>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
             }
