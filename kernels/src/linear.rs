@@ -11,12 +11,13 @@
 //! them. For more rows a panel of a few outputs is decoded to floats in the cache and used by all rows.
 //! Both make the same sums in the same order.
 
+mod panel;
+
 use std::borrow::Cow;
 
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
 use crate::format::{Format, GROUP, Matrix, dequantise_row};
-use crate::simd::expand::expand;
 use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8, Steps};
 use crate::simd::{Job, LANES, Simd};
 
@@ -26,18 +27,12 @@ const DIRECT: usize = 2;
 /// Outputs that are computed together: enough independent sums to hide the latency of an addition.
 const OUTPUTS: usize = 4;
 
-/// Rows that share a panel in registers: with four outputs, 24 sums.
-const ROWS: usize = 6;
-
-/// Floats of a panel: half a megabyte, which with the activations stays in a second-level cache.
-const PANEL: usize = 128 * 1024;
-
 /// Multiply-adds below which a second thread costs more than it saves.
 const ALONE: usize = 64 * 1024;
 
 /// Multiplies rows of activations by a stored matrix.
 ///
-/// Allocates a copy of `x` where `inputs` is no multiple of 16 (of 64 for int4), and a panel of half a megabyte a thread
+/// Allocates a copy of `x` where `inputs` is no multiple of 16 (of 64 for int4), and 0.9 MB a thread
 /// where there are more than two rows.
 pub fn linear(
     cpu: &Cpu,
@@ -159,7 +154,7 @@ impl Job for Multiply<'_> {
                 Format::Int4 => self.direct::<S, Int4Rows>(simd),
             }
         } else {
-            self.panels(simd);
+            panel::multiply(simd, &mut self);
         }
     }
 }
@@ -257,85 +252,6 @@ impl Multiply<'_> {
     }
 
     #[inline(always)]
-    fn panels<S: Simd>(&mut self, simd: S) {
-        let (count, width) = (self.part.out[0].len(), self.width);
-        let floats = (width * LANES).max(1);
-        let deep = (PANEL / floats / OUTPUTS * OUTPUTS).max(OUTPUTS).min(count.max(1));
-        // What pads a row must be what the direct way multiplies by, zero for zero: the stored padding
-        // of a group, or zeros, which stay because only the inputs are written.
-        let is_int4 = self.matrix.format() == Format::Int4;
-        let stored = if is_int4 { width * LANES } else { self.matrix.inputs() };
-        let mut panel = vec![[0.0; LANES]; deep * width];
-        let mut start = 0;
-        while start < count {
-            let deep = deep.min(count - start);
-            for output in 0..deep {
-                let to = panel[output * width..(output + 1) * width].as_flattened_mut();
-                let to = &mut to[..stored];
-                expand(simd, self.matrix, self.part.first + start + output, 0, to);
-            }
-            self.panel(simd, start, &panel[..deep * width], deep);
-            start += deep;
-        }
-    }
-
-    /// All rows times one panel.
-    #[inline(always)]
-    fn panel<S: Simd>(&mut self, simd: S, start: usize, panel: &[[f32; LANES]], deep: usize) {
-        let rows = self.part.out.len();
-        let mut row = 0;
-        while row + ROWS <= rows {
-            self.strip::<S, ROWS>(simd, row, start, panel, deep);
-            row += ROWS;
-        }
-        match rows - row {
-            1 => self.strip::<S, 1>(simd, row, start, panel, deep),
-            2 => self.strip::<S, 2>(simd, row, start, panel, deep),
-            3 => self.strip::<S, 3>(simd, row, start, panel, deep),
-            4 => self.strip::<S, 4>(simd, row, start, panel, deep),
-            5 => self.strip::<S, 5>(simd, row, start, panel, deep),
-            _ => {}
-        }
-    }
-
-    /// `R` rows times one panel.
-    #[inline(always)]
-    fn strip<S: Simd, const R: usize>(
-        &mut self,
-        simd: S,
-        row: usize,
-        start: usize,
-        panel: &[[f32; LANES]],
-        deep: usize,
-    ) {
-        let mut output = 0;
-        while output + OUTPUTS <= deep {
-            let sums = self.floats::<S, R, OUTPUTS>(simd, row, &panel[output * self.width..]);
-            self.write(row, start + output, sums);
-            output += OUTPUTS;
-        }
-        while output < deep {
-            let sums = self.floats::<S, R, 1>(simd, row, &panel[output * self.width..]);
-            self.write(row, start + output, sums);
-            output += 1;
-        }
-    }
-
-    #[inline(always)]
-    fn floats<S: Simd, const R: usize, const O: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        panel: &[[f32; LANES]],
-    ) -> [[f32; R]; O] {
-        let mut weights: [Activations; O] = [&[]; O];
-        for o in 0..O {
-            weights[o] = &panel[o * self.width..(o + 1) * self.width];
-        }
-        tile::floats::<S, R, O>(simd, weights, self.rows::<R>(row))
-    }
-
-    #[inline(always)]
     fn rows<const R: usize>(&self, first: usize) -> [Activations<'_>; R] {
         let mut rows: [Activations; R] = [&[]; R];
         for r in 0..R {
@@ -352,13 +268,17 @@ impl Multiply<'_> {
         sums: [[f32; R]; O],
     ) {
         for o in 0..O {
-            let index = self.part.first + output + o;
-            let factor = self.matrix.row_factor(index);
             for r in 0..R {
-                let value = sums[o][r] * factor;
-                self.part.out[row + r][output + o] =
-                    self.bias.map_or(value, |bias| value + bias[index]);
+                self.finish(row + r, output + o, sums[o][r]);
             }
         }
+    }
+
+    /// Writes one output from its sum.
+    #[inline(always)]
+    fn finish(&mut self, row: usize, output: usize, sum: f32) {
+        let index = self.part.first + output;
+        let value = sum * self.matrix.row_factor(index);
+        self.part.out[row][output] = self.bias.map_or(value, |bias| value + bias[index]);
     }
 }

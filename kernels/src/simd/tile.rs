@@ -97,14 +97,14 @@ pub(crate) fn plain<S: Simd, E: Element, const R: usize, const O: usize>(
     sums(simd, &partial)
 }
 
-/// `O` rows of floats times `R` rows of activations, all of one length.
+/// Adds `O` rows of floats times `R` rows of activations, all of one length, to partial sums.
 #[inline(always)]
-pub(crate) fn floats<S: Simd, const R: usize, const O: usize>(
+pub(crate) fn add_floats<S: Simd, const R: usize, const O: usize>(
     simd: S,
     weights: [Activations; O],
     x: [Activations; R],
-) -> [[f32; R]; O] {
-    let mut partial = [[simd.splat(0.0); R]; O];
+    partial: &mut [[S::V; R]; O],
+) {
     let count = weights[0].len();
     let (mut rows, mut whole) = (weights, x);
     for o in 0..O {
@@ -121,7 +121,6 @@ pub(crate) fn floats<S: Simd, const R: usize, const O: usize>(
             }
         }
     }
-    sums(simd, &partial)
 }
 
 /// Scales and minima of one row of int4, a pair for each group.
