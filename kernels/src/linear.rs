@@ -7,8 +7,8 @@
 //! | `bias` | outputs |
 //! | `out` | rows x outputs |
 //!
-//! Up to [`DIRECT`] rows, weights are decoded in registers and used at once: the time is that of reading
-//! them. For more rows a panel of a few outputs is decoded to floats in the cache and used by all rows.
+//! Up to two rows, weights are decoded in registers and used at once: the time is that of reading
+//! them. For more rows a panel is decoded to floats in the cache and used by all rows.
 //! Both make the same sums in the same order.
 
 mod panel;
