@@ -13,11 +13,10 @@
 
 mod panel;
 
-use std::borrow::Cow;
-
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
 use crate::format::{Format, GROUP, Matrix, dequantise_row};
+use crate::simd::aligned::Aligned;
 use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8, Steps};
 use crate::simd::{Job, LANES, Simd};
 
@@ -32,8 +31,7 @@ const ALONE: usize = 64 * 1024;
 
 /// Multiplies rows of activations by a stored matrix.
 ///
-/// Allocates a copy of `x` where `inputs` is no multiple of 16 (of 64 for int4), and 0.9 MB a thread
-/// where there are more than two rows.
+/// Allocates a copy of `x`, and up to 0.7 MB a thread where there are more than two rows.
 pub fn linear(
     cpu: &Cpu,
     x: &[f32],
@@ -47,9 +45,9 @@ pub fn linear(
     if rows == 0 || outputs == 0 {
         return Ok(());
     }
-    let width = inputs.next_multiple_of(step(matrix.format()));
+    let width = inputs.next_multiple_of(step(matrix.format())) / LANES;
     let x = padded(x, inputs, width);
-    let x = x.as_chunks::<LANES>().0;
+    let x = x.vectors();
     // Several tasks a thread, so that a thread that lost its core for a while is not waited for.
     let work = rows.saturating_mul(outputs).saturating_mul(inputs);
     let tasks = if work < ALONE { 1 } else { 4 * cpu.pool().threads() };
@@ -64,7 +62,7 @@ pub fn linear(
         }
     }
     cpu.pool().for_each(parts, |part| {
-        cpu.run(Multiply { x, width: width / LANES, matrix, bias, part });
+        cpu.run(Multiply { x, width, matrix, bias, part });
     });
     Ok(())
 }
@@ -111,16 +109,16 @@ fn step(format: Format) -> usize {
     if format == Format::Int4 { GROUP } else { LANES }
 }
 
-/// Rows of activations with zeros up to whole steps, so that the inner loops have no last step.
-fn padded(x: &[f32], inputs: usize, width: usize) -> Cow<'_, [f32]> {
-    if inputs == width || inputs == 0 {
-        return Cow::Borrowed(x);
+/// Rows of activations, `width` vectors each, with zeros up to whole steps, so that the inner loops have no last step.
+fn padded(x: &[f32], inputs: usize, width: usize) -> Aligned {
+    let mut copy = Aligned::zeros(x.len() / inputs.max(1) * width);
+    if inputs > 0 {
+        let rows = copy.vectors_mut().chunks_exact_mut(width);
+        for (from, to) in x.chunks_exact(inputs).zip(rows) {
+            to.as_flattened_mut()[..inputs].copy_from_slice(from);
+        }
     }
-    let mut copy = vec![0.0; x.len() / inputs * width];
-    for (from, to) in x.chunks_exact(inputs).zip(copy.chunks_exact_mut(width)) {
-        to[..inputs].copy_from_slice(from);
-    }
-    Cow::Owned(copy)
+    copy
 }
 
 /// A range of outputs, for all rows.

@@ -7,6 +7,7 @@
 
 use super::{Multiply, OUTPUTS};
 use crate::format::{Format, GROUP};
+use crate::simd::aligned::Aligned;
 use crate::simd::expand::expand;
 use crate::simd::tile::{Activations, add_floats};
 use crate::simd::{LANES, Simd, sum};
@@ -28,11 +29,11 @@ const _: () = assert!((STRETCH * LANES).is_multiple_of(GROUP) && DEEP.is_multipl
 /// A panel, and the partial sums it is added to.
 struct Panel {
     /// Output by output, `size` vectors each.
-    weights: Vec<[f32; LANES]>,
+    weights: Aligned,
     size: usize,
     outputs: usize,
     /// Row by row, [`DEEP`] each.
-    partial: Vec<[f32; LANES]>,
+    partial: Aligned,
 }
 
 /// The product for all rows.
@@ -44,20 +45,21 @@ pub(super) fn multiply<S: Simd>(simd: S, work: &mut Multiply) {
     let is_int4 = work.matrix.format() == Format::Int4;
     let stored = if is_int4 { work.width * LANES } else { work.matrix.inputs() };
     let mut panel = Panel {
-        weights: vec![[0.0; LANES]; DEEP * STRETCH],
+        weights: Aligned::zeros(DEEP * STRETCH),
         size: 0,
         outputs: 0,
-        partial: vec![[0.0; LANES]; DEEP * BLOCK.min(rows)],
+        partial: Aligned::zeros(DEEP * BLOCK.min(rows)),
     };
     for output in (0..count).step_by(DEEP) {
         panel.outputs = DEEP.min(count - output);
         for row in (0..rows).step_by(BLOCK) {
             let rows = BLOCK.min(rows - row);
-            panel.partial.fill([0.0; LANES]);
+            panel.partial.vectors_mut().fill([0.0; LANES]);
             for first in (0..work.width).step_by(STRETCH) {
                 panel.size = STRETCH.min(work.width - first);
                 for index in 0..panel.outputs {
-                    let to = &mut panel.weights[index * panel.size..(index + 1) * panel.size];
+                    let to = &mut panel.weights.vectors_mut()
+                        [index * panel.size..(index + 1) * panel.size];
                     let to = to.as_flattened_mut();
                     let (here, padding) = to.split_at_mut(to.len().min(stored - first * LANES));
                     expand(
@@ -73,7 +75,7 @@ pub(super) fn multiply<S: Simd>(simd: S, work: &mut Multiply) {
             }
             for r in 0..rows {
                 for o in 0..panel.outputs {
-                    let partial = simd.load(&panel.partial[r * DEEP + o]);
+                    let partial = simd.load(&panel.partial.vectors()[r * DEEP + o]);
                     work.finish(row + r, output + o, sum(simd, partial));
                 }
             }
@@ -136,15 +138,18 @@ impl Panel {
         let mut weights: [Activations; O] = [&[]; O];
         for o in 0..O {
             let index = output + o;
-            weights[o] = &self.weights[index * self.size..(index + 1) * self.size];
+            weights[o] = &self.weights.vectors()[index * self.size..(index + 1) * self.size];
             for r in 0..R {
-                partial[o][r] = simd.load(&self.partial[(row + r) * DEEP + index]);
+                partial[o][r] = simd.load(&self.partial.vectors()[(row + r) * DEEP + index]);
             }
         }
         add_floats(simd, weights, x, &mut partial);
         for o in 0..O {
             for r in 0..R {
-                simd.store(partial[o][r], &mut self.partial[(row + r) * DEEP + output + o]);
+                simd.store(
+                    partial[o][r],
+                    &mut self.partial.vectors_mut()[(row + r) * DEEP + output + o],
+                );
             }
         }
     }
