@@ -7,17 +7,17 @@
 //! | `bias` | outputs |
 //! | `out` | rows x outputs |
 //!
-//! Up to [`DIRECT`] rows, weights are decoded in registers and used at once: the time is that of reading
-//! them. For more rows a panel of a few outputs is decoded to floats in the cache and used by all rows.
+//! Up to two rows, weights are decoded in registers and used at once: the time is that of reading
+//! them. For more rows a panel is decoded to floats in the cache and used by all rows.
 //! Both make the same sums in the same order.
 
-use std::borrow::Cow;
+mod panel;
 
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
 use crate::format::{Format, GROUP, Matrix, dequantise_row};
-use crate::simd::expand::expand;
-use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8};
+use crate::simd::aligned::Aligned;
+use crate::simd::tile::{self, Activations, Bf16, Element, Fp16, Fp32, Int8, Steps};
 use crate::simd::{Job, LANES, Simd};
 
 /// Rows of activations up to which weights are decoded in registers.
@@ -26,19 +26,12 @@ const DIRECT: usize = 2;
 /// Outputs that are computed together: enough independent sums to hide the latency of an addition.
 const OUTPUTS: usize = 4;
 
-/// Rows that share a panel in registers: with four outputs, 24 sums.
-const ROWS: usize = 6;
-
-/// Floats of a panel: half a megabyte, which with the activations stays in a second-level cache.
-const PANEL: usize = 128 * 1024;
-
 /// Multiply-adds below which a second thread costs more than it saves.
 const ALONE: usize = 64 * 1024;
 
 /// Multiplies rows of activations by a stored matrix.
 ///
-/// Allocates a copy of `x` where `inputs` is no multiple of 16 (of 64 for int4), and a panel of half a megabyte a thread
-/// where there are more than two rows.
+/// Allocates a copy of `x`, and up to 0.7 MB a thread where there are more than two rows.
 pub fn linear(
     cpu: &Cpu,
     x: &[f32],
@@ -52,9 +45,9 @@ pub fn linear(
     if rows == 0 || outputs == 0 {
         return Ok(());
     }
-    let width = inputs.next_multiple_of(step(matrix.format()));
+    let width = inputs.next_multiple_of(step(matrix.format())) / LANES;
     let x = padded(x, inputs, width);
-    let x = x.as_chunks::<LANES>().0;
+    let x = x.vectors();
     // Several tasks a thread, so that a thread that lost its core for a while is not waited for.
     let work = rows.saturating_mul(outputs).saturating_mul(inputs);
     let tasks = if work < ALONE { 1 } else { 4 * cpu.pool().threads() };
@@ -69,7 +62,7 @@ pub fn linear(
         }
     }
     cpu.pool().for_each(parts, |part| {
-        cpu.run(Multiply { x, width: width / LANES, matrix, bias, part });
+        cpu.run(Multiply { x, width, matrix, bias, part });
     });
     Ok(())
 }
@@ -116,16 +109,16 @@ fn step(format: Format) -> usize {
     if format == Format::Int4 { GROUP } else { LANES }
 }
 
-/// Rows of activations with zeros up to whole steps, so that the inner loops have no last step.
-fn padded(x: &[f32], inputs: usize, width: usize) -> Cow<'_, [f32]> {
-    if inputs == width || inputs == 0 {
-        return Cow::Borrowed(x);
+/// Rows of activations, `width` vectors each, with zeros up to whole steps, so that the inner loops have no last step.
+fn padded(x: &[f32], inputs: usize, width: usize) -> Aligned {
+    let mut copy = Aligned::zeros(x.len() / inputs.max(1) * width);
+    if inputs > 0 {
+        let rows = copy.vectors_mut().chunks_exact_mut(width);
+        for (from, to) in x.chunks_exact(inputs).zip(rows) {
+            to.as_flattened_mut()[..inputs].copy_from_slice(from);
+        }
     }
-    let mut copy = vec![0.0; x.len() / inputs * width];
-    for (from, to) in x.chunks_exact(inputs).zip(copy.chunks_exact_mut(width)) {
-        to[..inputs].copy_from_slice(from);
-    }
-    Cow::Owned(copy)
+    copy
 }
 
 /// A range of outputs, for all rows.
@@ -159,7 +152,7 @@ impl Job for Multiply<'_> {
                 Format::Int4 => self.direct::<S, Int4Rows>(simd),
             }
         } else {
-            self.panels(simd);
+            panel::multiply(simd, &mut self);
         }
     }
 }
@@ -170,6 +163,7 @@ trait Rows {
         simd: S,
         matrix: &Matrix,
         first: usize,
+        scratch: &mut [[f32; LANES]],
         x: [Activations; R],
     ) -> [[f32; R]; O];
 }
@@ -182,6 +176,7 @@ impl<E: Element> Rows for PlainRows<E> {
         simd: S,
         matrix: &Matrix,
         first: usize,
+        _: &mut [[f32; LANES]],
         x: [Activations; R],
     ) -> [[f32; R]; O] {
         let mut rows: [&[u8]; O] = [&[]; O];
@@ -200,11 +195,18 @@ impl Rows for Int4Rows {
         simd: S,
         matrix: &Matrix,
         first: usize,
+        scratch: &mut [[f32; LANES]],
         x: [Activations; R],
     ) -> [[f32; R]; O] {
-        let mut rows: [(&[u8], &[u8]); O] = [(&[], &[]); O];
+        let size = scratch.len() / OUTPUTS;
         for o in 0..O {
-            rows[o] = (matrix.row(first + o), matrix.row_scales(first + o));
+            let to = &mut scratch[o * size..(o + 1) * size];
+            tile::steps(simd, matrix.row_scales(first + o), to);
+        }
+        let mut rows: [(&[u8], Steps); O] = [(&[], &[]); O];
+        for o in 0..O {
+            let steps = scratch[o * size..(o + 1) * size].as_flattened();
+            rows[o] = (matrix.row(first + o), steps.as_chunks().0);
         }
         tile::int4::<S, R, O>(simd, rows, x)
     }
@@ -214,112 +216,37 @@ impl Multiply<'_> {
     #[inline(always)]
     fn direct<S: Simd, W: Rows>(&mut self, simd: S) {
         let (count, first) = (self.part.out[0].len(), self.part.first);
+        // Of int4: a vector holds the scale and minimum of eight groups.
+        let groups = self.matrix.inputs().div_ceil(GROUP);
+        let mut scratch = vec![[0.0; LANES]; OUTPUTS * groups.div_ceil(LANES / 2)];
         let mut output = 0;
         while output < count {
+            let (index, scratch) = (first + output, &mut scratch[..]);
             let four = output + OUTPUTS <= count;
             match (self.part.out.len(), four) {
                 (1, true) => {
                     let x = self.rows::<1>(0);
-                    let sums = W::tile::<S, 1, OUTPUTS>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 1, OUTPUTS>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
                 (1, false) => {
                     let x = self.rows::<1>(0);
-                    let sums = W::tile::<S, 1, 1>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 1, 1>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
                 (_, true) => {
                     let x = self.rows::<2>(0);
-                    let sums = W::tile::<S, 2, OUTPUTS>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 2, OUTPUTS>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
                 (_, false) => {
                     let x = self.rows::<2>(0);
-                    let sums = W::tile::<S, 2, 1>(simd, self.matrix, first + output, x);
+                    let sums = W::tile::<S, 2, 1>(simd, self.matrix, index, scratch, x);
                     self.write(0, output, sums);
                 }
             }
             output += if four { OUTPUTS } else { 1 };
         }
-    }
-
-    #[inline(always)]
-    fn panels<S: Simd>(&mut self, simd: S) {
-        let (count, width) = (self.part.out[0].len(), self.width);
-        let floats = (width * LANES).max(1);
-        let deep = (PANEL / floats / OUTPUTS * OUTPUTS).max(OUTPUTS).min(count.max(1));
-        // What pads a row must be what the direct way multiplies by, zero for zero: the stored padding
-        // of a group, or zeros, which stay because only the inputs are written.
-        let is_int4 = self.matrix.format() == Format::Int4;
-        let stored = if is_int4 { width * LANES } else { self.matrix.inputs() };
-        let mut panel = vec![[0.0; LANES]; deep * width];
-        let mut start = 0;
-        while start < count {
-            let deep = deep.min(count - start);
-            for output in 0..deep {
-                let to = panel[output * width..(output + 1) * width].as_flattened_mut();
-                let to = &mut to[..stored];
-                expand(simd, self.matrix, self.part.first + start + output, 0, to);
-            }
-            self.panel(simd, start, &panel[..deep * width], deep);
-            start += deep;
-        }
-    }
-
-    /// All rows times one panel.
-    #[inline(always)]
-    fn panel<S: Simd>(&mut self, simd: S, start: usize, panel: &[[f32; LANES]], deep: usize) {
-        let rows = self.part.out.len();
-        let mut row = 0;
-        while row + ROWS <= rows {
-            self.strip::<S, ROWS>(simd, row, start, panel, deep);
-            row += ROWS;
-        }
-        match rows - row {
-            1 => self.strip::<S, 1>(simd, row, start, panel, deep),
-            2 => self.strip::<S, 2>(simd, row, start, panel, deep),
-            3 => self.strip::<S, 3>(simd, row, start, panel, deep),
-            4 => self.strip::<S, 4>(simd, row, start, panel, deep),
-            5 => self.strip::<S, 5>(simd, row, start, panel, deep),
-            _ => {}
-        }
-    }
-
-    /// `R` rows times one panel.
-    #[inline(always)]
-    fn strip<S: Simd, const R: usize>(
-        &mut self,
-        simd: S,
-        row: usize,
-        start: usize,
-        panel: &[[f32; LANES]],
-        deep: usize,
-    ) {
-        let mut output = 0;
-        while output + OUTPUTS <= deep {
-            let sums = self.floats::<S, R, OUTPUTS>(simd, row, &panel[output * self.width..]);
-            self.write(row, start + output, sums);
-            output += OUTPUTS;
-        }
-        while output < deep {
-            let sums = self.floats::<S, R, 1>(simd, row, &panel[output * self.width..]);
-            self.write(row, start + output, sums);
-            output += 1;
-        }
-    }
-
-    #[inline(always)]
-    fn floats<S: Simd, const R: usize, const O: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        panel: &[[f32; LANES]],
-    ) -> [[f32; R]; O] {
-        let mut weights: [Activations; O] = [&[]; O];
-        for o in 0..O {
-            weights[o] = &panel[o * self.width..(o + 1) * self.width];
-        }
-        tile::floats::<S, R, O>(simd, weights, self.rows::<R>(row))
     }
 
     #[inline(always)]
@@ -339,13 +266,17 @@ impl Multiply<'_> {
         sums: [[f32; R]; O],
     ) {
         for o in 0..O {
-            let index = self.part.first + output + o;
-            let factor = self.matrix.row_factor(index);
             for r in 0..R {
-                let value = sums[o][r] * factor;
-                self.part.out[row + r][output + o] =
-                    self.bias.map_or(value, |bias| value + bias[index]);
+                self.finish(row + r, output + o, sums[o][r]);
             }
         }
+    }
+
+    /// Writes one output from its sum.
+    #[inline(always)]
+    fn finish(&mut self, row: usize, output: usize, sum: f32) {
+        let index = self.part.first + output;
+        let value = sum * self.matrix.row_factor(index);
+        self.part.out[row][output] = self.bias.map_or(value, |bias| value + bias[index]);
     }
 }

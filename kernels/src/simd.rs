@@ -11,6 +11,7 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod portable;
 
+pub(crate) mod aligned;
 pub(crate) mod expand;
 pub(crate) mod tile;
 pub(crate) mod vector;

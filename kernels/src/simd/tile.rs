@@ -6,10 +6,6 @@ use half::f16;
 use super::{LANES, Simd, sum};
 use crate::format::{GROUP, GROUP_BYTES};
 
-/// Groups whose scales and minima are decoded together. They go through memory, from which a broadcast
-/// is free; out of registers it would cost as much as two weights.
-const BLOCK: usize = 64;
-
 /// A row of activations, padded with zeros to whole groups of 64.
 pub(crate) type Activations<'a> = &'a [[f32; LANES]];
 
@@ -101,14 +97,14 @@ pub(crate) fn plain<S: Simd, E: Element, const R: usize, const O: usize>(
     sums(simd, &partial)
 }
 
-/// `O` rows of floats times `R` rows of activations, all of one length.
+/// Adds `O` rows of floats times `R` rows of activations, all of one length, to partial sums.
 #[inline(always)]
-pub(crate) fn floats<S: Simd, const R: usize, const O: usize>(
+pub(crate) fn add_floats<S: Simd, const R: usize, const O: usize>(
     simd: S,
     weights: [Activations; O],
     x: [Activations; R],
-) -> [[f32; R]; O] {
-    let mut partial = [[simd.splat(0.0); R]; O];
+    partial: &mut [[S::V; R]; O],
+) {
     let count = weights[0].len();
     let (mut rows, mut whole) = (weights, x);
     for o in 0..O {
@@ -125,61 +121,53 @@ pub(crate) fn floats<S: Simd, const R: usize, const O: usize>(
             }
         }
     }
-    sums(simd, &partial)
 }
 
-/// `O` rows of int4, given as nibbles and scales, times `R` rows of activations.
+/// Scales and minima of one row of int4, a pair for each group.
+pub(crate) type Steps<'a> = &'a [[f32; 2]];
+
+/// `O` rows of int4, given as nibbles and decoded scales, times `R` rows of activations.
 #[inline(always)]
 pub(crate) fn int4<S: Simd, const R: usize, const O: usize>(
     simd: S,
-    weights: [(&[u8], &[u8]); O],
+    weights: [(&[u8], Steps); O],
     x: [Activations; R],
 ) -> [[f32; R]; O] {
     let mut partial = [[simd.splat(0.0); R]; O];
     let groups = weights[0].0.len() / GROUP_BYTES;
+    // Cut to one length, so that the loop needs no checks of bounds.
     let mut rows: [&[[u8; GROUP_BYTES]]; O] = [&[]; O];
-    let mut scales: [&[u8]; O] = [&[]; O];
+    let mut steps: [Steps; O] = [&[]; O];
     for o in 0..O {
         rows[o] = &weights[o].0.as_chunks().0[..groups];
-        scales[o] = &weights[o].1[..4 * groups];
+        steps[o] = &weights[o].1[..groups];
     }
-    let mut start = 0;
-    while start < groups {
-        let end = (start + BLOCK).min(groups);
-        let mut steps = [[[0.0; LANES]; BLOCK / 8]; O];
+    let mut whole: [&[[[f32; LANES]; GROUP / LANES]]; R] = [&[]; R];
+    for r in 0..R {
+        whole[r] = &x[r].as_chunks().0[..groups];
+    }
+    for g in 0..groups {
         for o in 0..O {
-            let bytes = scales[o][4 * start..4 * end].chunks(2 * LANES);
-            for (steps, bytes) in steps[o].iter_mut().zip(bytes) {
-                *steps = scales_of(simd, bytes);
-            }
-        }
-        // Cut to one length, so that the loop needs no checks of bounds.
-        let count = end - start;
-        let (mut block, mut x_block) = (rows, [&[[[0.0; LANES]; 4]; 0][..]; R]);
-        let mut step: [&[[f32; 2]]; O] = [&[]; O];
-        for o in 0..O {
-            block[o] = &rows[o][start..end];
-            step[o] = &steps[o].as_flattened().as_chunks().0[..count];
-        }
-        for r in 0..R {
-            x_block[r] = &x[r].as_chunks().0[start..end];
-        }
-        for g in 0..count {
-            for o in 0..O {
-                let [scale, minimum] = step[o][g];
-                let w = group(simd, &block[o][g], scale, minimum);
-                for r in 0..R {
-                    let x = &x_block[r][g];
-                    for quarter in 0..4 {
-                        partial[o][r] =
-                            simd.mul_add(w[quarter], simd.load(&x[quarter]), partial[o][r]);
-                    }
+            let [scale, minimum] = steps[o][g];
+            let w = group(simd, &rows[o][g], scale, minimum);
+            for r in 0..R {
+                let x = &whole[r][g];
+                for quarter in 0..GROUP / LANES {
+                    partial[o][r] = simd.mul_add(w[quarter], simd.load(&x[quarter]), partial[o][r]);
                 }
             }
         }
-        start = end;
     }
     sums(simd, &partial)
+}
+
+/// Decodes the scales and minima of a row. They go through memory, from which a broadcast is free; out
+/// of registers it would cost as much as two weights.
+#[inline(always)]
+pub(crate) fn steps<S: Simd>(simd: S, scales: &[u8], out: &mut [[f32; LANES]]) {
+    for (bytes, out) in scales.chunks(2 * LANES).zip(out) {
+        *out = scales_of(simd, bytes);
+    }
 }
 
 /// Scale and minimum of up to eight groups, one after the other.
