@@ -1,11 +1,12 @@
 //! The CPU backend: device memory is a set of capped buffers, copies are copies, lanes are threads.
 //!
-//! Between the parts of a layer hidden states are rounded to 16 bits, and so is the cache; within a part
-//! numbers are `f32`. So a result does not depend on how the model was cut into units.
+//! What may have to travel is rounded to 16 bits wherever it stays: hidden states between the parts of a
+//! layer, the cache, queries and what was attended. Other numbers are `f32`. So a result depends neither
+//! on how the model was cut into units nor on where its pieces were computed.
 //!
 //! It runs the strategies `pipo` and `resident`. A cache on disk or in another precision than fp16,
-//! attention and hidden states outside the device, routed experts and the cutting of layers into tensors
-//! are refused before anything starts.
+//! hidden states outside the device, routed experts and the cutting of layers into tensors are refused
+//! before anything starts.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,11 +27,13 @@ use crate::memory::{Account, Buffer, Rings};
 use crate::run::{Request, RunError};
 use crate::store::Store;
 
+mod beside;
 mod cache;
 mod compute;
 mod half;
 mod unit;
 
+use beside::Crossing;
 use unit::Unit;
 
 /// A plan on the CPU.
@@ -47,6 +50,8 @@ pub(crate) struct CpuBackend<'a> {
     cache: Vec<Vec<Buffer>>,
     /// For each micro-batch: embedded rows on their way to the device.
     gathered: Vec<Mutex<Vec<f32>>>,
+    /// For each micro-batch: an attention under way that is not on the device.
+    crossings: Vec<Mutex<Crossing>>,
     sequences: Vec<Mutex<Vec<Sequence>>>,
     allocated: Vec<(Tier, Bytes)>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
@@ -93,10 +98,6 @@ impl Knobs {
                 }
                 if knobs.kv == KvTier::Disk {
                     return refuse("a cache on disk", "set pipo.kv to \"host\" or \"gpu\"");
-                }
-                if knobs.attention == Processor::Cpu {
-                    let next = "set pipo.attention to \"gpu\"";
-                    return refuse("attention beside the device", next);
                 }
                 if knobs.hidden == Processor::Cpu {
                     return refuse(
@@ -209,6 +210,7 @@ impl<'a> CpuBackend<'a> {
             hidden,
             cache,
             gathered: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
+            crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
             sequences: sequences.map(|c| Mutex::new(c.iter().map(sequence).collect())).collect(),
             allocated,
             _workspace: [results, workspace],
@@ -285,6 +287,7 @@ impl Backend for CpuBackend<'_> {
             OpKind::LoadHidden => self.load_hidden(task),
             OpKind::LoadCache => self.load_cache(task),
             OpKind::SaveCache => self.save_cache(task),
+            OpKind::CpuCompute => self.attend_beside(task),
             OpKind::Compute => self.compute(task),
             other => Err(Fault(format!("the CPU backend does not {}", other.name()))),
         }

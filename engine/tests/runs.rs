@@ -14,7 +14,7 @@ use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
 use pipo_plan::strategy::resident::Resident;
-use pipo_plan::strategy::{Granularity, KvTier, Order, Strategy as System, lower};
+use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as System, lower};
 use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Objective, Workload};
 use proptest::prelude::*;
@@ -125,8 +125,9 @@ fn knobs() -> impl Strategy<Value = Pipo> {
     let sizes = (1..4_u32, 1..5_u32, 1..4_u32, 4096..40_000_u64, 0..120_u64, 0..120_u64);
     let cache = (0..4_u32, 1..4_u32);
     let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
-    (sizes, cache, order, any::<[bool; 3]>()).prop_map(|(sizes, cache, order, flags)| {
+    (sizes, cache, order, any::<[bool; 4]>()).prop_map(|(sizes, cache, order, flags)| {
         let (kv_gpu_layers, kv_slots) = cache;
+        let on_cpu = flags[3] && kv_gpu_layers < 3;
         let (gpu_slots, host_slots, disk_threads, block, gpu, host) = sizes;
         Pipo {
             granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
@@ -142,6 +143,7 @@ fn knobs() -> impl Strategy<Value = Pipo> {
             kv: if kv_gpu_layers == 3 { KvTier::Gpu } else { KvTier::Host },
             kv_gpu_layers,
             kv_slots,
+            attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
             ..Pipo::default()
         }
     })

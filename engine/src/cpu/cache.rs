@@ -26,11 +26,14 @@ impl Shape {
 }
 
 impl CpuBackend<'_> {
-    pub(super) fn shape(&self) -> Shape {
-        let model = self.decoder.model();
+    /// How rows lie in a buffer of so many bytes: where attention is not on the device, a slot has room
+    /// for the prompt alone.
+    pub(super) fn shape(&self, buffer: usize) -> Shape {
         let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let row = size(2 * u64::from(model.kv_heads) * model.head_dim);
-        Shape { row, context: size(self.frame.plan.workload.context()) }
+        let model = self.decoder.model();
+        let row = size(2 * u64::from(model.kv_heads) * model.head_dim).max(1);
+        let sequences = size(self.frame.plan.batch.micro).max(1);
+        Shape { row, context: buffer / (2 * sequences * row) }
     }
 
     /// Where the cache of a task's layer and micro-batch stays.
@@ -47,8 +50,12 @@ impl CpuBackend<'_> {
         self.copy(task, &home, &mut slot, 0..self.before(task))
     }
 
-    /// The rows of this pass, from the device to host memory.
+    /// The rows of this pass, from the device to host memory; with them the queries, where attention is
+    /// not on the device.
     pub(super) fn save_cache(&self, task: &Task) -> Result<(), Fault> {
+        if task.bound.cache.is_none() {
+            return self.save_queries(task);
+        }
         let slot = self.slot(task)?.read()?;
         let mut home = self.home(task)?.write()?;
         let before = self.before(task);
@@ -57,7 +64,7 @@ impl CpuBackend<'_> {
     }
 
     /// Positions that precede a pass.
-    fn before(&self, task: &Task) -> usize {
+    pub(super) fn before(&self, task: &Task) -> usize {
         if task.pass == 0 { 0 } else { self.prompt() + task.pass as usize - 1 }
     }
 
@@ -78,12 +85,17 @@ impl CpuBackend<'_> {
         to: &mut [u8],
         positions: Range<usize>,
     ) -> Result<(), Fault> {
-        let shape = self.shape();
-        let rows = positions.start * shape.row..positions.end * shape.row;
+        let (source, target) = (self.shape(from.len()), self.shape(to.len()));
+        let rows = positions.start * source.row..positions.end * source.row;
         let mut copied = 0;
-        let planes = from.chunks_exact(shape.plane()).zip(to.chunks_exact_mut(shape.plane()));
+        let planes = from
+            .chunks_exact(source.plane().max(1))
+            .zip(to.chunks_exact_mut(target.plane().max(1)));
         for (from, to) in planes {
-            to[rows.clone()].copy_from_slice(&from[rows.clone()]);
+            let (Some(from), Some(to)) = (from.get(rows.clone()), to.get_mut(rows.clone())) else {
+                return Err(fault("the rows of a cache lie outside it"));
+            };
+            to.copy_from_slice(from);
             copied += rows.len();
         }
         if copied == length(task.work.bytes())? {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use pipo_kernels::{Format, Matrix};
 use pipo_plan::model::Part;
+use pipo_plan::schedule::Piece;
 
 use super::{CpuBackend, Sequence, Unit, fault, half};
 use crate::executor::{Fault, Task};
@@ -60,6 +61,9 @@ impl CpuBackend<'_> {
 
     /// Embedded rows into the device.
     pub(super) fn load_hidden(&self, task: &Task) -> Result<(), Fault> {
+        if task.op.unit > 0 {
+            return self.load_attended(task);
+        }
         let gathered = self.gathered(task)?;
         let mut hidden = self.hidden(task)?.write()?;
         let sequences = self.sequences(task.op.micro)?.len().max(1);
@@ -107,11 +111,24 @@ impl CpuBackend<'_> {
             let at = number * each + if rows.pass == 0 { rows.first * row } else { 0 };
             let place = hidden.get_mut(at..at + rows.count * row);
             let place = place.ok_or_else(|| fault("rows lie outside the hidden states"))?;
+            if task.op.piece == Piece::BeforeAttention {
+                let run = weights.stretch(0)?;
+                let mut projected = self.decoder.project(run, &half::load(place), rows.first)?;
+                half::round(&mut projected.queries);
+                self.crossing(task)?.projected.push(projected);
+                continue;
+            }
             for (index, &part) in unit.parts.iter().enumerate() {
                 let run = weights.stretch(index)?;
                 let out = match part {
                     Part::Embedding => {
                         self.decoder.embed(run, sequence.tokens(rows)?, rows.first)?
+                    }
+                    Part::Attention if task.op.piece == Piece::AfterAttention => {
+                        let crossing = self.crossing(task)?;
+                        let attended = crossing.arrived.get(number);
+                        let attended = attended.ok_or_else(|| fault("nothing was attended"))?;
+                        self.decoder.after_attention(run, &half::load(place), attended)?
                     }
                     Part::Attention => {
                         self.attention(task, number, run, &half::load(place), rows)?
@@ -149,17 +166,19 @@ impl CpuBackend<'_> {
             None => self.home(task)?,
         };
         let mut cache = buffer.write()?;
-        let shape = self.shape();
+        let shape = self.shape(cache.len());
         let plane = shape.plane();
         let mine = cache.get_mut(2 * plane * sequence..2 * plane * (sequence + 1));
         let (keys, values) = mine.ok_or_else(missing)?.split_at_mut(plane);
-        let projected = self.decoder.project(run, hidden, rows.first)?;
+        let mut projected = self.decoder.project(run, hidden, rows.first)?;
+        half::round(&mut projected.queries);
         let new = shape.row * rows.first..shape.row * (rows.first + rows.count);
         half::store(&projected.keys, keys.get_mut(new.clone()).ok_or_else(missing)?);
         half::store(&projected.values, values.get_mut(new).ok_or_else(missing)?);
         let matrix = |bytes| Matrix::new(Format::Fp16, shape.context, shape.row / 2, bytes);
         let (keys, values) = (matrix(keys)?, matrix(values)?);
-        let attended = self.decoder.attend(&projected.queries, rows.first, &keys, &values)?;
+        let mut attended = self.decoder.attend(&projected.queries, rows.first, &keys, &values)?;
+        half::round(&mut attended);
         self.decoder.after_attention(run, hidden, &attended)
     }
 
