@@ -354,6 +354,25 @@ impl Layout {
         }
     }
 
+    /// An operation in words: what both executors say of one that fails or is stuck.
+    pub fn describe(&self, op: &Op, pass: u32) -> String {
+        let Op { kind, queue, unit, micro, block, .. } = *op;
+        let lane = self.queues.get(usize::from(queue.0));
+        let lane = lane.and_then(|lane| self.lanes.get(usize::from(lane.0)));
+        let lane = lane.map_or_else(
+            || format!("queue {}", queue.0),
+            |lane| format!("{} {}", lane.kind.name(), lane.index),
+        );
+        let unit = match self.units.get(usize::from(unit)) {
+            Some(name) => name.clone(),
+            None => format!("unit {unit}"),
+        };
+        format!(
+            "{} on {lane}, {unit}, block {block}, micro-batch {micro}, pass {pass}",
+            kind.name()
+        )
+    }
+
     /// Bytes at one tier: allocations and rings.
     pub fn bytes(&self, tier: Tier) -> Bytes {
         let fixed = self.allocations.iter().filter(|a| a.tier == tier).map(|a| a.bytes);

@@ -50,7 +50,7 @@ pub fn lower_bound(
 ) -> Result<Bound, SimulationError> {
     let layout = &schedule.layout;
     check_layout(layout)?;
-    let hits = options.page_cache.hits(layout.extents.iter().copied().sum());
+    let hits = options.page_cache.hits_of(layout);
     let mut floors: Vec<Floor> = Vec::new();
     let mut lanes = vec![Nanos::ZERO; layout.lanes.len()];
     let mut drawn = [0.0; Resource::COUNT];

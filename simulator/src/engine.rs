@@ -118,7 +118,7 @@ impl<'a> Engine<'a> {
             slowed: false,
             slots: Slots::new(&layout.rings),
             residency: Residency::new(&options.page_cache, &layout.extents),
-            hits: options.page_cache.hits(layout.extents.iter().copied().sum()),
+            hits: options.page_cache.hits_of(layout),
             meter: Meter::new(&layout.lanes),
             spans: options.record.then(Vec::new),
             now: Nanos::ZERO,

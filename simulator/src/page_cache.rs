@@ -45,6 +45,11 @@ impl PageCache {
         Self { capacity: kept.of(left_over), warm: false }
     }
 
+    /// The share of each read that is a hit while everything in a layout's files is read pass after pass.
+    pub(crate) fn hits_of(&self, layout: &Layout) -> HitShare {
+        self.hits(layout.extents.iter().copied().sum())
+    }
+
     /// The share of each read that is a hit while `scan` bytes are read pass after pass.
     pub fn hits(&self, scan: Bytes) -> HitShare {
         if self.capacity == Bytes::ZERO {

@@ -2,8 +2,7 @@
 //! of grouping sequences.
 
 use pipo_plan::plan::{Batching, Plan};
-use pipo_plan::schedule::Piece;
-use pipo_plan::schedule::{HostMemory, LaneKind, Work};
+use pipo_plan::schedule::{HostMemory, LaneKind, Piece, Work};
 use pipo_plan::strategy::Granularity;
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Embedding, Pipo, placed_units};

@@ -367,17 +367,7 @@ impl<'a> State<'a> {
 
     fn describe(&self, id: OpId) -> String {
         let Some((live, index)) = self.find(id) else { return format!("operation {}", id.0) };
-        let Op { kind, queue, unit, micro, block, .. } = live.pass.ops[index];
-        let layout = &self.schedule.layout;
-        let lane = layout.lanes[usize::from(layout.queues[usize::from(queue.0)].0)];
-        let unit = layout.units.get(usize::from(unit)).map_or("no unit", String::as_str);
-        format!(
-            "{} on {} {}, {unit}, block {block}, micro-batch {micro}, pass {}",
-            kind.name(),
-            lane.kind.name(),
-            lane.index,
-            live.pass.number
-        )
+        self.schedule.layout.describe(&live.pass.ops[index], live.pass.number)
     }
 
     fn blocker(&self, id: OpId) -> String {

@@ -23,10 +23,9 @@ use super::residency::{Home, Placed};
 use super::stream;
 use super::units::{Granularity, Unit};
 use crate::plan::Plan;
-use crate::schedule::Piece;
 use crate::schedule::{
-    Builder, DiskIo, HostMemory, LaneKind, OpId, OpKind, Phase, Program, QueueId, RingId, Schedule,
-    Tier, Work,
+    Builder, DiskIo, HostMemory, LaneKind, OpId, OpKind, Phase, Piece, Program, QueueId, RingId,
+    Schedule, Tier, Work,
 };
 use crate::units::Bytes;
 

@@ -25,10 +25,9 @@ use super::frame::Frame;
 use super::residency::{Home, Placed};
 use super::units::Granularity;
 use crate::plan::Plan;
-use crate::schedule::Piece;
 use crate::schedule::{
-    Builder, HostMemory, LaneKind, OpId, OpKind, Phase, Program, QueueId, RingId, Schedule, Tier,
-    Work,
+    Builder, HostMemory, LaneKind, OpId, OpKind, Phase, Piece, Program, QueueId, RingId, Schedule,
+    Tier, Work,
 };
 use crate::units::Bytes;
 

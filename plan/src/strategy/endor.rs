@@ -21,10 +21,9 @@ use super::residency::{Home, Placed};
 use super::units::{Granularity, Unit};
 use crate::model::{Part, Precision, Tensor, TensorKind};
 use crate::plan::Plan;
-use crate::schedule::Piece;
 use crate::schedule::{
-    Builder, DiskIo, HostMemory, LaneKind, Layout, Op, OpId, OpKind, Phase, Program, QueueId,
-    RingId, Schedule, Slot, Tier, Work,
+    Builder, DiskIo, HostMemory, LaneKind, Layout, Op, OpId, OpKind, Phase, Piece, Program,
+    QueueId, RingId, Schedule, Slot, Tier, Work,
 };
 use crate::units::Bytes;
 

@@ -6,8 +6,7 @@ use super::shapes::{self, Rows, Style};
 use super::units::{self, Granularity, Unit};
 use crate::model::Precision;
 use crate::plan::Plan;
-use crate::schedule::Piece;
-use crate::schedule::{Compute, Layout, Phase, Tier};
+use crate::schedule::{Compute, Layout, Phase, Piece, Tier};
 use crate::units::Bytes;
 
 /// A plan seen from a lowering: sizes and shapes, no policy.

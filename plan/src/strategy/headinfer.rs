@@ -24,9 +24,8 @@ use super::units::{Granularity, Unit};
 use super::{KvTier, LowerError};
 use crate::model::Part;
 use crate::plan::Plan;
-use crate::schedule::Piece;
 use crate::schedule::{
-    Builder, Compute, HostMemory, LaneKind, OpId, OpKind, Phase, Program, QueueId, RingId,
+    Builder, Compute, HostMemory, LaneKind, OpId, OpKind, Phase, Piece, Program, QueueId, RingId,
     Schedule, Slot, Tier, Work,
 };
 use crate::units::Bytes;

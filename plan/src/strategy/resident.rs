@@ -7,8 +7,9 @@ use super::frame::Frame;
 use super::residency::{Home, Placed};
 use super::units::Granularity;
 use crate::plan::Plan;
-use crate::schedule::Piece;
-use crate::schedule::{Builder, LaneKind, OpKind, Phase, Program, QueueId, Schedule, Tier, Work};
+use crate::schedule::{
+    Builder, LaneKind, OpKind, Phase, Piece, Program, QueueId, Schedule, Tier, Work,
+};
 
 /// The knobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

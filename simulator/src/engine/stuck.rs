@@ -1,6 +1,6 @@
 //! Explaining a schedule that can go no further.
 
-use pipo_plan::schedule::{Op, OpId, Slot};
+use pipo_plan::schedule::{OpId, Slot};
 
 use super::Engine;
 use super::lane::Queued;
@@ -37,18 +37,6 @@ impl Engine<'_> {
 
     fn describe(&self, id: OpId) -> String {
         let Some((op, pass)) = self.window.find(id) else { return "of a finished pass".into() };
-        let Op { kind, queue, unit, micro, block, .. } = op;
-        let layout = &self.schedule.layout;
-        let lane = layout.lanes[usize::from(layout.queues[usize::from(queue.0)].0)];
-        let unit = match layout.units.get(usize::from(*unit)) {
-            Some(name) => name.clone(),
-            None => format!("unit {unit}"),
-        };
-        format!(
-            "{} on {} {}, {unit}, block {block}, micro-batch {micro}, pass {pass}",
-            kind.name(),
-            lane.kind.name(),
-            lane.index
-        )
+        self.schedule.layout.describe(op, pass)
     }
 }

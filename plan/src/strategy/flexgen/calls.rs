@@ -3,9 +3,8 @@
 use super::split;
 use super::weights::Stored;
 use super::zigzag::{LAST, Step, Zigzag};
-use crate::schedule::Piece;
 use crate::schedule::{
-    Builder, DiskIo, HostMemory, NewOp, OpId, OpKind, QueueId, Slot, Tier, Work,
+    Builder, DiskIo, HostMemory, NewOp, OpId, OpKind, Piece, QueueId, Slot, Tier, Work,
 };
 use crate::strategy::Processor;
 use crate::units::Bytes;

@@ -1,10 +1,9 @@
 //! The pipeline itself: its lanes and buffers, and the operations of each pass.
 
 use super::{Embedding, FileReads, HostWeights, Pipo, place};
-use crate::schedule::Piece;
 use crate::schedule::{
-    Builder, DiskIo, HostMemory, LaneKind, Layout, OpId, OpKind, Phase, Program, QueueId, RingId,
-    Slot, Tier, Work,
+    Builder, DiskIo, HostMemory, LaneKind, Layout, OpId, OpKind, Phase, Piece, Program, QueueId,
+    RingId, Slot, Tier, Work,
 };
 use crate::strategy::frame::Frame;
 use crate::strategy::residency::Placed;
