@@ -25,7 +25,7 @@ use crate::decoder::Decoder;
 use crate::executor::{Backend, Fault, Task};
 use crate::memory::{Account, Buffer, Rings};
 use crate::run::{Request, RunError};
-use crate::store::Store;
+use crate::store::{Store, in_memory};
 
 mod beside;
 mod cache;
@@ -164,24 +164,13 @@ impl<'a> CpuBackend<'a> {
         let mut units = Vec::new();
         for (index, home) in homes.iter().enumerate() {
             let mut unit = Unit::new(&frame, index, store);
+            unit.on_device = home.gpu > Bytes::ZERO;
             if index == 0 && knobs.table_in_host() {
                 unit.keep(accounts.get(Tier::Pageable, "embedding table"), store)?;
-            } else if home.gpu > Bytes::ZERO {
-                unit.keep_sharing(
-                    &units,
-                    home.gpu,
-                    accounts.get(Tier::Gpu, "weights, resident"),
-                    store,
-                )?;
-            } else if home.host > Bytes::ZERO {
-                unit.keep_sharing(
-                    &units,
-                    home.host,
-                    accounts.get(knobs.host_tier(), "weights, resident"),
-                    store,
-                )?;
+            } else if unit.on_device || home.host > Bytes::ZERO {
+                let tier = if unit.on_device { Tier::Gpu } else { knobs.host_tier() };
+                unit.keep_sharing(&units, accounts.get(tier, "weights, resident"), store)?;
             }
-            unit.on_device = home.gpu > Bytes::ZERO;
             units.push(unit);
         }
         let hidden =
@@ -195,7 +184,7 @@ impl<'a> CpuBackend<'a> {
         let cache = knobs.cache_on_device(plan).into_iter().map(layer).collect::<Result<_, _>>()?;
         let rings = Rings::new(layout)?;
         let allocated = accounts.close(layout)?;
-        let micro = usize::try_from(plan.batch.micro).unwrap_or(usize::MAX);
+        let micro = in_memory(plan.batch.micro);
         let sequence = |prompt: &Vec<u32>| Sequence {
             prompt: prompt.clone(),
             new: Vec::new(),

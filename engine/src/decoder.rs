@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 
 use pipo_kernels::rotary::{self, Rotary};
 use pipo_kernels::{Cpu, Format, Matrix, ShapeError, embedding, linear, norm};
-use pipo_plan::model::{Model, Part, Precision, TensorKind};
+use pipo_plan::model::{Model, Part, Precision};
 
 use crate::arithmetic::{Arithmetic, Scaling};
 use crate::executor::Fault;
-use crate::store::{Layout, Placed};
+use crate::store::{Layout, Placed, in_memory};
 
 mod attention;
 mod cache;
@@ -29,8 +29,7 @@ pub use cache::Cache;
 /// A model's arithmetic on this machine's CPU.
 #[derive(Debug)]
 pub struct Decoder {
-    model: Model,
-    precision: Precision,
+    layout: Layout,
     tensors: BTreeMap<Part, Vec<Placed>>,
     epsilon: f32,
     rotary: Option<Rotary>,
@@ -46,7 +45,6 @@ impl From<ShapeError> for Fault {
 impl Decoder {
     /// The decoder of a store's model.
     pub fn new(layout: &Layout, arithmetic: &Arithmetic, cpu: Cpu) -> Result<Self, Fault> {
-        let model = layout.model().clone();
         let rotation = arithmetic.rotation.as_ref();
         let rotary = rotation.map(|rotation| {
             let scaling = match rotation.scaling {
@@ -59,22 +57,21 @@ impl Decoder {
                     original_positions: original,
                 },
             };
-            Rotary::new(size(model.head_dim), f64::from(rotation.theta), scaling)
+            Rotary::new(in_memory(layout.model().head_dim), f64::from(rotation.theta), scaling)
         });
         let of_part = |part| (part, layout.tensors(part).collect());
         Ok(Self {
-            precision: layout.precision(),
+            layout: layout.clone(),
             tensors: Part::ALL.into_iter().map(of_part).collect(),
             epsilon: arithmetic.norm_epsilon,
             rotary: rotary.transpose()?,
             cpu,
-            model,
         })
     }
 
     /// The model.
     pub fn model(&self) -> &Model {
-        &self.model
+        self.layout.model()
     }
 
     /// Hidden states of some tokens of one sequence, of which the first is at position `first`.
@@ -97,12 +94,12 @@ impl Decoder {
     /// Logits of some rows of hidden states. A head that is tied to the embedding needs its run.
     pub fn logits(&self, run: &[u8], embedding: &[u8], hidden: &[f32]) -> Result<Vec<f32>, Fault> {
         let weights = self.weights(Part::Head, run);
-        let rows = hidden.len() / size(self.model.hidden).max(1);
-        let mut hidden = weights.normed(hidden, !self.model.post_norm)?;
+        let rows = hidden.len() / in_memory(self.model().hidden).max(1);
+        let mut hidden = weights.normed(hidden, !self.model().post_norm)?;
         if weights.has("project_out") {
             hidden = weights.linear("project_out", &hidden, rows)?;
         }
-        if self.model.tied_embeddings {
+        if self.model().tied_embeddings {
             let weights = self.weights(Part::Embedding, embedding);
             return weights.linear("tokens", &hidden, rows);
         }
@@ -137,15 +134,15 @@ impl<'a> Weights<'a> {
     fn matrix(&self, name: &str) -> Result<Matrix<'a>, Fault> {
         let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
         let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
-        let (start, end) = (size(placed.offset), size(placed.offset + placed.length));
+        let (start, end) = (in_memory(placed.offset), in_memory(placed.offset + placed.length));
         let bytes = self.run.get(start..end).ok_or_else(|| missing("bytes for"))?;
-        let format = match (placed.tensor.kind, self.decoder.precision) {
-            (TensorKind::Matrix, Precision::Int4) => Format::Int4,
-            (TensorKind::Matrix, Precision::Int8) => Format::Int8,
-            (_, Precision::Bf16) => Format::Bf16,
-            _ => Format::Fp16,
-        };
-        Ok(Matrix::new(format, size(placed.tensor.outputs), size(placed.tensor.inputs), bytes)?)
+        let format = format(self.decoder.layout.precision_of(&placed.tensor));
+        Ok(Matrix::new(
+            format,
+            in_memory(placed.tensor.outputs),
+            in_memory(placed.tensor.inputs),
+            bytes,
+        )?)
     }
 
     /// A bias or the weights of a norm; none where the model has no such vector.
@@ -185,7 +182,12 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// A size of a model that was checked: far below what can be addressed.
-fn size(value: impl Into<u64>) -> usize {
-    usize::try_from(value.into()).unwrap_or(usize::MAX)
+/// How the kernels call a precision of the store.
+pub fn format(precision: Precision) -> Format {
+    match precision {
+        Precision::Fp16 => Format::Fp16,
+        Precision::Bf16 => Format::Bf16,
+        Precision::Int8 => Format::Int8,
+        Precision::Int4 => Format::Int4,
+    }
 }

@@ -17,7 +17,7 @@ pub use direct::Direct;
 pub use faulty::{Faulty, Trouble};
 
 /// What direct reads must be aligned to, in memory and in the file: the page, which no disk exceeds.
-pub const PAGE: u64 = 4096;
+pub const PAGE: usize = 4096;
 
 /// Reads a file at any place.
 pub trait BlockReader: Send + Sync {
@@ -50,6 +50,16 @@ pub enum Cause {
     Short(u64),
 }
 
+impl Cause {
+    /// The cause as seen from a read of which `before` bytes were there already.
+    fn after(self, before: u64) -> Self {
+        match self {
+            Self::Short(read) => Self::Short(before + read),
+            io @ Self::Io(_) => io,
+        }
+    }
+}
+
 /// Why a file cannot be read past the page cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotDirect {
@@ -78,10 +88,7 @@ fn in_requests(
     let mut at = 0;
     for piece in into.chunks_mut(request.max(1)) {
         let length = piece.len() as u64;
-        one(offset + at, piece).map_err(|cause| match cause {
-            Cause::Short(read) => Cause::Short(at + read),
-            io @ Cause::Io(_) => io,
-        })?;
+        one(offset + at, piece).map_err(|cause| cause.after(at))?;
         at += length;
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::{CpuBackend, fault, length};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
+use crate::store::in_memory;
 
 /// How rows lie in a buffer.
 #[derive(Debug, Clone, Copy)]
@@ -29,10 +30,9 @@ impl CpuBackend<'_> {
     /// How rows lie in a buffer of so many bytes: where attention is not on the device, a slot has room
     /// for the prompt alone.
     pub(super) fn shape(&self, buffer: usize) -> Shape {
-        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let model = self.decoder.model();
-        let row = size(2 * u64::from(model.kv_heads) * model.head_dim).max(1);
-        let sequences = size(self.frame.plan.batch.micro).max(1);
+        let row = in_memory(2 * u64::from(model.kv_heads) * model.head_dim).max(1);
+        let sequences = in_memory(self.frame.plan.batch.micro).max(1);
         Shape { row, context: buffer / (2 * sequences * row) }
     }
 
@@ -69,7 +69,7 @@ impl CpuBackend<'_> {
     }
 
     pub(super) fn prompt(&self) -> usize {
-        usize::try_from(self.frame.plan.workload.prompt).unwrap_or(usize::MAX)
+        in_memory(self.frame.plan.workload.prompt)
     }
 
     fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {

@@ -9,6 +9,7 @@ use pipo_plan::schedule::Piece;
 use super::{CpuBackend, Sequence, Unit, fault, half};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
+use crate::store::in_memory;
 
 /// The rows of a task: of every sequence the positions from `first` on.
 #[derive(Debug, Clone, Copy)]
@@ -95,17 +96,16 @@ impl CpuBackend<'_> {
 
     fn parts(&self, task: &Task, unit: &Unit, weights: &Weights) -> Result<(), Fault> {
         let shape = self.frame.rows(task.pass, task.op.block);
-        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let rows = Rows {
-            first: size(shape.context - shape.positions),
-            count: size(shape.positions),
+            first: in_memory(shape.context - shape.positions),
+            count: in_memory(shape.positions),
             pass: task.pass,
             last_chunk: task.op.block + 1 == self.frame.chunks(task.pass),
         };
         let mut hidden = self.hidden(task)?.write()?;
         let mut sequences = self.sequences(task.op.micro)?;
         let each = hidden.len() / sequences.len().max(1);
-        let row = 2 * size(self.decoder.model().hidden);
+        let row = 2 * in_memory(self.decoder.model().hidden);
         for (number, sequence) in sequences.iter_mut().enumerate() {
             // In decode the only row is the first one.
             let at = number * each + if rows.pass == 0 { rows.first * row } else { 0 };

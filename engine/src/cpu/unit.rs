@@ -6,7 +6,7 @@ use pipo_plan::units::Bytes;
 
 use super::{fault, length, parts};
 use crate::executor::Fault;
-use crate::memory::{Account, Buffer, MemoryError};
+use crate::memory::{Account, Buffer};
 use crate::run::RunError;
 use crate::store::{Place, Store};
 
@@ -49,8 +49,14 @@ impl Unit {
             let place = Place { part: Part::Embedding, layer: 0 };
             stretches.push(Stretch { place, start: 0, length: frame.tied_table().0 });
         }
-        let layer = usize::try_from(unit.layer).unwrap_or(usize::MAX);
-        Self { parts, layer, on_device: false, stretches, kept: None, shares: None }
+        Self {
+            parts,
+            layer: unit.layer as usize,
+            on_device: false,
+            stretches,
+            kept: None,
+            shares: None,
+        }
     }
 
     fn bytes(&self) -> u64 {
@@ -66,16 +72,14 @@ impl Unit {
     pub(super) fn keep_sharing(
         &mut self,
         others: &[Self],
-        whole: Bytes,
         account: &mut Account,
         store: &Store,
     ) -> Result<(), RunError> {
-        debug_assert_eq!(whole.0, self.bytes(), "units are kept whole");
         let table = self.stretches.len() - self.parts.len();
         let held = others.first().filter(|embedding| table > 0 && embedding.kept.is_some());
         // What is left tells whether the plan counted the table once or twice.
         let own: u64 = self.stretches[..self.parts.len()].iter().map(|s| s.length).sum();
-        if held.is_some() && account.left() < whole {
+        if held.is_some() && account.left() < Bytes(self.bytes()) {
             self.shares = Some(0);
             return self.fill(own, account, store);
         }
@@ -83,7 +87,7 @@ impl Unit {
     }
 
     fn fill(&mut self, bytes: u64, account: &mut Account, store: &Store) -> Result<(), RunError> {
-        let buffer = account.draw(Bytes(bytes)).map_err(|error: MemoryError| error)?;
+        let buffer = account.draw(Bytes(bytes))?;
         self.read(store, 0, &mut buffer.write()?)?;
         self.kept = Some(buffer);
         Ok(())

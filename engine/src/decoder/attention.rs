@@ -4,8 +4,9 @@ use pipo_kernels::attention::{Heads, attention};
 use pipo_kernels::{Matrix, norm, residual};
 use pipo_plan::model::Part;
 
-use super::{Cache, Decoder, Weights, size};
+use super::{Cache, Decoder, Weights};
 use crate::executor::Fault;
+use crate::store::in_memory;
 
 /// What comes before attention: rows of queries, keys and values, normed and rotated.
 #[derive(Debug, Clone)]
@@ -37,13 +38,13 @@ impl Decoder {
     /// Norm, projections, norms of heads, rotation.
     pub fn project(&self, run: &[u8], hidden: &[f32], first: usize) -> Result<Projected, Fault> {
         let weights = self.weights(Part::Attention, run);
-        let rows = hidden.len() / size(self.model.hidden).max(1);
-        let x = weights.normed(hidden, !self.model.post_norm)?;
+        let rows = hidden.len() / in_memory(self.model().hidden).max(1);
+        let x = weights.normed(hidden, !self.model().post_norm)?;
         let mut queries = weights.linear("q", &x, rows)?;
         let mut keys = weights.linear("k", &x, rows)?;
         let values = weights.linear("v", &x, rows)?;
-        self.turn(&weights, "q_norm", &mut queries, size(self.model.heads), first)?;
-        self.turn(&weights, "k_norm", &mut keys, size(self.model.kv_heads), first)?;
+        self.turn(&weights, "q_norm", &mut queries, self.model().heads as usize, first)?;
+        self.turn(&weights, "k_norm", &mut keys, self.model().kv_heads as usize, first)?;
         Ok(Projected { queries, keys, values })
     }
 
@@ -75,12 +76,12 @@ impl Decoder {
         keys: &Matrix,
         values: &Matrix,
     ) -> Result<Vec<f32>, Fault> {
-        let dim = size(self.model.head_dim);
+        let dim = in_memory(self.model().head_dim);
         let heads = Heads {
-            query: size(self.model.heads),
-            kv: size(self.model.kv_heads),
+            query: self.model().heads as usize,
+            kv: self.model().kv_heads as usize,
             dim,
-            window: self.model.sliding_window.map(size),
+            window: self.model().sliding_window.map(in_memory),
             scale: 1.0 / (dim as f32).sqrt(),
         };
         let mut out = vec![0.0; queries.len()];
@@ -96,9 +97,9 @@ impl Decoder {
         attended: &[f32],
     ) -> Result<Vec<f32>, Fault> {
         let weights = self.weights(Part::Attention, run);
-        let rows = hidden.len() / size(self.model.hidden).max(1);
+        let rows = hidden.len() / in_memory(self.model().hidden).max(1);
         let mut out = weights.linear("o", attended, rows)?;
         residual::add(&mut out, hidden)?;
-        weights.normed(&out, self.model.post_norm)
+        weights.normed(&out, self.model().post_norm)
     }
 }

@@ -3,21 +3,22 @@
 use pipo_kernels::{activation, residual, router};
 use pipo_plan::model::{Experts, Part};
 
-use super::{Decoder, Weights, size};
+use super::{Decoder, Weights};
 use crate::executor::Fault;
+use crate::store::in_memory;
 
 impl Decoder {
     /// The whole part.
     pub fn mlp(&self, run: &[u8], hidden: &[f32]) -> Result<Vec<f32>, Fault> {
         let weights = self.weights(Part::Mlp, run);
-        let rows = hidden.len() / size(self.model.hidden).max(1);
-        let x = weights.normed(hidden, !self.model.post_norm)?;
-        let mut out = match self.model.experts {
+        let rows = hidden.len() / in_memory(self.model().hidden).max(1);
+        let x = weights.normed(hidden, !self.model().post_norm)?;
+        let mut out = match self.model().experts {
             Some(experts) => mixture(&weights, experts, &x, rows)?,
             None => dense(&weights, &x, rows)?,
         };
         residual::add(&mut out, hidden)?;
-        weights.normed(&out, self.model.post_norm)
+        weights.normed(&out, self.model().post_norm)
     }
 }
 
@@ -37,12 +38,13 @@ fn dense(weights: &Weights, x: &[f32], rows: usize) -> Result<Vec<f32>, Fault> {
 /// its sum does not depend on the rows beside it.
 fn mixture(weights: &Weights, experts: Experts, x: &[f32], rows: usize) -> Result<Vec<f32>, Fault> {
     let width = x.len() / rows.max(1);
-    let (count, active) = (size(experts.count), size(experts.active));
+    let (count, active) = (experts.count as usize, experts.active as usize);
     let logits = weights.linear("router", x, rows)?;
     let choices = router::route(&logits, count, active, true)?;
     let mut out = vec![0.0; x.len()];
     for expert in 0..experts.count {
-        let sent = choices.iter().enumerate().filter(|(_, choice)| choice.expert == size(expert));
+        let sent =
+            choices.iter().enumerate().filter(|(_, choice)| choice.expert == expert as usize);
         let sent: Vec<(usize, f32)> = sent.map(|(i, choice)| (i / active, choice.weight)).collect();
         if sent.is_empty() {
             continue;

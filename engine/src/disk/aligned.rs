@@ -16,13 +16,12 @@ pub struct AlignedBuf {
 impl AlignedBuf {
     /// `length` zeros, or none where the system has not so much memory.
     pub fn zeroed(length: usize) -> Option<Self> {
-        let page = usize::try_from(PAGE).ok()?;
-        let capacity = length.checked_add(page)?;
+        let capacity = length.checked_add(PAGE)?;
         let mut memory = Vec::new();
         memory.try_reserve_exact(capacity).ok()?;
         memory.resize(capacity, 0);
-        let start = memory.as_ptr().align_offset(page);
-        (start <= page).then_some(Self { memory, start, length })
+        let start = memory.as_ptr().align_offset(PAGE);
+        (start <= PAGE).then_some(Self { memory, start, length })
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::{AlignedBuf, BlockReader, Cause, NotDirect, PAGE, ReadError, fill, in_requests};
+use crate::store::in_memory;
 
 /// How a file is opened for reads past the page cache.
 #[cfg(target_os = "linux")]
@@ -39,13 +40,13 @@ impl Direct {
             return Err(NotDirect::Refused("only Linux has O_DIRECT".into()));
         };
         let file = OpenOptions::new().read(true).custom_flags(flag).open(path).map_err(refused)?;
-        let mut probe = AlignedBuf::zeroed(page())
+        let mut probe = AlignedBuf::zeroed(PAGE)
             .ok_or_else(|| NotDirect::Refused("there is no memory for a page".into()))?;
         file.read_at(&mut probe, 0).map_err(refused)?;
         if file.read_at(&mut probe, 1).is_ok() {
             return Err(NotDirect::Ignored);
         }
-        let request = (request / page()).max(1) * page();
+        let request = (request / PAGE).max(1) * PAGE;
         Ok(Self { path: path.into(), file, request, spare: Mutex::default() })
     }
 
@@ -64,9 +65,9 @@ impl Direct {
     }
 
     fn through_spare(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
-        let skip = offset % PAGE;
-        let needed = usize::try_from(skip).unwrap_or(0) + into.len();
-        let length = needed.next_multiple_of(page());
+        let skip = offset % PAGE as u64;
+        let needed = in_memory(skip) + into.len();
+        let length = needed.next_multiple_of(PAGE);
         let mut buffer = self.take_spare(length)?;
         let result = self.pages(offset - skip, &mut buffer[..length], needed);
         if result.is_ok() {
@@ -82,7 +83,7 @@ impl Direct {
     /// A buffer of at least `length` bytes: one request and a page at both ends holds any piece.
     fn take_spare(&self, length: usize) -> Result<AlignedBuf, Cause> {
         let spare = self.lock().pop();
-        let enough = length.max(self.request + 2 * page());
+        let enough = length.max(self.request + 2 * PAGE);
         let new = || AlignedBuf::zeroed(enough);
         spare.or_else(new).ok_or_else(|| Cause::Io(std::io::ErrorKind::OutOfMemory.into()))
     }
@@ -92,8 +93,8 @@ impl Direct {
     }
 
     fn piece(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
-        let aligned = offset.is_multiple_of(PAGE) && into.as_ptr().align_offset(page()) == 0;
-        let whole = if aligned { into.len() / page() * page() } else { 0 };
+        let aligned = offset.is_multiple_of(PAGE as u64) && into.as_ptr().align_offset(PAGE) == 0;
+        let whole = if aligned { into.len() / PAGE * PAGE } else { 0 };
         let (pages, rest) = into.split_at_mut(whole);
         if !pages.is_empty() {
             self.pages(offset, pages, whole)?;
@@ -101,10 +102,7 @@ impl Direct {
         if rest.is_empty() {
             return Ok(());
         }
-        self.through_spare(offset + whole as u64, rest).map_err(|cause| match cause {
-            Cause::Short(read) => Cause::Short(whole as u64 + read),
-            io @ Cause::Io(_) => io,
-        })
+        self.through_spare(offset + whole as u64, rest).map_err(|cause| cause.after(whole as u64))
     }
 }
 
@@ -114,8 +112,4 @@ impl BlockReader for Direct {
         in_requests(offset, into, self.request, |at, piece| self.piece(at, piece))
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
     }
-}
-
-fn page() -> usize {
-    usize::try_from(PAGE).unwrap_or(usize::MAX)
 }

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use pipo_plan::timeline::Timeline;
 
-use super::error::{ExecutionError, Fault};
+use super::error::ExecutionError;
 use super::state::State;
 use super::{Backend, PATIENCE, Task};
 
@@ -85,10 +85,4 @@ fn text(panic: &(dyn std::any::Any + Send)) -> String {
     let literal = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     let text = literal.or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "no message".into())
-}
-
-impl From<std::io::Error> for Fault {
-    fn from(error: std::io::Error) -> Self {
-        Self(error.to_string())
-    }
 }

@@ -6,8 +6,10 @@ use std::ops::Range;
 use pipo_plan::model::{Flaw, Model, Part, Precision, Tensor, TensorKind};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::PAGE;
+
 /// Runs start at multiples of this many bytes: direct reads need it.
-pub const ALIGNMENT: u64 = 4096;
+pub const ALIGNMENT: u64 = PAGE as u64;
 
 /// Which run: a part of the model and, for attention and MLP, the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
