@@ -3,45 +3,29 @@
 //! `golden/README.md` says what the files hold and which tolerance the reference itself supports.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pipo_engine::decoder::{Cache, Decoder};
-use pipo_engine::import::{Import, Source, import};
-use pipo_engine::store::{Place, Store};
+use pipo_engine::store::Place;
 use pipo_kernels::Cpu;
 use pipo_plan::model::{Part, Precision};
-use serde_json::Value;
 
-const MODELS: [&str; 9] = [
-    "opt",
-    "opt-postnorm",
-    "llama2",
-    "llama3",
-    "llama-tied",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "mixtral",
-];
+use fixture::{Fixture, MODELS, folder};
 
-fn folder(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
-}
+mod fixture;
 
-/// A checkpoint, imported and held in memory.
+/// A golden model, held in memory.
 struct Imported {
+    source: PathBuf,
+    fixture: Fixture,
     decoder: Decoder,
     runs: Vec<(Place, Vec<u8>)>,
 }
 
 impl Imported {
     fn new(model: &str, precision: Precision) -> Self {
-        let folder = folder(model);
-        let target = tempfile::tempdir().unwrap();
-        let target = target.path().join("store");
-        let source = Source::Checkpoint(&folder);
-        import(&Import { source, precision, target: &target }, &mut |_| {}).unwrap();
-        let store = Store::open(&target).unwrap();
+        let fixture = Fixture::new(model, precision);
+        let store = &fixture.store;
         let run = |place| {
             let mut bytes = vec![0; usize::try_from(store.length(place).unwrap()).unwrap()];
             store.read(place, 0, &mut bytes).unwrap();
@@ -49,7 +33,17 @@ impl Imported {
         };
         let runs = store.layout().places().map(run).collect();
         let decoder = Decoder::new(store.layout(), store.arithmetic(), Cpu::new(1)).unwrap();
-        Self { decoder, runs }
+        Self { source: folder(model), fixture, decoder, runs }
+    }
+
+    fn vocabulary(&self) -> usize {
+        usize::try_from(self.decoder.model().vocab).unwrap()
+    }
+
+    /// Numbers of a golden file.
+    fn floats(&self, file: &str) -> Vec<f32> {
+        let bytes = std::fs::read(self.source.join(file)).unwrap();
+        bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
     }
 
     fn run(&self, part: Part, layer: u32) -> &[u8] {
@@ -76,28 +70,6 @@ impl Imported {
     }
 }
 
-struct Golden {
-    folder: PathBuf,
-    facts: Value,
-}
-
-impl Golden {
-    fn new(model: &str) -> Self {
-        let folder = folder(model);
-        let text = std::fs::read_to_string(folder.join("golden.json")).unwrap();
-        Self { facts: serde_json::from_str(&text).unwrap(), folder }
-    }
-
-    fn tokens(&self, key: &str, sequence: usize) -> Vec<u32> {
-        serde_json::from_value(self.facts[key][sequence].clone()).unwrap()
-    }
-
-    fn floats(&self, file: &str) -> Vec<f32> {
-        let bytes = std::fs::read(self.folder.join(file)).unwrap();
-        bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-    }
-}
-
 /// The largest difference at a position over the largest logit there; the worst position counts.
 fn difference(found: &[f32], expected: &[f32], vocabulary: usize) -> f32 {
     assert_eq!(found.len(), expected.len());
@@ -119,19 +91,18 @@ fn greedy(logits: &[f32]) -> u32 {
 
 /// Prefill and 64 greedy steps of both sequences.
 fn check(model: &str) {
-    let golden = Golden::new(model);
     let imported = Imported::new(model, Precision::Fp16);
-    let vocabulary = usize::try_from(imported.decoder.model().vocab).unwrap();
-    let last_step = golden.floats("last-step.f32");
+    let vocabulary = imported.vocabulary();
+    let last_step = imported.floats("last-step.f32");
     for sequence in 0..2 {
-        let prompt = golden.tokens("prompts", sequence);
+        let prompt = imported.fixture.tokens("prompts", sequence);
         let mut caches = imported.caches();
         let mut logits = imported.logits(&prompt, &mut caches);
         let (found, file) = match sequence {
             0 => (&logits[..], "prompt-0.f32"),
             _ => (&logits[logits.len() - vocabulary..], "prompt-1-last.f32"),
         };
-        let apart = difference(found, &golden.floats(file), vocabulary);
+        let apart = difference(found, &imported.floats(file), vocabulary);
         assert!(apart <= 1e-4, "{model}, {file}: {apart:e}");
         let mut tokens = Vec::new();
         for step in 0..64 {
@@ -144,7 +115,11 @@ fn check(model: &str) {
             tokens.push(greedy(last));
             logits = imported.logits(&tokens[step..], &mut caches);
         }
-        assert_eq!(tokens, golden.tokens("greedy", sequence), "{model}, sequence {sequence}");
+        assert_eq!(
+            tokens,
+            imported.fixture.tokens("greedy", sequence),
+            "{model}, sequence {sequence}"
+        );
     }
 }
 
@@ -165,12 +140,11 @@ fn shards_make_the_same_model() {
 #[test]
 fn a_store_in_bf16_computes_with_weights_rounded_to_bf16() {
     for model in MODELS {
-        let golden = Golden::new(model);
         let imported = Imported::new(model, Precision::Bf16);
-        let vocabulary = usize::try_from(imported.decoder.model().vocab).unwrap();
-        let expected = golden.floats("bf16-weights.f32");
+        let vocabulary = imported.vocabulary();
+        let expected = imported.floats("bf16-weights.f32");
         for sequence in 0..2 {
-            let prompt = golden.tokens("prompts", sequence);
+            let prompt = imported.fixture.tokens("prompts", sequence);
             let logits = imported.logits(&prompt, &mut imported.caches());
             let found = &logits[logits.len() - vocabulary..];
             let apart =
@@ -185,7 +159,7 @@ fn a_store_in_bf16_computes_with_weights_rounded_to_bf16() {
 fn chunks_of_a_prompt_change_nothing() {
     for model in MODELS {
         let imported = Imported::new(model, Precision::Int4);
-        let prompt = Golden::new(model).tokens("prompts", 0);
+        let prompt = imported.fixture.tokens("prompts", 0);
         let whole = imported.logits(&prompt, &mut imported.caches());
         for chunk in [1, 7, 16] {
             let mut caches = imported.caches();

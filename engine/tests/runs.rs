@@ -1,13 +1,11 @@
 //! Plans that run for real on the CPU backend.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use pipo_engine::import::{Import, Source, import};
 use pipo_engine::run::{Outcome, Request, RunError, run};
-use pipo_engine::store::{Place, Store};
+use pipo_engine::store::Place;
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan, Precisions};
@@ -18,48 +16,15 @@ use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as Sys
 use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Objective, Workload};
 use proptest::prelude::*;
-use serde_json::Value;
 
-const MODELS: [&str; 9] = [
-    "opt",
-    "opt-postnorm",
-    "llama2",
-    "llama3",
-    "llama-tied",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "mixtral",
-];
+use fixture::{Fixture, MODELS};
+
+mod fixture;
+
 const PRECISIONS: [Precision; 4] = Precision::ALL;
 const PROMPT: usize = 24;
 
-/// An imported model with its golden facts.
-struct Fixture {
-    _folder: tempfile::TempDir,
-    store: Store,
-    golden: Value,
-}
-
 impl Fixture {
-    fn new(model: &str, precision: Precision) -> Self {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("store");
-        let source = Source::Checkpoint(&golden);
-        import(&Import { source, precision, target: &target }, &mut |_| {}).unwrap();
-        let store = Store::open(&target).unwrap();
-        let text = |file| std::fs::read_to_string(golden.join(file)).unwrap();
-        let golden = serde_json::from_str(&text("golden.json")).unwrap();
-        Self { _folder: folder, store, golden }
-    }
-
-    fn prompts(&self, sequences: u64) -> Vec<Vec<u32>> {
-        let prompt =
-            |i: u64| serde_json::from_value(self.golden["prompts"][(i % 2) as usize].clone());
-        (0..sequences).map(|i| prompt(i).unwrap()).collect()
-    }
-
     fn plan(&self, strategy: System, batch: Batching, new_tokens: u64) -> Plan {
         Plan {
             machine: "any".into(),
@@ -83,7 +48,9 @@ impl Fixture {
     }
 
     fn run(&self, plan: &Plan) -> Result<Outcome, RunError> {
-        let prompts = self.prompts(plan.batch.micro * plan.batch.count);
+        let sequences = usize::try_from(plan.batch.micro * plan.batch.count).unwrap();
+        let prompts: Vec<Vec<u32>> =
+            (0..sequences).map(|sequence| self.tokens("prompts", sequence % 2)).collect();
         let request = Request { plan, store: &self.store, prompts: &prompts, threads: 1 };
         run(&request, &AtomicBool::new(false))
     }
@@ -110,13 +77,11 @@ fn a_resident_run_says_what_transformers_says() {
         let fixture = fixture(model, 0);
         let outcome = fixture.run(&fixture.plan(resident(), Batching::single(2), 64)).unwrap();
         for (sequence, tokens) in outcome.tokens.iter().enumerate() {
-            let golden = |key: &str| fixture.golden[key][sequence].as_array().unwrap().clone();
-            let safe =
-                golden("greedy_gaps").iter().take_while(|gap| gap.as_f64() > Some(0.1)).count();
-            let expected: Vec<u64> = golden("greedy").iter().filter_map(Value::as_u64).collect();
-            let found: Vec<u64> = tokens.iter().map(|&token| token.into()).collect();
-            assert_eq!(found.len(), 64);
-            assert_eq!(found[..safe], expected[..safe], "{name}, sequence {sequence}");
+            let gaps = fixture.golden["greedy_gaps"][sequence].as_array().unwrap();
+            let safe = gaps.iter().take_while(|gap| gap.as_f64() > Some(0.1)).count();
+            let expected = fixture.tokens("greedy", sequence);
+            assert_eq!(tokens.len(), 64);
+            assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers to bytes and back, in the formats of the store.
+//! Numbers to bytes, in the formats of the store: those of [`pipo_kernels::format`], which reads them back.
 //!
 //! A matrix is row-major and little-endian:
 //!
@@ -16,14 +16,11 @@ mod rounding;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use pipo_kernels::format::GROUP;
 use pipo_plan::model::Precision;
 use rayon::prelude::*;
 
 use self::rounding::{extremes, farthest, nearest, not_above, not_below};
-use crate::store::in_memory;
-
-/// Inputs that share a scale and a minimum.
-pub const GROUP: usize = 64;
 
 /// A number that the format cannot hold, by its place among the numbers given.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,49 +118,6 @@ pub fn encode(
         .collect::<Vec<_>>();
     let squares = total(squares)?;
     Ok(Encoded { data, scales, squares })
-}
-
-/// Numbers of a whole matrix in the bytes of a store; `None` unless there are exactly as many bytes as
-/// the matrix has.
-pub fn decode(precision: Precision, outputs: u64, inputs: u64, bytes: &[u8]) -> Option<Vec<f32>> {
-    if bytes.len() as u64 != precision.matrix_bytes(outputs, inputs).0 || inputs == 0 {
-        return None;
-    }
-    let (outputs, inputs) = (in_memory(outputs), in_memory(inputs));
-    let pairs = |bytes: &[u8]| -> Vec<u16> {
-        bytes.as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect()
-    };
-    let wide = |bits: u16| f16::from_bits(bits).to_f32();
-    Some(match precision {
-        Precision::Fp16 => pairs(bytes).into_iter().map(wide).collect(),
-        Precision::Bf16 => {
-            pairs(bytes).into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect()
-        }
-        Precision::Int8 => {
-            let (codes, scales) = bytes.split_at(outputs * inputs);
-            let rows = codes.chunks_exact(inputs).zip(pairs(scales));
-            rows.flat_map(|(row, scale)| {
-                row.iter().map(move |&q| f32::from(q.cast_signed()) * wide(scale))
-            })
-            .collect()
-        }
-        Precision::Int4 => {
-            let groups = inputs.div_ceil(GROUP);
-            let (codes, scales) = bytes.split_at(outputs * groups * GROUP / 2);
-            let scales = pairs(scales);
-            let mut numbers = Vec::with_capacity(outputs * inputs);
-            for (row, codes) in codes.chunks_exact(groups * GROUP / 2).enumerate() {
-                for input in 0..inputs {
-                    let (group, within) = (input / GROUP, input % GROUP);
-                    let byte = codes[group * GROUP / 2 + within % (GROUP / 2)];
-                    let code = if within < GROUP / 2 { byte & 15 } else { byte >> 4 };
-                    let at = 2 * (row * groups + group);
-                    numbers.push(wide(scales[at + 1]) + f32::from(code) * wide(scales[at]));
-                }
-            }
-            numbers
-        }
-    })
 }
 
 fn total(parts: Vec<Result<Squares, Unrepresentable>>) -> Result<Squares, Unrepresentable> {

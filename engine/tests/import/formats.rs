@@ -1,9 +1,11 @@
 //! The bytes of each format, by hand.
 
 use half::f16;
-use pipo_engine::import::quantise::{decode, encode};
+use pipo_engine::import::quantise::encode;
 use pipo_plan::model::Precision;
 use proptest::prelude::*;
+
+use crate::support::decode;
 
 #[test]
 fn int4_holds_input_k_in_the_low_nibble_and_input_k_plus_32_in_the_high() {

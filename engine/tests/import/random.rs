@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use pipo_engine::import::quantise::decode;
 use pipo_engine::import::{Import, Source, import};
 use pipo_engine::store::{DATA, Origin, Place, Store};
 use pipo_plan::diagnostic::Document;
@@ -11,7 +10,7 @@ use pipo_plan::model::{Model, Part, Precision};
 use tempfile::TempDir;
 
 use crate::checkpoint::{FAMILIES, small};
-use crate::support::listed;
+use crate::support::{listed, stored};
 
 fn model(family: &str) -> Model {
     let config = small(family, "F32", false).config.to_string();
@@ -24,11 +23,7 @@ fn fill(target: &Path, family: &str, seed: u64, precision: Precision) {
 }
 
 fn tensor(store: &Store, part: Part, name: &str) -> Vec<f32> {
-    let (run, placed) = store.layout().find(Place { part, layer: 0 }, name, None).unwrap();
-    let mut bytes = vec![0; usize::try_from(placed.length).unwrap()];
-    store.read(run, placed.offset, &mut bytes).unwrap();
-    let precision = store.layout().precision_of(&placed.tensor);
-    decode(precision, placed.tensor.outputs, placed.tensor.inputs, &bytes).unwrap()
+    stored(store, Place { part, layer: 0 }, name, None)
 }
 
 #[test]

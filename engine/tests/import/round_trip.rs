@@ -2,13 +2,12 @@
 
 use std::fs;
 
-use pipo_engine::import::quantise::decode;
 use pipo_engine::store::{ALIGNMENT, DATA, Origin, Place, Store, TABLE};
 use pipo_plan::model::{Part, Precision, TensorKind};
 use serde_json::json;
 
 use crate::checkpoint::{Checkpoint, FAMILIES, Tensor, small};
-use crate::support::{run, target, written};
+use crate::support::{run, stored, target, written};
 
 /// The farthest that a stored number may lie from its source.
 fn bound(precision: Precision, inputs: usize, numbers: &[f32], at: usize) -> f64 {
@@ -41,12 +40,7 @@ fn bound(precision: Precision, inputs: usize, numbers: &[f32], at: usize) -> f64
 }
 
 fn read(store: &Store, tensor: &Tensor) -> Vec<f32> {
-    let layout = store.layout();
-    let (run, placed) = layout.find(tensor.place, tensor.name, tensor.expert).unwrap();
-    let mut bytes = vec![0; usize::try_from(placed.length).unwrap()];
-    store.read(run, placed.offset, &mut bytes).unwrap();
-    let precision = layout.precision_of(&placed.tensor);
-    decode(precision, placed.tensor.outputs, placed.tensor.inputs, &bytes).unwrap()
+    stored(store, tensor.place, tensor.name, tensor.expert)
 }
 
 fn check(checkpoint: &Checkpoint, precision: Precision) {

@@ -3,7 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pipo_engine::decoder::format;
 use pipo_engine::import::{Import, ImportError, Progress, Report, Source, import};
+use pipo_engine::store::{Place, Store};
+use pipo_kernels::Matrix;
+use pipo_kernels::format::dequantise_row;
 use pipo_plan::model::Precision;
 use tempfile::TempDir;
 
@@ -58,4 +62,34 @@ pub(crate) fn resealed(table: &str) -> String {
     let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
     let checksum = crc32fast::hash(format!("{before}{field}0{after}").as_bytes());
     format!("{before}{field}{checksum}{after}")
+}
+
+/// Numbers of a whole matrix in the bytes of a store; `None` unless there are exactly as many bytes as
+/// the matrix has.
+pub(crate) fn decode(
+    precision: Precision,
+    outputs: u64,
+    inputs: u64,
+    bytes: &[u8],
+) -> Option<Vec<f32>> {
+    let (outputs, inputs) = (usize::try_from(outputs).ok()?, usize::try_from(inputs).ok()?);
+    let matrix = Matrix::new(format(precision), outputs, inputs, bytes).ok()?;
+    let mut numbers = vec![0.0; outputs * inputs];
+    if numbers.is_empty() {
+        return None;
+    }
+    for (row, numbers) in numbers.chunks_exact_mut(inputs).enumerate() {
+        dequantise_row(&matrix, row, numbers).ok()?;
+    }
+    Some(numbers)
+}
+
+/// The numbers of one tensor of a store.
+pub(crate) fn stored(store: &Store, place: Place, name: &str, expert: Option<u32>) -> Vec<f32> {
+    let layout = store.layout();
+    let (run, placed) = layout.find(place, name, expert).unwrap();
+    let mut bytes = vec![0; usize::try_from(placed.length).unwrap()];
+    store.read(run, placed.offset, &mut bytes).unwrap();
+    let precision = layout.precision_of(&placed.tensor);
+    decode(precision, placed.tensor.outputs, placed.tensor.inputs, &bytes).unwrap()
 }
