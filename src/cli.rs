@@ -44,6 +44,8 @@ pub enum Command {
     Emit(Emit),
     /// Import a model's weights into a store, or fill one with random weights.
     Import(Import),
+    /// Measure this machine, for --machine: copies, kernels, disk. Its cores play the GPU.
+    Profile(Profile),
     /// List the models of the catalogue, or show one.
     Models(Models),
     /// List the machines of the catalogue, show one, or import measurements into one.
@@ -211,6 +213,20 @@ pub struct Import {
     /// Seed of random weights.
     #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "folder")]
     pub seed: u64,
+}
+
+/// Arguments of `profile`.
+#[derive(Debug, Args)]
+pub struct Profile {
+    /// Where the profile goes; every sample goes beside it.
+    #[arg(short, long, default_value = "machine.toml", value_name = "FILE")]
+    pub output: PathBuf,
+    /// A folder on the disk that weights are read from; a scratch file is written there and removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Size of the scratch file.
+    #[arg(long, default_value = "1GiB", value_name = "SIZE")]
+    pub disk_size: Bytes,
 }
 
 /// Arguments of `models`.

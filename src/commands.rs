@@ -7,6 +7,7 @@ pub mod import;
 pub mod machines;
 pub mod models;
 pub mod plot;
+pub mod profile;
 pub mod published;
 pub mod report;
 pub mod reproduce;

@@ -7,6 +7,7 @@
 //!   multiple of 4 KiB and is checksummed block by block. [`arithmetic`] is what shapes do not say.
 //! - [`disk`] reads it, past the page cache or through it; [`memory`] holds what the plan accounts for.
 //! - [`decoder`] computes, part by part, on the CPU.
+//! - [`profile`] measures this machine, so that a simulator can predict what a run will take.
 //! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together.
 
 pub mod arithmetic;
@@ -16,5 +17,6 @@ pub mod disk;
 pub mod executor;
 pub mod import;
 pub mod memory;
+pub mod profile;
 pub mod run;
 pub mod store;

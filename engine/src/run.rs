@@ -132,3 +132,9 @@ fn check(request: &Request) -> Result<(), RunError> {
         None => Ok(()),
     }
 }
+
+/// Threads of one computation where nobody says otherwise: all cores but one, because the lanes that read
+/// and copy need one too.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1))
+}
