@@ -14,3 +14,4 @@ pub mod reproduce;
 pub mod shell;
 pub mod simulate;
 pub mod tune;
+pub mod verify;

@@ -8,11 +8,13 @@ use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
 
 use crate::cpu::CpuBackend;
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, in_memory};
 
 /// What to run.
 #[derive(Debug)]
@@ -137,4 +139,13 @@ fn check(request: &Request) -> Result<(), RunError> {
 /// and copy need one too.
 pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1))
+}
+
+/// Prompts of random tokens for a plan, drawn from its seed: for measuring, where words do not matter.
+pub fn random_prompts(plan: &Plan) -> Vec<Vec<u32>> {
+    let mut random = Pcg64::seed_from_u64(plan.seed);
+    let vocabulary = u32::try_from(plan.model.vocab).unwrap_or(u32::MAX).max(1);
+    let length = in_memory(plan.workload.prompt);
+    let prompt = |_| (0..length).map(|_| random.random_range(0..vocabulary)).collect();
+    (0..plan.batch.sequences()).map(prompt).collect()
 }

@@ -63,6 +63,12 @@ impl Store {
         &self.path
     }
 
+    /// Asks the system to drop what it keeps of the data in memory, so that a measurement begins with a
+    /// cold page cache. What it does about that is its own business.
+    pub fn forget_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.data, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     /// Length of a run.
     pub fn length(&self, run: Place) -> Result<u64, StoreError> {
         self.range(run).map(|range| range.end - range.start)
