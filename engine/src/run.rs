@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use pipo_kernels::Cpu;
+use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::{LowerError, lower};
@@ -12,6 +13,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::cpu::CpuBackend;
+use crate::disk::{BlockReader, ReadError};
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
 use crate::store::{Store, StoreError, in_memory};
@@ -27,6 +29,8 @@ pub struct Request<'a> {
     pub prompts: &'a [Vec<u32>],
     /// Threads of one computation. Results do not depend on it.
     pub threads: usize,
+    /// What reads the store's data file instead of the reader that the plan names: for tests.
+    pub reader: Option<&'a dyn BlockReader>,
 }
 
 /// What came of it.
@@ -40,6 +44,8 @@ pub struct Outcome {
     pub timeline: Timeline,
     /// What was allocated at each tier of memory.
     pub allocated: Vec<(Tier, Bytes)>,
+    /// What of the plan could not be followed to the letter, for people.
+    pub notes: Vec<String>,
 }
 
 /// Why a plan did not run.
@@ -56,15 +62,18 @@ pub enum RunError {
     /// Plan, store and prompts do not belong together.
     #[error("{0}")]
     Mismatch(String),
-    /// The plan cannot be lowered.
-    #[error(transparent)]
+    /// The plan cannot be lowered, or does not fit its budget.
+    #[error("{path}: {0}", path = .0.path)]
     Plan(#[from] LowerError),
     /// Memory could not be set up.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The store could not be read.
+    /// The store could not be read, or is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its data file could not be opened.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The model's sizes contradict each other.
     #[error(transparent)]
     Model(#[from] Fault),
@@ -81,11 +90,15 @@ pub enum RunError {
 pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunError> {
     check(request)?;
     let schedule = lower(request.plan)?;
+    // What is in memory before is known to who makes the plan; here nothing else is counted.
+    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+    MemoryTable::new(&schedule.layout, none).check(request.plan)?;
     let backend = CpuBackend::new(request, &schedule.layout, Cpu::new(request.threads))?;
     let timeline = execute(&schedule, &backend, cancelled)?;
-    let allocated = backend.allocated().to_vec();
+    backend.finish()?;
+    let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
     let (tokens, logits) = backend.into_results();
-    Ok(Outcome { tokens, logits, timeline, allocated })
+    Ok(Outcome { tokens, logits, timeline, allocated, notes })
 }
 
 fn check(request: &Request) -> Result<(), RunError> {
