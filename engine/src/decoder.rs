@@ -165,12 +165,11 @@ impl<'a> Weights<'a> {
         if !self.has(name) {
             return Ok(None);
         }
-        // Vectors are stored as matrices with one column.
+        // A vector is a matrix with one column in 16 bits, and so the same bytes as one row.
         let column = self.matrix(name)?;
         let mut values = vec![0.0; column.outputs()];
-        for (row, value) in values.iter_mut().enumerate() {
-            pipo_kernels::format::dequantise_row(&column, row, std::slice::from_mut(value))?;
-        }
+        let row = Matrix::new(column.format(), 1, column.outputs(), column.bytes())?;
+        pipo_kernels::format::dequantise_row(&row, 0, &mut values)?;
         Ok(Some(values))
     }
 
