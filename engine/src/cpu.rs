@@ -9,9 +9,11 @@
 //! before anything starts.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pipo_kernels::Cpu;
+use pipo_kernels::sample::Sampler;
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, Layout, OpKind, Tier};
@@ -22,9 +24,9 @@ use pipo_plan::strategy::{Granularity, KvTier, Processor, Strategy};
 use pipo_plan::units::Bytes;
 
 use crate::decoder::Decoder;
-use crate::executor::{Backend, Fault, Task};
+use crate::executor::{Backend, ExecutionError, Fault, Task};
 use crate::memory::{Account, Buffer, Rings};
-use crate::run::{Request, RunError};
+use crate::run::{NewToken, Request, RunError, sampler};
 use crate::store::in_memory;
 
 mod beside;
@@ -55,6 +57,7 @@ pub(crate) struct CpuBackend<'a> {
     /// For each micro-batch: an attention under way that is not on the device.
     crossings: Vec<Mutex<Crossing>>,
     sequences: Vec<Mutex<Vec<Sequence>>>,
+    observer: &'a (dyn Fn(NewToken) + Sync),
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
@@ -64,6 +67,9 @@ pub(crate) struct CpuBackend<'a> {
 /// One sequence of a micro-batch.
 #[derive(Debug, Clone)]
 struct Sequence {
+    /// Its place among the prompts.
+    number: usize,
+    sampler: Sampler,
     prompt: Vec<u32>,
     new: Vec<u32>,
     logits: Vec<f32>,
@@ -169,7 +175,12 @@ impl Knobs {
 
 impl<'a> CpuBackend<'a> {
     /// Allocates everything and reads what stays in memory.
-    pub(crate) fn new(request: &Request<'a>, layout: &Layout, cpu: Cpu) -> Result<Self, RunError> {
+    pub(crate) fn new(
+        request: &Request<'a>,
+        layout: &Layout,
+        cpu: Cpu,
+        cancelled: &AtomicBool,
+    ) -> Result<Self, RunError> {
         let knobs = Knobs::of(request)?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
@@ -180,6 +191,9 @@ impl<'a> CpuBackend<'a> {
         let homes = knobs.homes(&frame);
         let mut units = Vec::new();
         for (index, home) in homes.iter().enumerate() {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(ExecutionError::Cancelled.into());
+            }
             let mut unit = Unit::new(&frame, index, store)?;
             unit.on_device = home.gpu > Bytes::ZERO;
             if index == 0 && knobs.table_in_host() {
@@ -202,12 +216,14 @@ impl<'a> CpuBackend<'a> {
         let rings = Rings::new(layout)?;
         let allocated = accounts.close(layout)?;
         let micro = in_memory(plan.batch.micro);
-        let sequence = |prompt: &Vec<u32>| Sequence {
-            prompt: prompt.clone(),
-            new: Vec::new(),
-            logits: Vec::new(),
+        let sequence = |(number, prompt): (usize, &Vec<u32>)| {
+            let sampler = sampler(request.sampling, number)?;
+            let (new, logits) = (Vec::new(), Vec::new());
+            Ok(Sequence { number, sampler, prompt: prompt.clone(), new, logits })
         };
-        let sequences = request.prompts.chunks(micro.max(1));
+        let sequences = request.prompts.iter().enumerate().map(sequence);
+        let sequences: Vec<Sequence> = sequences.collect::<Result<_, RunError>>()?;
+        let sequences = sequences.chunks(micro.max(1));
         Ok(Self {
             source,
             decoder,
@@ -217,7 +233,8 @@ impl<'a> CpuBackend<'a> {
             cache,
             gathered: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
             crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
-            sequences: sequences.map(|c| Mutex::new(c.iter().map(sequence).collect())).collect(),
+            sequences: sequences.map(|micro| Mutex::new(micro.to_vec())).collect(),
+            observer: request.observer,
             allocated,
             notes,
             _workspace: [results, workspace],
