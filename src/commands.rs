@@ -10,6 +10,8 @@ pub mod plot;
 pub mod published;
 pub mod report;
 pub mod reproduce;
+pub mod run;
 pub mod shell;
 pub mod simulate;
+pub mod timeline;
 pub mod tune;

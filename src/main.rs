@@ -7,6 +7,7 @@
 mod cli;
 mod commands;
 mod input;
+mod interrupt;
 mod output;
 
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
+use interrupt::Interrupted;
 use output::Printer;
 
 /// A failure with a special exit code: no plan fits the budget, or none reaches the goal.
@@ -35,20 +37,31 @@ fn main() -> ExitCode {
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let printer = Printer::new(cli.json);
-    match run(cli.command, &printer) {
+    match run(cli.command, cli.threads, &printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&error);
-            ExitCode::from(if error.is::<OutOfReach>() { 3 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
     }
 }
 
-fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<OutOfReach>() {
+        3
+    } else if error.is::<Interrupted>() {
+        interrupt::EXIT_CODE
+    } else {
+        1
+    }
+}
+
+fn run(command: Command, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     match command {
         Command::Tune(args) => commands::tune::run(&args, printer),
         Command::Explain(args) => commands::explain::run(&args, printer),
         Command::Simulate(args) => commands::simulate::run(&args, printer),
+        Command::Run(args) => commands::run::run(&args, threads, printer),
         Command::Plot(args) => commands::plot::run(&args, printer),
         Command::Reproduce(args) => commands::reproduce::run(&args, printer),
         Command::Emit(args) => commands::emit::run(&args, printer),
