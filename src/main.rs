@@ -66,6 +66,8 @@ fn run(command: Command, threads: Option<usize>, printer: &Printer) -> anyhow::R
         Command::Reproduce(args) => commands::reproduce::run(&args, printer),
         Command::Emit(args) => commands::emit::run(&args, printer),
         Command::Import(args) => commands::import::run(&args, printer),
+        Command::Profile(args) => commands::profile::run(&args, threads, printer),
+        Command::Verify(args) => commands::verify::run_command(&args, threads, printer),
         Command::Models(args) => commands::models::run(&args, printer),
         Command::Machines(args) => commands::machines::run(&args, printer),
         Command::Doctor => commands::doctor::run(printer),

@@ -107,7 +107,7 @@ fn token_ids_give_the_tokens_of_transformers_whatever_the_plan_was_for() {
             assert_eq!(value["sequences"][sequence]["prompt"], golden["prompts"][sequence]);
         }
         assert_eq!(value["runs"][0]["sequences"], 2);
-        assert!(value["runs"][0]["tokens_per_second"].as_f64().unwrap() > 0.0);
+        assert!(value["runs"][0]["figures"]["tokens_per_second"].as_f64().unwrap() > 0.0);
         assert!(value["runs"][0]["memory"]["GPU"].as_u64().unwrap() > 0);
     }
 }

@@ -16,9 +16,9 @@ use pipo_kernels::Cpu;
 use pipo_kernels::sample::Sampler;
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::Plan;
-use pipo_plan::schedule::{Layout, OpKind, Tier};
+use pipo_plan::schedule::{DiskIo, Layout, OpKind, Tier};
 use pipo_plan::strategy::frame::Frame;
-use pipo_plan::strategy::pipo::{self, Embedding, ExpertLoads, HostWeights, Pipo};
+use pipo_plan::strategy::pipo::{self, Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
 use pipo_plan::strategy::residency::{Home, Placed};
 use pipo_plan::strategy::{Granularity, KvTier, Processor, Strategy};
 use pipo_plan::units::Bytes;
@@ -27,20 +27,22 @@ use crate::decoder::Decoder;
 use crate::executor::{Backend, ExecutionError, Fault, Task};
 use crate::memory::{Account, Buffer, Rings};
 use crate::run::{NewToken, Request, RunError, sampler};
-use crate::store::{Store, in_memory};
+use crate::store::in_memory;
 
 mod beside;
 mod cache;
 mod compute;
 mod half;
+mod source;
 mod unit;
 
 use beside::Crossing;
+use source::{Source, Way};
 use unit::Unit;
 
 /// A plan on the CPU.
 pub(crate) struct CpuBackend<'a> {
-    store: &'a Store,
+    source: Source<'a>,
     frame: Frame,
     decoder: Decoder,
     units: Vec<Unit>,
@@ -57,6 +59,7 @@ pub(crate) struct CpuBackend<'a> {
     sequences: Vec<Mutex<Vec<Sequence>>>,
     observer: &'a (dyn Fn(NewToken) + Sync),
     allocated: Vec<(Tier, Bytes)>,
+    notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
     _workspace: [Buffer; 2],
 }
@@ -146,6 +149,18 @@ impl Knobs {
         }
     }
 
+    /// How weights are read; where nothing is streamed, once and through the page cache.
+    fn way(&self) -> Way {
+        let Some(knobs) = &self.pipo else {
+            return Way { io: DiskIo::Buffered, request: Bytes(8 << 20) };
+        };
+        let io = match knobs.reads {
+            FileReads::Direct => DiskIo::Direct,
+            FileReads::Buffered => DiskIo::Buffered,
+        };
+        Way { io, request: knobs.read_block }
+    }
+
     fn host_tier(&self) -> Tier {
         match self.pipo.as_ref().map(|knobs| knobs.host_memory) {
             Some(HostWeights::Pageable) => Tier::Pageable,
@@ -168,6 +183,8 @@ impl<'a> CpuBackend<'a> {
     ) -> Result<Self, RunError> {
         let knobs = Knobs::of(request)?;
         let (plan, store) = (request.plan, request.store);
+        let mut notes = Vec::new();
+        let source = Source::open(request, knobs.way(), &mut notes)?;
         let frame = Frame::new(plan, knobs.granularity, knobs.fused);
         let decoder = Decoder::new(store.layout(), store.arithmetic(), cpu)?;
         let mut accounts = Accounts::new(layout);
@@ -177,13 +194,13 @@ impl<'a> CpuBackend<'a> {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(ExecutionError::Cancelled.into());
             }
-            let mut unit = Unit::new(&frame, index, store);
+            let mut unit = Unit::new(&frame, index, store)?;
             unit.on_device = home.gpu > Bytes::ZERO;
             if index == 0 && knobs.table_in_host() {
-                unit.keep(accounts.get(Tier::Pageable, "embedding table"), store)?;
+                unit.keep(accounts.get(Tier::Pageable, "embedding table"), &source)?;
             } else if unit.on_device || home.host > Bytes::ZERO {
                 let tier = if unit.on_device { Tier::Gpu } else { knobs.host_tier() };
-                unit.keep_sharing(&units, accounts.get(tier, "weights, resident"), store)?;
+                unit.keep_sharing(&units, accounts.get(tier, "weights, resident"), &source)?;
             }
             units.push(unit);
         }
@@ -208,7 +225,7 @@ impl<'a> CpuBackend<'a> {
         let sequences: Vec<Sequence> = sequences.collect::<Result<_, RunError>>()?;
         let sequences = sequences.chunks(micro.max(1));
         Ok(Self {
-            store,
+            source,
             decoder,
             units,
             rings,
@@ -219,6 +236,7 @@ impl<'a> CpuBackend<'a> {
             sequences: sequences.map(|micro| Mutex::new(micro.to_vec())).collect(),
             observer: request.observer,
             allocated,
+            notes,
             _workspace: [results, workspace],
             frame,
         })
@@ -227,6 +245,16 @@ impl<'a> CpuBackend<'a> {
     /// Bytes allocated at each tier of memory.
     pub(crate) fn allocated(&self) -> &[(Tier, Bytes)] {
         &self.allocated
+    }
+
+    /// What of the plan could not be followed to the letter.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// After the run: whether every byte that was used has been checked.
+    pub(crate) fn finish(&self) -> Result<(), RunError> {
+        self.units.iter().try_for_each(Unit::finish)
     }
 
     /// New tokens and last logits of every sequence.
@@ -242,7 +270,8 @@ impl<'a> CpuBackend<'a> {
         let length = length(task.work.bytes())?;
         let into =
             slot.get_mut(..length).ok_or_else(|| fault("a block is larger than its slot"))?;
-        self.unit(task)?.read(self.store, task.op.offset.0, into)
+        self.source.serves(task.work)?;
+        self.unit(task)?.read(&self.source, task.op.offset.0, into)
     }
 
     /// One block from pageable host memory into a pinned slot.

@@ -1,7 +1,9 @@
 //! What a decoder computes, part by part, from weights that lie anywhere.
 //!
-//! Each function takes the bytes of one run of the store, wherever they were put, and rows of one
-//! sequence. Between operations numbers are `f32`. Nothing here knows slots, lanes or passes.
+//! Each function takes the bytes of one run of the store, wherever they were put, and rows: of one
+//! sequence, or of several that all stand at the same positions, one sequence after the other. Weights
+//! are read once for all of them. Between operations numbers are `f32`. Nothing here knows slots, lanes
+//! or passes.
 //!
 //! ```text
 //! tokens -> embed -> [attention -> MLP] for each layer -> logits
@@ -10,6 +12,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use pipo_kernels::rotary::{self, Rotary};
 use pipo_kernels::{Cpu, Format, Matrix, ShapeError, embedding, linear, norm};
@@ -76,6 +79,16 @@ impl Decoder {
 
     /// Hidden states of some tokens of one sequence, of which the first is at position `first`.
     pub fn embed(&self, run: &[u8], tokens: &[u32], first: usize) -> Result<Vec<f32>, Fault> {
+        self.embed_all(run, tokens, first..first + tokens.len())
+    }
+
+    /// Hidden states of the tokens of several sequences, each at the same positions.
+    pub fn embed_all(
+        &self,
+        run: &[u8],
+        tokens: &[u32],
+        positions: Range<usize>,
+    ) -> Result<Vec<f32>, Fault> {
         let weights = self.weights(Part::Embedding, run);
         let table = weights.matrix("tokens")?;
         let mut hidden = vec![0.0; tokens.len() * table.inputs()];
@@ -86,7 +99,9 @@ impl Decoder {
         if weights.has("positions") {
             let table = weights.matrix("positions")?;
             let offset = embedding::OPT_POSITION_OFFSET;
-            embedding::add_positions(&table, first, offset, &mut hidden)?;
+            for sequence in hidden.chunks_mut((positions.len() * table.inputs()).max(1)) {
+                embedding::add_positions(&table, positions.start, offset, sequence)?;
+            }
         }
         Ok(hidden)
     }

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::store::in_memory;
+
 mod aligned;
 mod buffered;
 mod direct;
@@ -20,9 +22,15 @@ pub use faulty::{Faulty, Trouble};
 pub const PAGE: usize = 4096;
 
 /// Reads a file at any place.
-pub trait BlockReader: Send + Sync {
+pub trait BlockReader: fmt::Debug + Send + Sync {
     /// Fills `into` with what the file has from `offset` on.
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError>;
+}
+
+impl<R: BlockReader + ?Sized> BlockReader for &R {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        (**self).read(offset, into)
+    }
 }
 
 /// Why a read failed.
@@ -78,18 +86,21 @@ impl fmt::Display for NotDirect {
     }
 }
 
-/// Reads `into` in requests of at most `request` bytes, the way `one` reads one of them.
+/// Reads `into` in requests, each of which ends where `end` says of its begin, the way `one` reads one.
 fn in_requests(
     offset: u64,
     into: &mut [u8],
-    request: usize,
+    end: impl Fn(u64) -> u64,
     mut one: impl FnMut(u64, &mut [u8]) -> Result<(), Cause>,
 ) -> Result<(), Cause> {
-    let mut at = 0;
-    for piece in into.chunks_mut(request.max(1)) {
-        let length = piece.len() as u64;
-        one(offset + at, piece).map_err(|cause| cause.after(at))?;
-        at += length;
+    let mut rest = into;
+    let mut at = offset;
+    while !rest.is_empty() {
+        let length = in_memory(end(at).saturating_sub(at)).clamp(1, rest.len());
+        let (now, later) = rest.split_at_mut(length);
+        one(at, now).map_err(|cause| cause.after(at - offset))?;
+        at += length as u64;
+        rest = later;
     }
     Ok(())
 }

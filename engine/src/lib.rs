@@ -8,8 +8,9 @@
 //! - [`disk`] reads it, past the page cache or through it; [`memory`] holds what the plan accounts for.
 //! - [`decoder`] computes, part by part, on the CPU.
 //! - [`tokenizer`] turns text into tokens and back.
-//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, [`adapt`]
-//!   fits a plan to other prompts, and [`rates`] sums up what was measured.
+//! - [`profile`] measures this machine, so that a simulator can predict what a run will take.
+//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, and
+//!   [`adapt`] fits a plan to other prompts.
 
 pub mod adapt;
 pub mod arithmetic;
@@ -19,7 +20,7 @@ pub mod disk;
 pub mod executor;
 pub mod import;
 pub mod memory;
-pub mod rates;
+pub mod profile;
 pub mod run;
 pub mod store;
 pub mod tokenizer;

@@ -1,22 +1,23 @@
 //! Runs a plan on the CPU backend: from prompts to tokens.
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 
 use pipo_kernels::Cpu;
 use pipo_kernels::sample::{SampleError, Sampler, Settings};
+use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::cpu::CpuBackend;
+use crate::disk::{BlockReader, ReadError};
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, in_memory};
 
 /// The most likely token each time.
 pub const GREEDY: Settings = Settings { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
@@ -47,28 +48,16 @@ pub struct Request<'a> {
     /// Is told of every new token, in order within a sequence, by the lane that computed it: the run
     /// waits until it returns. It learns, and cannot change anything.
     pub observer: &'a (dyn Fn(NewToken) + Sync),
+    /// What reads the store's data file instead of the reader that the plan names: for tests.
+    pub reader: Option<&'a dyn BlockReader>,
 }
 
 impl<'a> Request<'a> {
     /// Greedily, unobserved, on [`default_threads`].
     pub fn new(plan: &'a Plan, store: &'a Store, prompts: &'a [Vec<u32>]) -> Self {
         let threads = default_threads();
-        Self { plan, store, prompts, threads, sampling: GREEDY, observer: &|_| {} }
+        Self { plan, store, prompts, threads, sampling: GREEDY, observer: &|_| {}, reader: None }
     }
-}
-
-/// Threads of one computation where nobody says otherwise: a core is left to the lanes that read and
-/// copy.
-pub fn default_threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    cores.saturating_sub(1).max(1)
-}
-
-/// Prompts of random tokens: for measuring, and for stores without a tokenizer.
-pub fn random_prompts(vocabulary: u64, sequences: u64, length: u64, seed: u64) -> Vec<Vec<u32>> {
-    let mut random = Pcg64::seed_from_u64(seed);
-    let mut token = || u32::try_from(random.next_u64() % vocabulary.max(1)).unwrap_or(0);
-    (0..sequences).map(|_| (0..length).map(|_| token()).collect()).collect()
 }
 
 /// What draws the tokens of one sequence.
@@ -91,6 +80,8 @@ pub struct Outcome {
     pub timeline: Timeline,
     /// What was allocated at each tier of memory.
     pub allocated: Vec<(Tier, Bytes)>,
+    /// What of the plan could not be followed to the letter, for people.
+    pub notes: Vec<String>,
 }
 
 /// Why a plan did not run.
@@ -110,15 +101,18 @@ pub enum RunError {
     /// Tokens cannot be chosen in the way that was asked for.
     #[error("{0}; choose another value")]
     Sampling(#[from] SampleError),
-    /// The plan cannot be lowered.
-    #[error(transparent)]
+    /// The plan cannot be lowered, or does not fit its budget.
+    #[error("{path}: {0}", path = .0.path)]
     Plan(#[from] LowerError),
     /// Memory could not be set up.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The store could not be read.
+    /// The store could not be read, or is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its data file could not be opened.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The model's sizes contradict each other.
     #[error(transparent)]
     Model(#[from] Fault),
@@ -135,12 +129,16 @@ pub enum RunError {
 pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunError> {
     check(request)?;
     let schedule = lower(request.plan)?;
+    // What is in memory before is known to who makes the plan; here nothing else is counted.
+    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+    MemoryTable::new(&schedule.layout, none).check(request.plan)?;
     let cpu = Cpu::new(request.threads);
     let backend = CpuBackend::new(request, &schedule.layout, cpu, cancelled)?;
     let timeline = execute(&schedule, &backend, cancelled)?;
-    let allocated = backend.allocated().to_vec();
+    backend.finish()?;
+    let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
     let (tokens, logits) = backend.into_results();
-    Ok(Outcome { tokens, logits, timeline, allocated })
+    Ok(Outcome { tokens, logits, timeline, allocated, notes })
 }
 
 fn check(request: &Request) -> Result<(), RunError> {
@@ -189,4 +187,19 @@ fn check(request: &Request) -> Result<(), RunError> {
         )),
         None => Ok(()),
     }
+}
+
+/// Threads of one computation where nobody says otherwise: all cores but one, because the lanes that read
+/// and copy need one too.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1))
+}
+
+/// Prompts of random tokens for a plan, drawn from its seed: for measuring, where words do not matter.
+pub fn random_prompts(plan: &Plan) -> Vec<Vec<u32>> {
+    let mut random = Pcg64::seed_from_u64(plan.seed);
+    let vocabulary = u32::try_from(plan.model.vocab).unwrap_or(u32::MAX).max(1);
+    let length = in_memory(plan.workload.prompt);
+    let prompt = |_| (0..length).map(|_| random.random_range(0..vocabulary)).collect();
+    (0..plan.batch.sequences()).map(prompt).collect()
 }

@@ -12,6 +12,7 @@
 //! outside the file and sizes beyond belief are all the same mismatch, found before anything is
 //! allocated for it.
 
+mod check;
 mod error;
 mod layout;
 mod reader;
@@ -19,6 +20,7 @@ mod staging;
 mod table;
 mod writer;
 
+pub use check::Check;
 pub use error::StoreError;
 pub use layout::{ALIGNMENT, Layout, Place, Placed};
 pub use reader::Store;

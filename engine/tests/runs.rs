@@ -1,8 +1,8 @@
 //! Plans that run for real on the CPU backend.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, OnceLock};
 
 use pipo_engine::executor::ExecutionError;
 use pipo_engine::run::{GREEDY, NewToken, Outcome, Request, RunError, run};
@@ -10,66 +10,19 @@ use pipo_engine::store::Place;
 use pipo_kernels::sample::Settings;
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Part, Precision};
-use pipo_plan::plan::{Batching, Plan, Precisions};
+use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
-use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as System, lower};
 use pipo_plan::units::Bytes;
-use pipo_plan::workload::{Budget, Objective, Workload};
 use proptest::prelude::*;
 
 use fixture::{Fixture, MODELS};
+use plans::{PRECISIONS, bits, fixture, resident};
 
 mod fixture;
-
-const PRECISIONS: [Precision; 4] = Precision::ALL;
-const PROMPT: usize = 24;
-
-impl Fixture {
-    fn plan(&self, strategy: System, batch: Batching, new_tokens: u64) -> Plan {
-        Plan {
-            machine: "any".into(),
-            profile: String::new(),
-            seed: 1,
-            workload: Workload {
-                prompt: PROMPT as u64,
-                new_tokens,
-                batch: None,
-                objective: Objective::Throughput,
-                token_within: None,
-            },
-            budget: Budget { gpu: Bytes(1 << 40), host: Bytes(1 << 40), disk: Bytes(1 << 40) },
-            precision: Precisions { weights: self.store.precision(), kv: Precision::Fp16 },
-            batch,
-            strategy,
-            model: self.store.model().clone(),
-            prediction: None,
-            runners_up: Vec::new(),
-        }
-    }
-
-    fn run(&self, plan: &Plan) -> Result<Outcome, RunError> {
-        let sequences = usize::try_from(plan.batch.micro * plan.batch.count).unwrap();
-        let prompts: Vec<Vec<u32>> =
-            (0..sequences).map(|sequence| self.tokens("prompts", sequence % 2)).collect();
-        let request = Request { threads: 1, ..Request::new(plan, &self.store, &prompts) };
-        run(&request, &AtomicBool::new(false))
-    }
-}
-
-/// Every model in every precision, imported once.
-fn fixture(model: usize, precision: usize) -> &'static Fixture {
-    static ALL: OnceLock<Vec<OnceLock<Fixture>>> = OnceLock::new();
-    let all =
-        ALL.get_or_init(|| (0..MODELS.len() * PRECISIONS.len()).map(|_| OnceLock::new()).collect());
-    all[model * PRECISIONS.len() + precision]
-        .get_or_init(|| Fixture::new(MODELS[model], PRECISIONS[precision]))
-}
-
-fn resident() -> System {
-    System::Resident(Resident::default())
-}
+#[path = "fixture/plans.rs"]
+mod plans;
 
 /// Tokens of a run with 16-bit hidden states and cache are those of the reference in 32 bits as long as
 /// its best logit leads by more than rounding moves them.
@@ -135,9 +88,6 @@ proptest! {
         let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
         let found = fixture.run(&offloaded).unwrap();
         prop_assert_eq!(&found.tokens, &expected.tokens);
-        let bits = |outcome: &Outcome| -> Vec<Vec<u32>> {
-            outcome.logits.iter().map(|l| l.iter().map(|x| x.to_bits()).collect()).collect()
-        };
         prop_assert_eq!(bits(&found), bits(&expected));
 
         // What was allocated is what the plan's table says, byte for byte.

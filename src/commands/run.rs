@@ -4,11 +4,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 use anyhow::bail;
-use pipo_engine::rates::Rates;
 use pipo_engine::run::{NewToken, Outcome, Request, RunError, default_threads, run as execute};
 use pipo_engine::store::Store;
 use pipo_kernels::sample::Settings;
 use pipo_plan::plan::Plan;
+use pipo_results::accuracy::Figures;
 use serde_json::json;
 
 use crate::cli::Run;
@@ -74,7 +74,7 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
     let mut wrote = Vec::new();
     if let ([job], [outcome]) = (jobs.as_slice(), outcomes.as_slice()) {
         let title = format!("{} on the CPU, measured", job.plan.model.name);
-        let subtitle = summary::subtitle(job, &rates(job, outcome));
+        let subtitle = summary::subtitle(job, &figures(job, outcome));
         let timeline = &outcome.timeline;
         let named = Named { process: "measured", title: &title, subtitle: &subtitle, timeline };
         wrote = timeline::write(&args.files, &named)?;
@@ -84,6 +84,9 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         for (number, tokens) in (1..).zip(&tokens) {
             printer.line(format!("[{number}] {}", session.reader.text(tokens)?));
         }
+    }
+    for note in outcomes.iter().flat_map(|outcome| &outcome.notes) {
+        printer.note(format!("note     {note}"));
     }
     summary::print(printer, &session, &jobs, &outcomes);
     for path in &wrote {
@@ -155,8 +158,14 @@ impl Session<'_> {
     }
 }
 
-fn rates(job: &Job, outcome: &Outcome) -> Rates {
-    Rates::of(&outcome.timeline, &job.plan, job.places.len() as u64)
+/// What a person asks of a run; what fills up a micro-batch is work, but nobody's tokens.
+fn figures(job: &Job, outcome: &Outcome) -> Figures {
+    let mut figures = Figures::of(&outcome.timeline, &job.plan);
+    let wanted = job.places.len() as f64 / job.plan.batch.sequences().max(1) as f64;
+    figures.tokens_per_second *= wanted;
+    figures.decode_tokens_per_second *= wanted;
+    figures.prefill_tokens_per_second *= wanted;
+    figures
 }
 
 /// The new tokens of every prompt, in the order in which they were given.

@@ -5,7 +5,9 @@
 
 use std::ops::Range;
 
-use super::{CpuBackend, fault, length};
+use pipo_kernels::{Format, Matrix};
+
+use super::{CpuBackend, fault, half, length};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::store::in_memory;
@@ -26,7 +28,51 @@ impl Shape {
     }
 }
 
+/// Writes new rows of every sequence where they belong in a buffer, and says how many bytes they were.
+pub(super) fn write(
+    shape: Shape,
+    buffer: &mut [u8],
+    positions: Range<usize>,
+    keys: &[f32],
+    values: &[f32],
+) -> Result<usize, Fault> {
+    let place = shape.row * positions.start..shape.row * positions.end;
+    // Two bytes a number.
+    let each = (shape.row / 2 * positions.len()).max(1);
+    let sequences = buffer.chunks_exact_mut(2 * shape.plane().max(1));
+    for ((keys, values), buffer) in keys.chunks(each).zip(values.chunks(each)).zip(sequences) {
+        let (key_plane, value_plane) = buffer.split_at_mut(shape.plane());
+        for (rows, plane) in [(keys, key_plane), (values, value_plane)] {
+            let place = plane.get_mut(place.clone()).filter(|place| place.len() == 2 * rows.len());
+            half::store(rows, place.ok_or_else(|| fault("new rows do not fit into their cache"))?);
+        }
+    }
+    Ok(2 * (keys.len() + values.len()))
+}
+
 impl CpuBackend<'_> {
+    /// Attention of rows from position `first` on, of every sequence over its part of a buffer.
+    pub(super) fn attend(
+        &self,
+        queries: &[f32],
+        buffer: &[u8],
+        first: usize,
+    ) -> Result<Vec<f32>, Fault> {
+        let shape = self.shape(buffer.len());
+        let sequences = in_memory(self.frame.plan.batch.micro).max(1);
+        let each = (queries.len() / sequences).max(1);
+        let mut attended = Vec::with_capacity(queries.len());
+        let buffers = buffer.chunks_exact(2 * shape.plane().max(1));
+        for (queries, buffer) in queries.chunks(each).zip(buffers) {
+            let (keys, values) = buffer.split_at(shape.plane());
+            let matrix = |bytes| Matrix::new(Format::Fp16, shape.context, shape.row / 2, bytes);
+            let (keys, values) = (matrix(keys)?, matrix(values)?);
+            attended.extend(self.decoder.attend(queries, first, &keys, &values)?);
+        }
+        half::round(&mut attended);
+        Ok(attended)
+    }
+
     /// How rows lie in a buffer of so many bytes: where attention is not on the device, a slot has room
     /// for the prompt alone.
     pub(super) fn shape(&self, buffer: usize) -> Shape {

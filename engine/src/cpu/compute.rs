@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use pipo_kernels::{Format, Matrix};
 use pipo_plan::model::Part;
 use pipo_plan::schedule::Piece;
 
-use super::{CpuBackend, Sequence, Unit, fault, half};
+use super::{CpuBackend, Sequence, Unit, cache, fault, half};
+use crate::decoder::Projected;
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::run::NewToken;
@@ -19,6 +19,12 @@ struct Rows {
     count: usize,
     pass: u32,
     last_chunk: bool,
+}
+
+impl Rows {
+    fn positions(self) -> Range<usize> {
+        self.first..self.first + self.count
+    }
 }
 
 /// A unit's bytes by stretch, wherever they lie.
@@ -53,11 +59,8 @@ impl CpuBackend<'_> {
         let count = if task.pass == 0 { prompt } else { 1 };
         let first = if task.pass == 0 { 0 } else { prompt + task.pass as usize - 1 };
         let rows = Rows { first, count, pass: task.pass, last_chunk: true };
-        let mut all = Vec::new();
-        for sequence in self.sequences(task.op.micro)?.iter() {
-            all.extend(self.decoder.embed(&table, sequence.tokens(rows)?, first)?);
-        }
-        *self.gathered(task)? = all;
+        let tokens = tokens(&self.sequences(task.op.micro)?, rows)?;
+        *self.gathered(task)? = self.decoder.embed_all(&table, &tokens, rows.positions())?;
         Ok(())
     }
 
@@ -95,61 +98,60 @@ impl CpuBackend<'_> {
         self.parts(task, unit, &Weights { unit: &kept, ranges, table })
     }
 
+    /// The parts of a unit, each once for all rows of the micro-batch.
     fn parts(&self, task: &Task, unit: &Unit, weights: &Weights) -> Result<(), Fault> {
-        let shape = self.frame.rows(task.pass, task.op.block);
-        let rows = Rows {
-            first: in_memory(shape.context - shape.positions),
-            count: in_memory(shape.positions),
-            pass: task.pass,
-            last_chunk: task.op.block + 1 == self.frame.chunks(task.pass),
-        };
-        let mut hidden = self.hidden(task)?.write()?;
+        let rows = self.rows(task);
+        let mut place = self.hidden(task)?.write()?;
+        let mut hidden = self.load_rows(rows, &place)?;
+        if task.op.piece == Piece::BeforeAttention {
+            let mut crossing = self.crossing(task)?;
+            crossing.projected = self.project(weights.stretch(0)?, &hidden, rows)?;
+            return Ok(());
+        }
+        for (index, &part) in unit.parts.iter().enumerate() {
+            let run = weights.stretch(index)?;
+            hidden = match part {
+                Part::Embedding => {
+                    let sequences = self.sequences(task.op.micro)?;
+                    self.decoder.embed_all(run, &tokens(&sequences, rows)?, rows.positions())?
+                }
+                Part::Attention if task.op.piece == Piece::AfterAttention => {
+                    self.decoder.after_attention(run, &hidden, &self.crossing(task)?.arrived)?
+                }
+                Part::Attention => self.attention(task, run, &hidden, rows)?,
+                Part::Mlp => self.decoder.mlp(run, &hidden)?,
+                Part::Head => {
+                    let tied = self.decoder.model().tied_embeddings;
+                    let table = if tied { weights.stretch(index + 1)? } else { &[] };
+                    return self.head(task, run, table, &hidden, rows);
+                }
+            };
+            // Each part hands on 16-bit numbers, whether or not the next one is in the same unit.
+            half::round(&mut hidden);
+        }
+        self.store_rows(rows, &hidden, &mut place)
+    }
+
+    /// The next token of every sequence, from its last row.
+    fn head(
+        &self,
+        task: &Task,
+        run: &[u8],
+        table: &[u8],
+        hidden: &[f32],
+        rows: Rows,
+    ) -> Result<(), Fault> {
+        if !rows.last_chunk {
+            return Ok(());
+        }
+        let model = self.decoder.model();
+        let (width, vocabulary) = (in_memory(model.hidden), in_memory(model.vocab));
+        let last = hidden.chunks_exact(width.max(1)).skip(rows.count - 1).step_by(rows.count);
+        let last: Vec<f32> = last.flatten().copied().collect();
+        let logits = self.decoder.logits(run, table, &last)?;
         let mut sequences = self.sequences(task.op.micro)?;
-        let each = hidden.len() / sequences.len().max(1);
-        let row = 2 * in_memory(self.decoder.model().hidden);
-        for (number, sequence) in sequences.iter_mut().enumerate() {
-            // In decode the only row is the first one.
-            let at = number * each + if rows.pass == 0 { rows.first * row } else { 0 };
-            let place = hidden.get_mut(at..at + rows.count * row);
-            let place = place.ok_or_else(|| fault("rows lie outside the hidden states"))?;
-            if task.op.piece == Piece::BeforeAttention {
-                let run = weights.stretch(0)?;
-                let mut projected = self.decoder.project(run, &half::load(place), rows.first)?;
-                half::round(&mut projected.queries);
-                self.crossing(task)?.projected.push(projected);
-                continue;
-            }
-            for (index, &part) in unit.parts.iter().enumerate() {
-                let run = weights.stretch(index)?;
-                let out = match part {
-                    Part::Embedding => {
-                        self.decoder.embed(run, sequence.tokens(rows)?, rows.first)?
-                    }
-                    Part::Attention if task.op.piece == Piece::AfterAttention => {
-                        let crossing = self.crossing(task)?;
-                        let attended = crossing.arrived.get(number);
-                        let attended = attended.ok_or_else(|| fault("nothing was attended"))?;
-                        self.decoder.after_attention(run, &half::load(place), attended)?
-                    }
-                    Part::Attention => {
-                        self.attention(task, number, run, &half::load(place), rows)?
-                    }
-                    Part::Mlp => self.decoder.mlp(run, &half::load(place))?,
-                    Part::Head if rows.last_chunk => {
-                        let last = &place[(rows.count - 1) * row..];
-                        let table = if self.decoder.model().tied_embeddings {
-                            weights.stretch(index + 1)?
-                        } else {
-                            &[]
-                        };
-                        let logits = self.decoder.logits(run, table, &half::load(last))?;
-                        (self.observer)(sequence.choose(logits)?);
-                        continue;
-                    }
-                    Part::Head => continue,
-                };
-                half::store(&out, place);
-            }
+        for (sequence, logits) in sequences.iter_mut().zip(logits.chunks_exact(vocabulary.max(1))) {
+            (self.observer)(sequence.choose(logits.to_vec())?);
         }
         Ok(())
     }
@@ -157,31 +159,67 @@ impl CpuBackend<'_> {
     fn attention(
         &self,
         task: &Task,
-        sequence: usize,
         run: &[u8],
         hidden: &[f32],
         rows: Rows,
     ) -> Result<Vec<f32>, Fault> {
-        let missing = || fault("a cache is not there");
         let buffer = match task.bound.cache {
             Some(slot) => self.rings.slot(slot)?,
             None => self.home(task)?,
         };
         let mut cache = buffer.write()?;
+        let projected = self.project(run, hidden, rows)?;
         let shape = self.shape(cache.len());
-        let plane = shape.plane();
-        let mine = cache.get_mut(2 * plane * sequence..2 * plane * (sequence + 1));
-        let (keys, values) = mine.ok_or_else(missing)?.split_at_mut(plane);
-        let mut projected = self.decoder.project(run, hidden, rows.first)?;
-        half::round(&mut projected.queries);
-        let new = shape.row * rows.first..shape.row * (rows.first + rows.count);
-        half::store(&projected.keys, keys.get_mut(new.clone()).ok_or_else(missing)?);
-        half::store(&projected.values, values.get_mut(new).ok_or_else(missing)?);
-        let matrix = |bytes| Matrix::new(Format::Fp16, shape.context, shape.row / 2, bytes);
-        let (keys, values) = (matrix(keys)?, matrix(values)?);
-        let mut attended = self.decoder.attend(&projected.queries, rows.first, &keys, &values)?;
-        half::round(&mut attended);
+        cache::write(shape, &mut cache, rows.positions(), &projected.keys, &projected.values)?;
+        let attended = self.attend(&projected.queries, &cache, rows.first)?;
         self.decoder.after_attention(run, hidden, &attended)
+    }
+
+    /// Queries are rounded because they may have to travel.
+    fn project(&self, run: &[u8], hidden: &[f32], rows: Rows) -> Result<Projected, Fault> {
+        let mut projected = self.decoder.project(run, hidden, rows.positions())?;
+        half::round(&mut projected.queries);
+        Ok(projected)
+    }
+
+    fn rows(&self, task: &Task) -> Rows {
+        let shape = self.frame.rows(task.pass, task.op.block);
+        Rows {
+            first: in_memory(shape.context - shape.positions),
+            count: in_memory(shape.positions),
+            pass: task.pass,
+            last_chunk: task.op.block + 1 == self.frame.chunks(task.pass),
+        }
+    }
+
+    /// The rows of every sequence, one sequence after the other.
+    fn load_rows(&self, rows: Rows, hidden: &[u8]) -> Result<Vec<f32>, Fault> {
+        let mut loaded = Vec::with_capacity(hidden.len() / 2);
+        for sequence in hidden.chunks_exact(self.room(hidden)) {
+            half::load(sequence.get(self.place(rows)).ok_or_else(outside)?, &mut loaded);
+        }
+        Ok(loaded)
+    }
+
+    fn store_rows(&self, rows: Rows, numbers: &[f32], hidden: &mut [u8]) -> Result<(), Fault> {
+        let room = self.room(hidden);
+        let each = rows.count * in_memory(self.decoder.model().hidden);
+        for (sequence, numbers) in hidden.chunks_exact_mut(room).zip(numbers.chunks(each.max(1))) {
+            half::store(numbers, sequence.get_mut(self.place(rows)).ok_or_else(outside)?);
+        }
+        Ok(())
+    }
+
+    /// Bytes of one sequence's hidden states.
+    fn room(&self, hidden: &[u8]) -> usize {
+        (hidden.len() / in_memory(self.frame.plan.batch.micro).max(1)).max(1)
+    }
+
+    /// Where rows lie among those of their sequence: in decode the only row is the first one.
+    fn place(&self, rows: Rows) -> Range<usize> {
+        let row = 2 * in_memory(self.decoder.model().hidden);
+        let start = if rows.pass == 0 { rows.first * row } else { 0 };
+        start..start + rows.count * row
     }
 
     fn hidden(&self, task: &Task) -> Result<&Buffer, Fault> {
@@ -194,6 +232,19 @@ impl CpuBackend<'_> {
         let gathered = gathered.ok_or_else(|| fault("a micro-batch is not there"))?;
         Ok(gathered.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
+}
+
+/// The tokens that a pass works on, one sequence after the other.
+fn tokens(sequences: &[Sequence], rows: Rows) -> Result<Vec<u32>, Fault> {
+    let mut all = Vec::with_capacity(sequences.len() * rows.count);
+    for sequence in sequences {
+        all.extend_from_slice(sequence.tokens(rows)?);
+    }
+    Ok(all)
+}
+
+fn outside() -> Fault {
+    fault("rows lie outside the hidden states")
 }
 
 impl Sequence {

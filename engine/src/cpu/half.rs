@@ -1,22 +1,64 @@
 //! Rows of 16-bit numbers in a buffer, and of 32-bit numbers outside.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
-/// Reads numbers.
-pub(super) fn load(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
+/// Numbers that are converted at once: as many as stay in the first cache.
+const CHUNK: usize = 1024;
+
+/// Reads numbers, behind those that are there.
+pub(super) fn load(bytes: &[u8], into: &mut Vec<f32>) {
+    let mut chunk = [f16::ZERO; CHUNK];
+    for bytes in bytes.chunks(2 * CHUNK) {
+        let (halves, start) = (&mut chunk[..bytes.len() / 2], into.len());
+        for (half, &bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = f16::from_le_bytes(bytes);
+        }
+        into.resize(start + halves.len(), 0.0);
+        halves.convert_to_f32_slice(&mut into[start..]);
+    }
 }
 
 /// Rounds numbers to the nearest 16-bit ones.
 pub(super) fn round(numbers: &mut [f32]) {
-    for number in numbers {
-        *number = f16::from_f32(*number).to_f32();
+    let mut chunk = [f16::ZERO; CHUNK];
+    for numbers in numbers.chunks_mut(CHUNK) {
+        let halves = &mut chunk[..numbers.len()];
+        halves.convert_from_f32_slice(numbers);
+        halves.convert_to_f32_slice(numbers);
     }
 }
 
 /// Writes numbers, rounded to the nearest.
 pub(super) fn store(numbers: &[f32], bytes: &mut [u8]) {
-    for (bytes, &number) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(numbers) {
-        *bytes = f16::from_f32(number).to_le_bytes();
+    let mut chunk = [f16::ZERO; CHUNK];
+    for (numbers, bytes) in numbers.chunks(CHUNK).zip(bytes.chunks_mut(2 * CHUNK)) {
+        let halves = &mut chunk[..numbers.len()];
+        halves.convert_from_f32_slice(numbers);
+        for (bytes, half) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
+            *bytes = half.to_le_bytes();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whole chunks and what is left over; ties, overflow and the smallest numbers among them.
+    #[test]
+    fn numbers_are_rounded_as_one_by_one() {
+        let numbers: Vec<f32> =
+            (0..2500_u32).map(|i| f32::from_bits(i.wrapping_mul(1_717_986_919))).collect();
+        let numbers: Vec<f32> = numbers.into_iter().filter(|x| !x.is_nan()).collect();
+        let expected: Vec<f32> = numbers.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+        let mut bytes = vec![0; 2 * numbers.len()];
+        store(&numbers, &mut bytes);
+        let mut loaded = vec![7.0];
+        load(&bytes, &mut loaded);
+        let mut rounded = numbers;
+        round(&mut rounded);
+        assert_eq!(loaded[1..], expected);
+        assert_eq!(rounded, expected);
     }
 }

@@ -4,19 +4,12 @@ use pipo_plan::model::Part;
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::units::Bytes;
 
+use super::source::{Source, Stretch};
 use super::{fault, length, parts};
 use crate::executor::Fault;
 use crate::memory::{Account, Buffer};
 use crate::run::RunError;
 use crate::store::{Place, Store};
-
-/// A stretch of a run that a unit is made of.
-#[derive(Debug, Clone, Copy)]
-struct Stretch {
-    place: Place,
-    start: u64,
-    length: u64,
-}
 
 /// One unit of the model.
 #[derive(Debug)]
@@ -34,38 +27,38 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn new(frame: &Frame, index: usize, store: &Store) -> Self {
+    pub(super) fn new(frame: &Frame, index: usize, store: &Store) -> Result<Self, RunError> {
         let unit = &frame.units[index];
         let last = index + 1 == frame.units.len();
         let layered = unit.tensors.iter().any(|(part, _)| *part == Part::Mlp);
         let parts = parts(unit.part, layered && unit.part == Part::Attention);
         let whole = |&part: &Part| {
             let place = Place { part, layer: unit.layer };
-            Stretch { place, start: 0, length: store.layout().length(part) }
+            Stretch::new(store, place, 0..store.layout().length(part))
         };
-        let mut stretches: Vec<Stretch> = parts.iter().map(whole).collect();
+        let mut stretches = parts.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
         if last && store.layout().tied() {
             // The table is the first tensor of the embedding.
             let place = Place { part: Part::Embedding, layer: 0 };
-            stretches.push(Stretch { place, start: 0, length: frame.tied_table().0 });
+            stretches.push(Stretch::new(store, place, 0..frame.tied_table().0)?);
         }
-        Self {
+        Ok(Self {
             parts,
             layer: unit.layer as usize,
             on_device: false,
             stretches,
             kept: None,
             shares: None,
-        }
+        })
     }
 
     fn bytes(&self) -> u64 {
-        self.stretches.iter().map(|s| s.length).sum()
+        self.stretches.iter().map(Stretch::length).sum()
     }
 
     /// Keeps all of it in memory.
-    pub(super) fn keep(&mut self, account: &mut Account, store: &Store) -> Result<(), RunError> {
-        self.fill(self.bytes(), account, store)
+    pub(super) fn keep(&mut self, account: &mut Account, source: &Source) -> Result<(), RunError> {
+        self.fill(self.bytes(), account, source)
     }
 
     /// Keeps it; where the table of a tied head is kept at the same tier already, without that.
@@ -73,38 +66,42 @@ impl Unit {
         &mut self,
         others: &[Self],
         account: &mut Account,
-        store: &Store,
+        source: &Source,
     ) -> Result<(), RunError> {
         let table = self.stretches.len() - self.parts.len();
         let held = others.first().filter(|embedding| table > 0 && embedding.kept.is_some());
         // What is left tells whether the plan counted the table once or twice.
-        let own: u64 = self.stretches[..self.parts.len()].iter().map(|s| s.length).sum();
+        let own: u64 = self.stretches[..self.parts.len()].iter().map(Stretch::length).sum();
         if held.is_some() && account.left() < Bytes(self.bytes()) {
             self.shares = Some(0);
-            return self.fill(own, account, store);
+            return self.fill(own, account, source);
         }
-        self.fill(self.bytes(), account, store)
+        self.fill(self.bytes(), account, source)
     }
 
-    fn fill(&mut self, bytes: u64, account: &mut Account, store: &Store) -> Result<(), RunError> {
+    fn fill(&mut self, bytes: u64, account: &mut Account, source: &Source) -> Result<(), RunError> {
         let buffer = account.draw(Bytes(bytes))?;
-        self.read(store, 0, &mut buffer.write()?)?;
+        self.read(source, 0, &mut buffer.write()?)?;
         self.kept = Some(buffer);
         Ok(())
     }
 
+    /// After the run: whether everything that was read has been checked.
+    pub(super) fn finish(&self) -> Result<(), RunError> {
+        self.stretches.iter().try_for_each(Stretch::finish)
+    }
+
     /// Reads from the store, from `offset` of the unit on.
-    pub(super) fn read(&self, store: &Store, offset: u64, into: &mut [u8]) -> Result<(), Fault> {
+    pub(super) fn read(&self, source: &Source, offset: u64, into: &mut [u8]) -> Result<(), Fault> {
         let mut rest = into;
         let mut at = offset;
         let mut before = 0;
         for stretch in &self.stretches {
-            let end = before + stretch.length;
+            let end = before + stretch.length();
             if at < end && !rest.is_empty() {
                 let take = length(Bytes(end - at))?.min(rest.len());
                 let (now, later) = rest.split_at_mut(take);
-                let from = stretch.start + (at - before);
-                store.read(stretch.place, from, now).map_err(|error| Fault(error.to_string()))?;
+                source.read(stretch, at - before, now)?;
                 rest = later;
                 at += take as u64;
             }
@@ -152,7 +149,7 @@ impl Unit {
     pub(super) fn ranges(&self) -> Result<Vec<std::ops::Range<usize>>, Fault> {
         let mut start = 0;
         let range = |stretch: &Stretch| {
-            let end = start + length(Bytes(stretch.length))?;
+            let end = start + length(Bytes(stretch.length()))?;
             Ok(std::mem::replace(&mut start, end)..end)
         };
         self.stretches.iter().map(range).collect()

@@ -1,5 +1,7 @@
 //! The attention part, in the three pieces that a schedule may tell apart.
 
+use std::ops::Range;
+
 use pipo_kernels::attention::{Heads, attention};
 use pipo_kernels::{Matrix, norm, residual};
 use pipo_plan::model::Part;
@@ -9,7 +11,7 @@ use crate::executor::Fault;
 use crate::store::in_memory;
 
 /// What comes before attention: rows of queries, keys and values, normed and rotated.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Projected {
     /// Rows of `heads * head_dim` numbers.
     pub queries: Vec<f32>,
@@ -28,23 +30,29 @@ impl Decoder {
         cache: &mut Cache,
     ) -> Result<Vec<f32>, Fault> {
         let first = cache.positions();
-        let projected = self.project(run, hidden, first)?;
+        let rows = hidden.len() / in_memory(self.model().hidden).max(1);
+        let projected = self.project(run, hidden, first..first + rows)?;
         cache.append(&projected.keys, &projected.values);
         let (keys, values) = cache.matrices()?;
         let attended = self.attend(&projected.queries, first, &keys, &values)?;
         self.after_attention(run, hidden, &attended)
     }
 
-    /// Norm, projections, norms of heads, rotation.
-    pub fn project(&self, run: &[u8], hidden: &[f32], first: usize) -> Result<Projected, Fault> {
+    /// Norm, projections, norms of heads, rotation, for rows of sequences that stand at `positions`.
+    pub fn project(
+        &self,
+        run: &[u8],
+        hidden: &[f32],
+        positions: Range<usize>,
+    ) -> Result<Projected, Fault> {
         let weights = self.weights(Part::Attention, run);
         let rows = hidden.len() / in_memory(self.model().hidden).max(1);
         let x = weights.normed(hidden, !self.model().post_norm)?;
         let mut queries = weights.linear("q", &x, rows)?;
         let mut keys = weights.linear("k", &x, rows)?;
         let values = weights.linear("v", &x, rows)?;
-        self.turn(&weights, "q_norm", &mut queries, self.model().heads as usize, first)?;
-        self.turn(&weights, "k_norm", &mut keys, self.model().kv_heads as usize, first)?;
+        self.turn(&weights, "q_norm", &mut queries, self.model().heads as usize, &positions)?;
+        self.turn(&weights, "k_norm", &mut keys, self.model().kv_heads as usize, &positions)?;
         Ok(Projected { queries, keys, values })
     }
 
@@ -55,7 +63,7 @@ impl Decoder {
         name: &str,
         x: &mut Vec<f32>,
         heads: usize,
-        first: usize,
+        positions: &Range<usize>,
     ) -> Result<(), Fault> {
         if let Some(weight) = weights.vector(name)? {
             let mut out = vec![0.0; x.len()];
@@ -63,12 +71,15 @@ impl Decoder {
             *x = out;
         }
         if let Some(rotary) = &self.rotary {
-            rotary.apply(x, heads, first)?;
+            let width = heads * in_memory(self.model().head_dim);
+            for sequence in x.chunks_mut((positions.len() * width).max(1)) {
+                rotary.apply(sequence, heads, positions.start)?;
+            }
         }
         Ok(())
     }
 
-    /// Attention of rows from position `first` on over a cache that holds them already.
+    /// Attention of one sequence's rows from position `first` on over a cache that holds them already.
     pub fn attend(
         &self,
         queries: &[f32],

@@ -29,7 +29,8 @@ impl Buffered {
 impl BlockReader for Buffered {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
         let length = into.len() as u64;
-        in_requests(offset, into, self.request, |at, piece| fill(&self.file, at, piece))
+        let end = |at: u64| at.saturating_add(self.request as u64);
+        in_requests(offset, into, end, |at, piece| fill(&self.file, at, piece))
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
     }
 }

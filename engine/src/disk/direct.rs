@@ -16,8 +16,9 @@ const FLAG: Option<i32> = None;
 
 /// Reads past the page cache (`O_DIRECT`).
 ///
-/// Whole pages go straight into the buffer where it begins on a page boundary. Everything else, the
-/// last part of a page or a buffer that is not aligned, goes through a buffer that is.
+/// A request ends on a page boundary of the file, so that no page is read twice. Whole pages go straight
+/// into a buffer that has page boundaries where the file has them; the parts of pages at its ends, or
+/// all of a request where boundaries differ, go through a spare buffer: one request all the same.
 #[derive(Debug)]
 pub struct Direct {
     path: PathBuf,
@@ -92,24 +93,35 @@ impl Direct {
         self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn piece(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
-        let aligned = offset.is_multiple_of(PAGE as u64) && into.as_ptr().align_offset(PAGE) == 0;
-        let whole = if aligned { into.len() / PAGE * PAGE } else { 0 };
-        let (pages, rest) = into.split_at_mut(whole);
-        if !pages.is_empty() {
-            self.pages(offset, pages, whole)?;
+    /// One request.
+    fn request(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
+        let head = into.as_ptr().align_offset(PAGE);
+        let whole = into.len().saturating_sub(head) / PAGE * PAGE;
+        if whole == 0 || !(offset + head as u64).is_multiple_of(PAGE as u64) {
+            return self.through_spare(offset, into);
         }
-        if rest.is_empty() {
-            return Ok(());
+        let (first, rest) = into.split_at_mut(head);
+        let (pages, last) = rest.split_at_mut(whole);
+        let mut at = offset;
+        for (part, aligned) in [(first, false), (pages, true), (last, false)] {
+            let read = match (part.is_empty(), aligned) {
+                (true, _) => Ok(()),
+                (false, true) => self.pages(at, part, whole),
+                (false, false) => self.through_spare(at, part),
+            };
+            read.map_err(|cause| cause.after(at - offset))?;
+            at += part.len() as u64;
         }
-        self.through_spare(offset + whole as u64, rest).map_err(|cause| cause.after(whole as u64))
+        Ok(())
     }
 }
 
 impl BlockReader for Direct {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
         let length = into.len() as u64;
-        in_requests(offset, into, self.request, |at, piece| self.piece(at, piece))
+        let page = PAGE as u64;
+        let end = |at: u64| at.saturating_add(self.request as u64) / page * page;
+        in_requests(offset, into, end, |at, piece| self.request(at, piece))
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
     }
 }

@@ -68,6 +68,17 @@ pub enum StoreError {
         /// What was written.
         expected: (u64, u32),
     },
+    /// A block was used of which not all was seen.
+    #[error(
+        "block {block} of the run `{run}` was read in pieces that do not make it up; \
+         this is an error in pipo, please report it"
+    )]
+    Unchecked {
+        /// The run.
+        run: Place,
+        /// The block, counted from 0 within the run.
+        block: u64,
+    },
     /// A block could not be read.
     #[error("{}: cannot read block {block} of the run `{run}`: {source}", path.display())]
     Block {

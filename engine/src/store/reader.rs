@@ -60,7 +60,7 @@ impl Store {
         &self.layout
     }
 
-    /// The data file, for those who read it their own way and then ask [`Store::check_block`].
+    /// The data file, for those who read it their own way and let a [`super::Check`] see what they read.
     pub fn data_path(&self) -> &Path {
         &self.path
     }
@@ -85,6 +85,12 @@ impl Store {
             return Err(StoreError::Attached { path, found, expected });
         }
         Ok(Some(bytes))
+    }
+
+    /// Asks the system to drop what it keeps of the data in memory, so that a measurement begins with a
+    /// cold page cache. What it does about that is its own business.
+    pub fn forget_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.data, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     /// Length of a run.
@@ -126,17 +132,11 @@ impl Store {
     }
 
     /// Whether the bytes of a whole block are those that were written.
-    pub fn check_block(&self, run: Place, block: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    fn check_block(&self, run: Place, block: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let length = self.length(run)?;
         let offset = block.saturating_mul(BLOCK);
         let end = offset.saturating_add(bytes.len() as u64);
-        let index = match run.part {
-            Part::Embedding => 0,
-            Part::Attention => 1 + 2 * run.layer as usize,
-            Part::Mlp => 2 + 2 * run.layer as usize,
-            Part::Head => 1 + 2 * self.model().layers as usize,
-        };
-        let Some(&expected) = self.table.blocks(index).get(in_memory(block)) else {
+        let Some(&expected) = self.checksums(run).get(in_memory(block)) else {
             return Err(StoreError::OutOfRun { run, offset, end, length });
         };
         let found = crc32fast::hash(bytes);
@@ -144,6 +144,33 @@ impl Store {
             return Ok(());
         }
         Err(StoreError::Checksum { path: self.path.clone(), run, block, found, expected })
+    }
+
+    /// The checksums of a run's blocks.
+    pub(super) fn checksums(&self, run: Place) -> &[u32] {
+        self.table.blocks(match run.part {
+            Part::Embedding => 0,
+            Part::Attention => 1 + 2 * run.layer as usize,
+            Part::Mlp => 2 + 2 * run.layer as usize,
+            Part::Head => 1 + 2 * self.model().layers as usize,
+        })
+    }
+
+    /// Bytes of a run that lie in one block, for who checks the block.
+    pub(super) fn read_unchecked(
+        &self,
+        run: Place,
+        place: std::ops::Range<u64>,
+    ) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; in_memory(place.end.saturating_sub(place.start))];
+        let at = self.range(run)?.start + place.start;
+        self.data.read_exact_at(&mut bytes, at).map_err(|source| StoreError::Block {
+            path: self.path.clone(),
+            run,
+            block: place.start / BLOCK,
+            source,
+        })?;
+        Ok(bytes)
     }
 
     /// Reads every byte once and checks it.

@@ -1,17 +1,17 @@
 //! What a run took.
 
-use pipo_engine::rates::Rates;
 use pipo_engine::run::Outcome;
+use pipo_results::accuracy::Figures;
 use serde_json::{Map, json};
 
 use super::job::Job;
-use super::{Session, rates};
+use super::{Session, figures};
 use crate::commands::report::rate;
 use crate::output::Printer;
 
 /// The line under a picture's title.
-pub(super) fn subtitle(job: &Job, rates: &Rates) -> String {
-    format!("{}: {} tokens/s", shape(job), rate(rates.tokens_per_second))
+pub(super) fn subtitle(job: &Job, figures: &Figures) -> String {
+    format!("{}: {} tokens/s", shape(job), rate(figures.tokens_per_second))
 }
 
 fn shape(job: &Job) -> String {
@@ -29,17 +29,17 @@ fn shape(job: &Job) -> String {
 /// On standard error, because standard output is the text's.
 pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes: &[Outcome]) {
     for (job, outcome) in jobs.iter().zip(outcomes) {
-        let rates = rates(job, outcome);
+        let figures = figures(job, outcome);
         printer.note(format!("\nrun      {}, {}", job.plan.model.name, shape(job)));
         printer.note(format!(
             "tokens/s request {}, decode {}, prefill {} (prompt tokens)",
-            rate(rates.tokens_per_second),
-            rate(rates.decode_tokens_per_second),
-            rate(rates.prefill_tokens_per_second)
+            rate(figures.tokens_per_second),
+            rate(figures.decode_tokens_per_second),
+            rate(figures.prefill_tokens_per_second)
         ));
         printer.note(format!(
             "time     request {}, prefill {}, decode step {}",
-            rates.request, rates.prefill, rates.step
+            figures.request, figures.prefill, figures.step
         ));
         let tiers = outcome.allocated.iter();
         let tiers: Vec<String> =
@@ -54,22 +54,18 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
 
 /// For programs.
 pub(super) fn entry(job: &Job, outcome: &Outcome) -> serde_json::Value {
-    let rates = rates(job, outcome);
+    let figures = figures(job, outcome);
     let memory: Map<String, serde_json::Value> =
         outcome.allocated.iter().map(|(tier, b)| (tier.name().into(), json!(b.0))).collect();
+    let notes: Vec<&String> = job.note.iter().chain(&outcome.notes).collect();
     json!({
         "prompt": job.plan.workload.prompt,
         "new_tokens": job.plan.workload.new_tokens,
         "sequences": job.places.len(),
         "micro": job.plan.batch.micro,
         "count": job.plan.batch.count,
-        "note": job.note,
-        "request_ns": rates.request.0,
-        "prefill_ns": rates.prefill.0,
-        "step_ns": rates.step.0,
-        "tokens_per_second": rates.tokens_per_second,
-        "decode_tokens_per_second": rates.decode_tokens_per_second,
-        "prefill_tokens_per_second": rates.prefill_tokens_per_second,
+        "notes": notes,
+        "figures": figures,
         "memory": memory,
     })
 }

@@ -1,0 +1,100 @@
+//! Where weights come from: the store's data file, read the way the plan says, and every byte checked.
+
+use std::ops::Range;
+
+use pipo_plan::schedule::{DiskIo, Work};
+use pipo_plan::units::Bytes;
+
+use super::{fault, length};
+use crate::disk::{BlockReader, Buffered, Direct};
+use crate::executor::Fault;
+use crate::run::{Request, RunError};
+use crate::store::{Check, Place, Store};
+
+/// How a plan reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) io: DiskIo,
+    /// Bytes of one request.
+    pub(super) request: Bytes,
+}
+
+/// The store's data file, open.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    reader: Box<dyn BlockReader + 'a>,
+    way: Way,
+}
+
+/// A stretch of a run of the store, and what has been seen of it.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    /// Where it begins in the data file.
+    at: u64,
+    run: Range<u64>,
+    check: Check,
+}
+
+impl Stretch {
+    pub(super) fn new(store: &Store, run: Place, range: Range<u64>) -> Result<Self, RunError> {
+        let start = store.layout().range(run).unwrap_or_default().start;
+        let check = store.check(run, range.clone())?;
+        Ok(Self { at: start + range.start, run: range, check })
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.run.end - self.run.start
+    }
+
+    /// After the run: whether everything that was read of it has been checked.
+    pub(super) fn finish(&self) -> Result<(), RunError> {
+        Ok(self.check.finish()?)
+    }
+}
+
+impl<'a> Source<'a> {
+    /// Opens the data file, and says what of the plan's way of reading cannot be followed.
+    pub(super) fn open(
+        request: &Request<'a>,
+        way: Way,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, RunError> {
+        let path = request.store.data_path();
+        let size = length(way.request)?;
+        let reader: Box<dyn BlockReader + 'a> = match (request.reader, way.io) {
+            (Some(reader), _) => Box::new(reader),
+            (None, DiskIo::Buffered | DiskIo::PageFault) => Box::new(Buffered::open(path, size)?),
+            (None, DiskIo::Direct) => match Direct::open(path, size) {
+                Ok(direct) => Box::new(direct),
+                Err(why) => {
+                    notes.push(format!(
+                        "{}: {why}; it was read through the page cache, so times of reads are not those of a disk",
+                        path.display()
+                    ));
+                    Box::new(Buffered::open(path, size)?)
+                }
+            },
+        };
+        Ok(Self { reader, way })
+    }
+
+    /// Whether an operation reads the way the file was opened for.
+    pub(super) fn serves(&self, work: &Work) -> Result<(), Fault> {
+        match *work {
+            Work::DiskRead { io, request, .. } if (Way { io, request }) == self.way => Ok(()),
+            _ => Err(fault("weights are to be read in another way than the file was opened for")),
+        }
+    }
+
+    /// Reads a stretch from its byte `offset` on.
+    pub(super) fn read(
+        &self,
+        stretch: &Stretch,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), Fault> {
+        let text = |error: &dyn std::fmt::Display| Fault(error.to_string());
+        self.reader.read(stretch.at + offset, into).map_err(|error| text(&error))?;
+        stretch.check.piece(stretch.run.start + offset, into).map_err(|error| text(&error))
+    }
+}
