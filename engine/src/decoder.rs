@@ -147,17 +147,9 @@ impl<'a> Weights<'a> {
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix<'a>, Fault> {
-        let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
-        let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
-        let (start, end) = (in_memory(placed.offset), in_memory(placed.offset + placed.length));
-        let bytes = self.run.get(start..end).ok_or_else(|| missing("bytes for"))?;
-        let format = format(self.decoder.layout.precision_of(&placed.tensor));
-        Ok(Matrix::new(
-            format,
-            in_memory(placed.tensor.outputs),
-            in_memory(placed.tensor.inputs),
-            bytes,
-        )?)
+        let (format, placed, bytes) = self.stored(name)?;
+        let (outputs, inputs) = (placed.tensor.outputs, placed.tensor.inputs);
+        Ok(Matrix::new(format, in_memory(outputs), in_memory(inputs), bytes)?)
     }
 
     /// A bias or the weights of a norm; none where the model has no such vector.
@@ -165,13 +157,20 @@ impl<'a> Weights<'a> {
         if !self.has(name) {
             return Ok(None);
         }
-        // Vectors are stored as matrices with one column.
-        let column = self.matrix(name)?;
-        let mut values = vec![0.0; column.outputs()];
-        for (row, value) in values.iter_mut().enumerate() {
-            pipo_kernels::format::dequantise_row(&column, row, std::slice::from_mut(value))?;
-        }
+        // A vector has one column in 16 bits, and so the same bytes as a matrix of one row.
+        let (format, placed, bytes) = self.stored(name)?;
+        let mut values = vec![0.0; in_memory(placed.tensor.outputs)];
+        let row = Matrix::new(format, 1, values.len(), bytes)?;
+        pipo_kernels::format::dequantise_row(&row, 0, &mut values)?;
         Ok(Some(values))
+    }
+
+    fn stored(&self, name: &str) -> Result<(Format, &'a Placed, &'a [u8]), Fault> {
+        let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
+        let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
+        let (start, end) = (in_memory(placed.offset), in_memory(placed.offset + placed.length));
+        let bytes = self.run.get(start..end).ok_or_else(|| missing("bytes for"))?;
+        Ok((format(self.decoder.layout.precision_of(&placed.tensor)), placed, bytes))
     }
 
     /// A product with a matrix and, where there is one, its bias.

@@ -1,5 +1,6 @@
 //! Runs a plan on the CPU backend: from prompts to tokens.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 
 use pipo_kernels::Cpu;
@@ -10,14 +11,14 @@ use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::cpu::CpuBackend;
 use crate::disk::{BlockReader, ReadError};
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
-use crate::store::{Store, StoreError, in_memory};
+use crate::store::{Store, StoreError};
 
 /// The most likely token each time.
 pub const GREEDY: Settings = Settings { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
@@ -42,22 +43,36 @@ pub struct Request<'a> {
     pub prompts: &'a [Vec<u32>],
     /// Threads of one computation. Results do not depend on it.
     pub threads: usize,
+    /// What reads the store's data file instead of the reader that the plan names: for tests.
+    pub reader: Option<&'a dyn BlockReader>,
     /// How tokens are chosen. Each sequence draws random numbers of its own, which follow from the seed
     /// and from its place among the prompts alone.
     pub sampling: Settings,
     /// Is told of every new token, in order within a sequence, by the lane that computed it: the run
     /// waits until it returns. It learns, and cannot change anything.
     pub observer: &'a (dyn Fn(NewToken) + Sync),
-    /// What reads the store's data file instead of the reader that the plan names: for tests.
-    pub reader: Option<&'a dyn BlockReader>,
 }
 
 impl<'a> Request<'a> {
     /// Greedily, unobserved, on [`default_threads`].
     pub fn new(plan: &'a Plan, store: &'a Store, prompts: &'a [Vec<u32>]) -> Self {
         let threads = default_threads();
-        Self { plan, store, prompts, threads, sampling: GREEDY, observer: &|_| {}, reader: None }
+        Self { plan, store, prompts, threads, reader: None, sampling: GREEDY, observer: &|_| {} }
     }
+}
+
+/// Threads of one computation where nobody says otherwise: a core is left to the lanes that read and
+/// copy.
+pub fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    cores.saturating_sub(1).max(1)
+}
+
+/// Prompts of random tokens: for measuring, and for stores without a tokenizer.
+pub fn random_prompts(vocabulary: u64, sequences: u64, length: u64, seed: u64) -> Vec<Vec<u32>> {
+    let mut random = Pcg64::seed_from_u64(seed);
+    let mut token = || u32::try_from(random.next_u64() % vocabulary.max(1)).unwrap_or(0);
+    (0..sequences).map(|_| (0..length).map(|_| token()).collect()).collect()
 }
 
 /// What draws the tokens of one sequence.
@@ -187,19 +202,4 @@ fn check(request: &Request) -> Result<(), RunError> {
         )),
         None => Ok(()),
     }
-}
-
-/// Threads of one computation where nobody says otherwise: all cores but one, because the lanes that read
-/// and copy need one too.
-pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1))
-}
-
-/// Prompts of random tokens for a plan, drawn from its seed: for measuring, where words do not matter.
-pub fn random_prompts(plan: &Plan) -> Vec<Vec<u32>> {
-    let mut random = Pcg64::seed_from_u64(plan.seed);
-    let vocabulary = u32::try_from(plan.model.vocab).unwrap_or(u32::MAX).max(1);
-    let length = in_memory(plan.workload.prompt);
-    let prompt = |_| (0..length).map(|_| random.random_range(0..vocabulary)).collect();
-    (0..plan.batch.sequences()).map(prompt).collect()
 }

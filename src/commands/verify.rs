@@ -143,7 +143,12 @@ fn measure(
     for _ in 0..runs {
         for case in &mut *cases {
             store.forget_cached();
-            let prompts = random_prompts(&case.plan);
+            let prompts = random_prompts(
+                case.plan.model.vocab,
+                case.plan.batch.sequences(),
+                case.plan.workload.prompt,
+                case.plan.seed,
+            );
             let request = Request { threads, ..Request::new(&case.plan, store, &prompts) };
             case.measured.push(run(&request, &AtomicBool::new(false))?);
             bar.inc(1);

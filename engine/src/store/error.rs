@@ -55,6 +55,17 @@ pub enum StoreError {
         /// The checksum of the bytes that were written.
         expected: u32,
     },
+    /// A block was used of which not all was seen.
+    #[error(
+        "block {block} of the run `{run}` was read in pieces that do not make it up; \
+         this is an error in pipo, please report it"
+    )]
+    Unchecked {
+        /// The run.
+        run: Place,
+        /// The block, counted from 0 within the run.
+        block: u64,
+    },
     /// Another file than the weights is not what was written.
     #[error(
         "{} has {} bytes and the checksum {:08x}, the table says {} and {:08x}; import the model again",
@@ -67,17 +78,6 @@ pub enum StoreError {
         found: (u64, u32),
         /// What was written.
         expected: (u64, u32),
-    },
-    /// A block was used of which not all was seen.
-    #[error(
-        "block {block} of the run `{run}` was read in pieces that do not make it up; \
-         this is an error in pipo, please report it"
-    )]
-    Unchecked {
-        /// The run.
-        run: Place,
-        /// The block, counted from 0 within the run.
-        block: u64,
     },
     /// A block could not be read.
     #[error("{}: cannot read block {block} of the run `{run}`: {source}", path.display())]

@@ -65,6 +65,12 @@ impl Store {
         &self.path
     }
 
+    /// Asks the system to drop what it keeps of the data in memory, so that a measurement begins with a
+    /// cold page cache. What it does about that is its own business.
+    pub fn forget_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.data, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     /// Where the model's tokenizer is, if there is one.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.path.with_file_name(TOKENIZER)
@@ -85,12 +91,6 @@ impl Store {
             return Err(StoreError::Attached { path, found, expected });
         }
         Ok(Some(bytes))
-    }
-
-    /// Asks the system to drop what it keeps of the data in memory, so that a measurement begins with a
-    /// cold page cache. What it does about that is its own business.
-    pub fn forget_cached(&self) {
-        let _ = rustix::fs::fadvise(&self.data, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     /// Length of a run.

@@ -93,5 +93,5 @@ fn random(plan: &Plan, seed: u64) -> anyhow::Result<Vec<Vec<u32>>> {
              drawn here; tune with a smaller --batch or --prompt"
         );
     }
-    Ok(random_prompts(&Plan { seed, ..plan.clone() }))
+    Ok(random_prompts(plan.model.vocab, sequences, length, seed))
 }
