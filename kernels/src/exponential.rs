@@ -10,7 +10,7 @@ const RANGE: (f32, f32) = (-87.3, 88.3);
 const ROUND: f32 = 12_582_912.0;
 
 /// Ln 2 in two parts, of which the first has few digits: its product with an integer is exact.
-const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 
 /// `e^x` to a relative error of 2e-7; not a number for what is none.
 ///
@@ -24,9 +24,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = x - n * LN_2.0 - n * LN_2.1;
     let mut p = 1.987_569_1e-4;
-    for coefficient in
-        [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1]
-    {
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + coefficient;
     }
     let power = p * r * r + r + 1.0;
