@@ -29,7 +29,7 @@ fn an_unknown_key() {
        | ^^^^
     "#);
     insta::assert_snapshot!(message("value = 30,", "value = 30, fited_to = \"x\","), @r#"
-    error: unknown field `fited_to`, expected one of `value`, `source`, `fitted_to`
+    error: unknown field `fited_to`, expected one of `value`, `source`, `fitted_to`, `spread`
       --> laptop.toml:25:21
        |
     25 | sms = { value = 30, fited_to = "x", source = "nvidia" }

@@ -9,9 +9,9 @@ use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
 use pipo_plan::units::Bytes;
 
-use super::ProfileError;
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
+use super::{ProfileError, Settings};
 use crate::decoder::format;
 
 /// Outputs and inputs of the matrices, from a small model's to a large one's MLP.
@@ -61,15 +61,15 @@ pub(super) struct Kernels {
     pub(super) launch: Middle,
 }
 
-pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Kernels, ProfileError> {
-    let cpu = Cpu::new(threads);
+pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kernels, ProfileError> {
+    let cpu = Cpu::new(settings.threads);
     // Any bytes are numbers in every format, but a quarter of all 16-bit patterns are tiny or huge; this
     // one is 0.0078 in fp16 and bf16 alike in every place that is read as 16 bits.
     let arena: Vec<u8> = [0x00, 0x20].into_iter().cycle().take(ARENA).collect();
     let mut products = Vec::new();
     for precision in Precision::ALL {
-        for (outputs, inputs) in SHAPES {
-            for rows in ROWS {
+        for (outputs, inputs) in SHAPES.into_iter().filter(|(o, i)| o * i <= settings.largest) {
+            for rows in ROWS.into_iter().filter(|&rows| rows <= settings.most_rows) {
                 let mut work = Multiply::new(&cpu, &arena, precision, [rows, outputs, inputs]);
                 let size = format!("{precision} {rows} x {outputs} x {inputs}");
                 let time = sampler.time("gpu.kernels", &size, || work.once())?;
