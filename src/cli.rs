@@ -44,6 +44,10 @@ pub enum Command {
     Emit(Emit),
     /// Import a model's weights into a store, or fill one with random weights.
     Import(Import),
+    /// Measure this machine, for --machine: copies, kernels, disk. Its cores play the GPU.
+    Profile(Profile),
+    /// Run a plan and a baseline for real, beside what is predicted of them.
+    Verify(Verify),
     /// List the models of the catalogue, or show one.
     Models(Models),
     /// List the machines of the catalogue, show one, or import measurements into one.
@@ -211,6 +215,40 @@ pub struct Import {
     /// Seed of random weights.
     #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "folder")]
     pub seed: u64,
+}
+
+/// Arguments of `profile`.
+#[derive(Debug, Args)]
+pub struct Profile {
+    /// Where the profile goes; every sample goes beside it.
+    #[arg(short, long, default_value = "machine.toml", value_name = "FILE")]
+    pub output: PathBuf,
+    /// A folder on the disk that weights are read from; a scratch file is written there and removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Size of the scratch file.
+    #[arg(long, default_value = "1GiB", value_name = "SIZE")]
+    pub disk_size: Bytes,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The plan, and the machine that it is predicted for: one that `pipo profile` measured here.
+    #[command(flatten)]
+    pub on: OnPlan,
+    /// The store with the weights.
+    #[arg(long, value_name = "STORE")]
+    pub model: PathBuf,
+    /// The system that the plan is compared with, in the same budget; `none` for no comparison.
+    #[arg(long, default_value = "accelerate", value_name = "NAME|none")]
+    pub baseline: String,
+    /// Runs of each, in turn; the one in the middle is reported.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub runs: usize,
+    /// Where the picture and the trace go: FILE.svg, FILE.trace.json.
+    #[arg(short, long, default_value = "verify", value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// Arguments of `models`.

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let printer = Printer::new(cli.json);
-    match run(cli.command, &printer) {
+    match run(cli.command, cli.threads, &printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&error);
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
+fn run(command: Command, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     match command {
         Command::Tune(args) => commands::tune::run(&args, printer),
         Command::Explain(args) => commands::explain::run(&args, printer),
@@ -53,6 +53,8 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Reproduce(args) => commands::reproduce::run(&args, printer),
         Command::Emit(args) => commands::emit::run(&args, printer),
         Command::Import(args) => commands::import::run(&args, printer),
+        Command::Profile(args) => commands::profile::run(&args, threads, printer),
+        Command::Verify(args) => commands::verify::run_command(&args, threads, printer),
         Command::Models(args) => commands::models::run(&args, printer),
         Command::Machines(args) => commands::machines::run(&args, printer),
         Command::Doctor => commands::doctor::run(printer),

@@ -7,17 +7,19 @@
 //! It runs the strategies `pipo`, `flexgen`, `accelerate` and `resident`. What it does not run is refused
 //! by name before anything starts: see `knobs.rs`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pipo_kernels::Cpu;
+use pipo_kernels::sample::Sampler;
 use pipo_plan::schedule::{Layout, OpKind, Tier};
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::units::Bytes;
 
 use crate::decoder::Decoder;
-use crate::executor::{Backend, Fault, Task};
+use crate::executor::{Backend, ExecutionError, Fault, Task};
 use crate::memory::{Buffer, Rings};
-use crate::run::{Request, RunError};
+use crate::run::{NewToken, Request, RunError, sampler};
 use crate::store::in_memory;
 
 mod accounts;
@@ -58,6 +60,7 @@ pub(crate) struct CpuBackend<'a> {
     crossings: Vec<Mutex<Crossing>>,
     flows: Flows,
     sequences: Vec<Mutex<Vec<Sequence>>>,
+    observer: &'a (dyn Fn(NewToken) + Sync),
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
@@ -67,6 +70,9 @@ pub(crate) struct CpuBackend<'a> {
 /// One sequence of a micro-batch.
 #[derive(Debug, Clone)]
 struct Sequence {
+    /// Its place among the prompts.
+    number: usize,
+    sampler: Sampler,
     prompt: Vec<u32>,
     new: Vec<u32>,
     logits: Vec<f32>,
@@ -74,7 +80,12 @@ struct Sequence {
 
 impl<'a> CpuBackend<'a> {
     /// Allocates everything and reads what stays in memory.
-    pub(crate) fn new(request: &Request<'a>, layout: &Layout, cpu: Cpu) -> Result<Self, RunError> {
+    pub(crate) fn new(
+        request: &Request<'a>,
+        layout: &Layout,
+        cpu: Cpu,
+        cancelled: &AtomicBool,
+    ) -> Result<Self, RunError> {
         let knobs = Knobs::of(request.plan)?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
@@ -83,6 +94,9 @@ impl<'a> CpuBackend<'a> {
         let mut accounts = Accounts::new(layout);
         let mut units = Vec::new();
         for index in 0..knobs.frame.units.len() {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(ExecutionError::Cancelled.into());
+            }
             let mut unit = Unit::new(&knobs, index, store)?;
             let embedding = knobs.embedding.filter(|_| index == 0);
             let name = embedding.unwrap_or("weights, resident");
@@ -106,12 +120,14 @@ impl<'a> CpuBackend<'a> {
         let rings = Rings::new(layout)?;
         let allocated = accounts.close()?;
         let micro = in_memory(plan.batch.micro);
-        let sequence = |prompt: &Vec<u32>| Sequence {
-            prompt: prompt.clone(),
-            new: Vec::new(),
-            logits: Vec::new(),
+        let sequence = |(number, prompt): (usize, &Vec<u32>)| {
+            let sampler = sampler(request.sampling, number)?;
+            let (new, logits) = (Vec::new(), Vec::new());
+            Ok(Sequence { number, sampler, prompt: prompt.clone(), new, logits })
         };
-        let sequences = request.prompts.chunks(micro.max(1));
+        let sequences = request.prompts.iter().enumerate().map(sequence);
+        let sequences: Vec<Sequence> = sequences.collect::<Result<_, RunError>>()?;
+        let sequences = sequences.chunks(micro.max(1));
         Ok(Self {
             source,
             decoder,
@@ -123,7 +139,8 @@ impl<'a> CpuBackend<'a> {
             gathered: (0..gathers).map(|_| Mutex::default()).collect(),
             crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
             flows: Flows::default(),
-            sequences: sequences.map(|c| Mutex::new(c.iter().map(sequence).collect())).collect(),
+            sequences: sequences.map(|micro| Mutex::new(micro.to_vec())).collect(),
+            observer: request.observer,
             allocated,
             notes,
             _held: [first, second, workspace],

@@ -191,16 +191,9 @@ impl<'a> Weights<'a> {
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix<'a>, Fault> {
-        let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
-        let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
-        let bytes = self.run.get(placed).ok_or_else(|| missing("bytes for"))?;
-        let format = format(self.decoder.layout.precision_of(&placed.tensor));
-        Ok(Matrix::new(
-            format,
-            in_memory(placed.tensor.outputs),
-            in_memory(placed.tensor.inputs),
-            bytes,
-        )?)
+        let (format, placed, bytes) = self.stored(name)?;
+        let (outputs, inputs) = (placed.tensor.outputs, placed.tensor.inputs);
+        Ok(Matrix::new(format, in_memory(outputs), in_memory(inputs), bytes)?)
     }
 
     /// A bias or the weights of a norm, if they are there.
@@ -209,13 +202,19 @@ impl<'a> Weights<'a> {
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, Fault> {
-        // Vectors are stored as matrices with one column.
-        let column = self.matrix(name)?;
-        let mut values = vec![0.0; column.outputs()];
-        for (row, value) in values.iter_mut().enumerate() {
-            pipo_kernels::format::dequantise_row(&column, row, std::slice::from_mut(value))?;
-        }
+        // A vector has one column in 16 bits, and so the same bytes as a matrix of one row.
+        let (format, placed, bytes) = self.stored(name)?;
+        let mut values = vec![0.0; in_memory(placed.tensor.outputs)];
+        let row = Matrix::new(format, 1, values.len(), bytes)?;
+        pipo_kernels::format::dequantise_row(&row, 0, &mut values)?;
         Ok(values)
+    }
+
+    fn stored(&self, name: &str) -> Result<(Format, &'a Placed, &'a [u8]), Fault> {
+        let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
+        let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
+        let bytes = self.run.get(placed).ok_or_else(|| missing("bytes for"))?;
+        Ok((format(self.decoder.layout.precision_of(&placed.tensor)), placed, bytes))
     }
 
     /// A product as far as it can be made here: all of it, or, where the matrix was in the step before,

@@ -84,7 +84,7 @@ pub fn import_through(
     through: impl FnOnce(File) -> Box<dyn Write>,
 ) -> Result<Report, ImportError> {
     let (model, mut rows): (Model, Box<dyn Rows>);
-    let (arithmetic, origin, unused);
+    let (arithmetic, origin, unused, tokenizer);
     match &request.source {
         Source::Checkpoint(folder) => {
             let checkpoint = Checkpoint::open(folder)?;
@@ -92,6 +92,7 @@ pub fn import_through(
             arithmetic = checkpoint.arithmetic().clone();
             unused = checkpoint.check(&layout(&model, request.precision)?)?;
             origin = Origin::Safetensors;
+            tokenizer = checkpoint.tokenizer()?;
             rows = Box::new(checkpoint);
         }
         Source::Random { model: wanted, seed } => {
@@ -99,11 +100,15 @@ pub fn import_through(
             arithmetic = Arithmetic::default_of(model.family);
             unused = Vec::new();
             origin = Origin::Random { seed: *seed };
+            tokenizer = None;
             rows = Box::new(Random { seed: *seed });
         }
     }
     let header = Header { model, arithmetic, precision: request.precision, origin };
     let mut writer = Writer::create_through(request.target, header, through)?;
+    if let Some(tokenizer) = &tokenizer {
+        writer.attach_tokenizer(tokenizer)?;
+    }
     let layout = writer.layout().clone();
     let mut ledger = Ledger::default();
     for place in layout.places() {
@@ -125,7 +130,7 @@ pub fn import_through(
     }
     let bytes = layout.file_length();
     writer.finish()?;
-    Ok(ledger.report(bytes, unused))
+    Ok(ledger.report(bytes, unused, tokenizer.is_some()))
 }
 
 fn layout(model: &Model, precision: Precision) -> Result<Layout, StoreError> {

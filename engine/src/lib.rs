@@ -7,8 +7,12 @@
 //!   multiple of 4 KiB and is checksummed block by block. [`arithmetic`] is what shapes do not say.
 //! - [`disk`] reads it, past the page cache or through it; [`memory`] holds what the plan accounts for.
 //! - [`decoder`] computes, part by part, on the CPU.
-//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together.
+//! - [`tokenizer`] turns text into tokens and back.
+//! - [`profile`] measures this machine, so that a simulator can predict what a run will take.
+//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, [`adapt`]
+//!   fits a plan to other prompts, and [`rates`] sums up what was measured.
 
+pub mod adapt;
 pub mod arithmetic;
 mod cpu;
 pub mod decoder;
@@ -16,5 +20,8 @@ pub mod disk;
 pub mod executor;
 pub mod import;
 pub mod memory;
+pub mod profile;
+pub mod rates;
 pub mod run;
 pub mod store;
+pub mod tokenizer;

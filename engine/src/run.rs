@@ -1,14 +1,18 @@
 //! Runs a plan on the CPU backend: from prompts to tokens.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 
 use pipo_kernels::Cpu;
+use pipo_kernels::sample::{SampleError, Sampler, Settings};
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::{LowerError, lower};
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
+use rand::{Rng, SeedableRng};
+use rand_pcg::Pcg64;
 
 use crate::cpu::CpuBackend;
 use crate::disk::{BlockReader, ReadError};
@@ -16,8 +20,20 @@ use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
 use crate::store::{Store, StoreError};
 
+/// The most likely token each time.
+pub const GREEDY: Settings = Settings { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
+
+/// A token that a sequence has just got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewToken {
+    /// The sequence, counted like the prompts.
+    pub sequence: usize,
+    /// The token.
+    pub token: u32,
+}
+
 /// What to run.
-#[derive(Debug)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// How.
     pub plan: &'a Plan,
@@ -29,12 +45,49 @@ pub struct Request<'a> {
     pub threads: usize,
     /// What reads the store's data file instead of the reader that the plan names: for tests.
     pub reader: Option<&'a dyn BlockReader>,
+    /// How tokens are chosen. Each sequence draws random numbers of its own, which follow from the seed
+    /// and from its place among the prompts alone.
+    pub sampling: Settings,
+    /// Is told of every new token, in order within a sequence, by the lane that computed it: the run
+    /// waits until it returns. It learns, and cannot change anything.
+    pub observer: &'a (dyn Fn(NewToken) + Sync),
+}
+
+impl<'a> Request<'a> {
+    /// Greedily, unobserved, on [`default_threads`].
+    pub fn new(plan: &'a Plan, store: &'a Store, prompts: &'a [Vec<u32>]) -> Self {
+        let threads = default_threads();
+        Self { plan, store, prompts, threads, reader: None, sampling: GREEDY, observer: &|_| {} }
+    }
+}
+
+/// Threads of one computation where nobody says otherwise: a core is left to the lanes that read and
+/// copy.
+pub fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    cores.saturating_sub(1).max(1)
+}
+
+/// Prompts of random tokens: for measuring, and for stores without a tokenizer.
+pub fn random_prompts(vocabulary: u64, sequences: u64, length: u64, seed: u64) -> Vec<Vec<u32>> {
+    let mut random = Pcg64::seed_from_u64(seed);
+    let mut token = || u32::try_from(random.next_u64() % vocabulary.max(1)).unwrap_or(0);
+    (0..sequences).map(|_| (0..length).map(|_| token()).collect()).collect()
+}
+
+/// What draws the tokens of one sequence.
+///
+/// Seeds lie apart by an odd constant without pattern, so that the second sequence of one seed is not
+/// the first of the next.
+pub(crate) fn sampler(settings: Settings, sequence: usize) -> Result<Sampler, SampleError> {
+    let apart = (sequence as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    Sampler::new(Settings { seed: settings.seed.wrapping_add(apart), ..settings })
 }
 
 /// What came of it.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// New tokens of each sequence, chosen greedily.
+    /// New tokens of each sequence.
     pub tokens: Vec<Vec<u32>>,
     /// The logits that chose each sequence's last token.
     pub logits: Vec<Vec<f32>>,
@@ -60,6 +113,9 @@ pub enum RunError {
     /// Plan, store and prompts do not belong together.
     #[error("{0}")]
     Mismatch(String),
+    /// Tokens cannot be chosen in the way that was asked for.
+    #[error("{0}; choose another value")]
+    Sampling(#[from] SampleError),
     /// The plan cannot be lowered, or does not fit its budget.
     #[error("{path}: {0}", path = .0.path)]
     Plan(#[from] LowerError),
@@ -91,7 +147,8 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
     // What is in memory before is known to who makes the plan; here nothing else is counted.
     let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
     MemoryTable::new(&schedule.layout, none).check(request.plan)?;
-    let backend = CpuBackend::new(request, &schedule.layout, Cpu::new(request.threads))?;
+    let cpu = Cpu::new(request.threads);
+    let backend = CpuBackend::new(request, &schedule.layout, cpu, cancelled)?;
     let timeline = execute(&schedule, &backend, cancelled)?;
     backend.finish()?;
     let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
@@ -101,6 +158,7 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
 
 fn check(request: &Request) -> Result<(), RunError> {
     let Request { plan, store, prompts, .. } = request;
+    sampler(request.sampling, 0)?;
     let mismatch = |text| Err(RunError::Mismatch(text));
     let shape = |model: &pipo_plan::model::Model| {
         let mut shape = model.clone();

@@ -1,8 +1,9 @@
 //! Weights on disk, laid out for the pipeline.
 //!
-//! A store is a directory of two files. `store.json` is the table: the model, the precision, and for
-//! each run its place and the checksums of its blocks. `weights.bin` holds the runs: the embedding,
-//! the attention and the MLP of each layer, the head. A run starts at a multiple of [`ALIGNMENT`] and
+//! A store is a directory of two files, or three. `store.json` is the table: the model, the precision,
+//! and for each run its place and the checksums of its blocks. `weights.bin` holds the runs: the
+//! embedding, the attention and the MLP of each layer, the head. `tokenizer.json` is the checkpoint's,
+//! where it had one; the table has its checksum. A run starts at a multiple of [`ALIGNMENT`] and
 //! is exactly as long as [`pipo_plan::model::Model::bytes`] says, so that one read moves one part
 //! and the simulator's sizes are the engine's.
 //!
@@ -30,6 +31,8 @@ pub use writer::{Header, Writer};
 pub const TABLE: &str = "store.json";
 /// The data's file name.
 pub const DATA: &str = "weights.bin";
+/// The file name of the model's tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
 
 /// A length in memory. Longer than memory can be stays too long and fails where it is allocated or
 /// compared; no platform this runs on has narrower addresses than the lengths that pass the checks.

@@ -1,7 +1,13 @@
 //! Plans that run for real on the CPU backend.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use pipo_engine::executor::ExecutionError;
+use pipo_engine::run::{GREEDY, NewToken, Outcome, Request, RunError, run};
 use pipo_engine::store::Place;
+use pipo_kernels::sample::Settings;
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan};
@@ -163,6 +169,63 @@ proptest! {
         let batch = Batching { prefill_chunk: None, ..batch };
         check_offloaded(fixture(model, precision), System::FlexGen(knobs), batch)?;
     }
+}
+
+/// A run with settings of its own, and what its observer saw of each sequence.
+fn observed(plan: &Plan, fixture: &Fixture, sampling: Settings) -> (Outcome, Vec<Vec<u32>>) {
+    // The same prompt everywhere: what differs is drawn.
+    let prompts = vec![fixture.tokens("prompts", 0); 4];
+    let seen = Mutex::new(vec![Vec::new(); 4]);
+    let observer = |new: NewToken| seen.lock().unwrap()[new.sequence].push(new.token);
+    let request = Request {
+        threads: 1,
+        sampling,
+        observer: &observer,
+        ..Request::new(plan, &fixture.store, &prompts)
+    };
+    let outcome = run(&request, &AtomicBool::new(false)).unwrap();
+    (outcome, seen.into_inner().unwrap())
+}
+
+#[test]
+fn drawn_tokens_follow_from_seed_and_place_alone() {
+    let fixture = fixture(2, 0);
+    let sampling = Settings { temperature: 1.0, top_k: Some(50), top_p: Some(0.95), seed: 5 };
+    let mut found: Vec<Vec<Vec<u32>>> = Vec::new();
+    for (micro, count) in [(4, 1), (2, 2), (1, 4)] {
+        let batch = Batching { micro, count, prefill_chunk: Some(7) };
+        for strategy in [resident(), System::Pipo(Pipo::default())] {
+            let (outcome, seen) = observed(&fixture.plan(strategy, batch, 8), fixture, sampling);
+            assert_eq!(outcome.tokens, seen, "the observer sees every token, in order");
+            found.push(seen);
+        }
+    }
+    assert!(found.iter().all(|tokens| *tokens == found[0]));
+    assert_ne!(found[0][0], found[0][1], "equal prompts draw apart");
+    let plan = fixture.plan(resident(), Batching::single(4), 8);
+    let (_, other) = observed(&plan, fixture, Settings { seed: 6, ..sampling });
+    assert_ne!(other, found[0]);
+    assert_ne!(other[0], found[0][1], "a seed's first sequence is not another seed's second");
+}
+
+#[test]
+fn settings_out_of_range_are_refused_before_anything_starts() {
+    let fixture = fixture(2, 0);
+    let plan = fixture.plan(resident(), Batching::single(1), 2);
+    let prompts = [fixture.tokens("prompts", 0)];
+    let sampling = Settings { top_p: Some(1.5), ..GREEDY };
+    let request = Request { sampling, ..Request::new(&plan, &fixture.store, &prompts) };
+    let error = run(&request, &AtomicBool::new(false)).unwrap_err();
+    insta::assert_snapshot!(error, @"top-p is 1.5, but must be above 0 and at most 1; choose another value");
+}
+
+#[test]
+fn a_cancelled_run_ends_before_its_weights_are_read() {
+    let fixture = fixture(2, 0);
+    let plan = fixture.plan(resident(), Batching::single(1), 2);
+    let prompts = [fixture.tokens("prompts", 0)];
+    let error = run(&Request::new(&plan, &fixture.store, &prompts), &AtomicBool::new(true));
+    assert!(matches!(error, Err(RunError::Execution(ExecutionError::Cancelled))));
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// What turns sixteen nibbles into weights of one group.
     type Group: Copy;
+    /// Rows whose sums with four outputs stay in registers.
+    const ROWS: usize;
 
     /// Runs a job compiled for this machine.
     fn enter<J: Job>(self, job: J) -> J::Out;

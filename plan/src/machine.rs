@@ -54,13 +54,13 @@ pub struct Machine {
 pub struct Gpu {
     /// The vendor's name for it.
     pub name: String,
-    /// Compilation target, such as `sm_86`.
+    /// Compilation target, such as `sm_86`; [`Gpu::ON_HOST`] where the host's own cores play the GPU.
     pub architecture: String,
     /// Memory that the driver reports as present.
     pub memory: Figure<Bytes>,
     /// What driver and context take of it before the first allocation; listed apart in every report.
     pub context: Figure<Bytes>,
-    /// Streaming multiprocessors.
+    /// Streaming multiprocessors; threads of one computation, where host cores play the GPU.
     pub sms: Figure<u32>,
     /// Achievable, not peak, bandwidth of the GPU's own memory.
     pub memory_bandwidth: Figure<Bandwidth>,
@@ -68,6 +68,10 @@ pub struct Gpu {
     pub matmul: Figure<FlopRate>,
     /// Achievable rate of attention over a prompt.
     pub attention: Figure<FlopRate>,
+    /// Bytes that norms, activations, residuals and rotations get through in a second; as fast as the
+    /// memory where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elementwise: Option<Figure<Bandwidth>>,
     /// 16-bit bytes that an unfused dequantisation kernel produces in a second.
     pub dequantise: Figure<Bandwidth>,
     /// Dense bytes that a lossless decompressor produces in a second, where there is one.
@@ -172,9 +176,24 @@ pub struct Software {
     pub disk_request: Figure<Nanos>,
     /// Issuing one operation from the host.
     pub host_op: Figure<Nanos>,
+    /// From the end of an operation to the start of one that waited for it on an idle lane, where a thread
+    /// of the host has to wake up in between; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Figure<Nanos>>,
+    /// Bytes that a reading thread checks against their checksums in a second; unchecked where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Figure<Bandwidth>>,
 }
 
 impl Gpu {
+    /// The architecture of a machine whose host cores and memory play the GPU's.
+    pub const ON_HOST: &str = "cpu";
+
+    /// Whether the host's cores and memory play the GPU's.
+    pub fn is_on_host(&self) -> bool {
+        self.architecture == Self::ON_HOST
+    }
+
     /// What is left for weights, caches and buffers once driver and context have their part.
     pub fn available(&self) -> Bytes {
         self.memory.value - self.context.value
@@ -206,8 +225,9 @@ impl Machine {
             entry("gpu.memory_bandwidth", &gpu.memory_bandwidth),
             entry("gpu.matmul", &gpu.matmul),
             entry("gpu.attention", &gpu.attention),
-            entry("gpu.dequantise", &gpu.dequantise),
         ];
+        all.extend(gpu.elementwise.as_ref().map(|f| entry("gpu.elementwise", f)));
+        all.push(entry("gpu.dequantise", &gpu.dequantise));
         all.extend(gpu.decompress.as_ref().map(|f| entry("gpu.decompress", f)));
         all.extend([entry("gpu.launch", &gpu.launch), entry("gpu.sync", &gpu.sync)]);
         all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
@@ -243,6 +263,8 @@ impl Machine {
             entry("software.disk_request", &software.disk_request),
             entry("software.host_op", &software.host_op),
         ]);
+        all.extend(software.handover.as_ref().map(|f| entry("software.handover", f)));
+        all.extend(software.checksum.as_ref().map(|f| entry("software.checksum", f)));
         all
     }
 
@@ -282,6 +304,9 @@ impl Machine {
             let _ = write!(text, ", source = {}", quoted(figure.source));
             if let Some(cells) = figure.fitted_to {
                 let _ = write!(text, ", fitted_to = {}", quoted(cells));
+            }
+            if let Some(spread) = figure.spread {
+                let _ = write!(text, ", spread = {}", toml::Value::Float(spread));
             }
             text.push_str(" }\n");
         }

@@ -16,6 +16,8 @@ pub struct Row {
     pub slots: Option<(u16, Bytes)>,
     /// How much.
     pub bytes: Bytes,
+    /// Whether it is there before a plan allocates anything.
+    pub overhead: bool,
 }
 
 /// What a plan holds at every tier.
@@ -45,21 +47,28 @@ impl MemoryTable {
             name: a.name.clone(),
             slots: None,
             bytes: a.bytes,
+            overhead: false,
         });
         let rings = layout.rings.iter().filter(|r| r.slot_bytes > Bytes::ZERO).map(|r| Row {
             tier: r.tier,
             name: r.name.clone(),
             slots: Some((r.slots, r.slot_bytes)),
             bytes: r.slot_bytes * u64::from(r.slots),
+            overhead: false,
         });
         let apart = [
             (Tier::Gpu, "driver and context", overheads.gpu_context),
             (Tier::Pageable, "operating system and runtime", overheads.host_reserved),
         ];
-        let apart = apart
-            .into_iter()
-            .filter(|(_, _, bytes)| *bytes > Bytes::ZERO)
-            .map(|(tier, name, bytes)| Row { tier, name: name.into(), slots: None, bytes });
+        let apart = apart.into_iter().filter(|(_, _, bytes)| *bytes > Bytes::ZERO).map(
+            |(tier, name, bytes)| Row {
+                tier,
+                name: name.into(),
+                slots: None,
+                bytes,
+                overhead: true,
+            },
+        );
         let mut rows: Vec<Row> = fixed.chain(rings).chain(apart).collect();
         // A stable sort keeps the strategy's own order within a tier.
         rows.sort_by_key(|r| r.tier);

@@ -22,7 +22,7 @@ fn message(from: &str, to: &str) -> String {
 #[test]
 fn an_unknown_key() {
     insta::assert_snapshot!(message("sms = { value = 30", "smms = { value = 30"), @r#"
-    error: unknown field `smms`, expected one of `name`, `architecture`, `memory`, `context`, `sms`, `memory_bandwidth`, `matmul`, `attention`, `dequantise`, `decompress`, `launch`, `sync`, `kernels`
+    error: unknown field `smms`, expected one of `name`, `architecture`, `memory`, `context`, `sms`, `memory_bandwidth`, `matmul`, `attention`, `elementwise`, `dequantise`, `decompress`, `launch`, `sync`, `kernels`
       --> laptop.toml:25:1
        |
     25 | smms = { value = 30, source = "nvidia" }
@@ -155,7 +155,7 @@ fn figures_that_contradict_each_other() {
     22 | architecture = "8.6"
        |                ^^^^^
        |
-       = help: write the compute capability as a target, such as `sm_86` for 8.6
+       = help: write the compute capability as a target, such as `sm_86` for 8.6, or `cpu`
     "#);
 }
 

@@ -4,6 +4,7 @@
 //! nothing but its arguments, so the same input gives the same bytes. Files and clocks belong to the
 //! command line.
 
+pub mod accuracy;
 pub mod busy;
 pub mod chart;
 pub mod csv;

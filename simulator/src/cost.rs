@@ -46,6 +46,8 @@ pub struct Cost {
     pub payload: f64,
     /// Bytes drawn from each resource for each byte of payload: a memory copy draws two from DRAM.
     pub draw: [f64; Resource::COUNT],
+    /// Host cores kept busy at full speed, where the host's cores are what is short.
+    pub cores: f64,
     /// Thousandths of the duration in which a GPU engine (kernels or copies) is really busy.
     pub gpu_permille: u16,
 }
@@ -67,6 +69,13 @@ impl Cost {
     #[must_use]
     pub fn drawing(mut self, resource: Resource, each: f64) -> Self {
         self.draw[resource as usize] += each;
+        self
+    }
+
+    /// Keeps `cores` host cores busy.
+    #[must_use]
+    pub fn on_cores(mut self, cores: f64) -> Self {
+        self.cores = cores;
         self
     }
 
@@ -111,6 +120,7 @@ impl Price {
         let hit = self.hit.filter(|_| hits > HitShare::NONE)?;
         let nanos = hits.mean(hit.nanos.as_f64(), self.cost.nanos.as_f64());
         let mut cost = Cost::moving(self.bytes, Nanos::ceil(nanos));
+        cost.cores = hits.mean(hit.cores, self.cost.cores);
         for (draw, (hit, miss)) in
             cost.draw.iter_mut().zip(hit.draw.into_iter().zip(self.cost.draw))
         {
@@ -120,13 +130,16 @@ impl Price {
     }
 }
 
-/// Total rate of each resource in bytes per nanosecond.
+/// What there is of everything that operations share.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Capacities([f64; Resource::COUNT]);
+pub struct Capacities {
+    rates: [f64; Resource::COUNT],
+    cores: f64,
+}
 
 impl Capacities {
     /// Nothing is shared: every operation runs at full speed.
-    pub const UNLIMITED: Self = Self([f64::MAX; Resource::COUNT]);
+    pub const UNLIMITED: Self = Self { rates: [f64::MAX; Resource::COUNT], cores: f64::MAX };
 
     /// Sets the capacity of one resource.
     ///
@@ -134,13 +147,25 @@ impl Capacities {
     /// absurdly long, and only the latter has an end to report.
     #[must_use]
     pub fn with(mut self, resource: Resource, bytes_per_nano: f64) -> Self {
-        self.0[resource as usize] = bytes_per_nano.max(1e-9);
+        self.rates[resource as usize] = bytes_per_nano.max(1e-9);
         self
     }
 
-    /// The rates, indexed by [`Resource`].
+    /// Sets the number of host cores, at least one.
+    #[must_use]
+    pub fn with_cores(mut self, cores: f64) -> Self {
+        self.cores = cores.max(1.0);
+        self
+    }
+
+    /// Total rate of each resource in bytes per nanosecond, indexed by [`Resource`].
     pub fn rates(&self) -> &[f64; Resource::COUNT] {
-        &self.0
+        &self.rates
+    }
+
+    /// Host cores.
+    pub fn cores(&self) -> f64 {
+        self.cores
     }
 }
 
@@ -150,4 +175,9 @@ pub trait Costs {
     fn price(&self, work: &Work) -> Result<Price, Unsupported>;
     /// What is shared.
     fn capacities(&self) -> Capacities;
+    /// What an operation waits for in addition when it starts on a lane that stood idle: a thread of the
+    /// host has to wake up.
+    fn handover(&self) -> Nanos {
+        Nanos::ZERO
+    }
 }

@@ -35,6 +35,18 @@ impl<'a> CostModel<'a> {
         self.transfer(bytes, curve.bandwidth(request.min(bytes)))
     }
 
+    /// The same read with what its thread does besides waiting for the disk: it checks what it has read,
+    /// and copies it where it comes through the page cache.
+    fn checked(&self, read: Cost, bytes: Bytes, copied: Option<Bandwidth>) -> Cost {
+        let checks = self.machine.software.checksum.as_ref().map(|rate| rate.time(bytes));
+        let (checks, copies) =
+            (checks.unwrap_or_default(), copied.map_or(Nanos::ZERO, |rate| rate.time(bytes)));
+        let nanos = read.nanos + checks;
+        let cores = (checks + copies.min(read.nanos)).as_f64() / nanos.as_f64().max(1.0);
+        let draw = read.draw;
+        Cost { draw, ..Cost::moving(bytes, nanos) }.on_cores(cores)
+    }
+
     fn transfer(&self, bytes: Bytes, rate: Bandwidth) -> Cost {
         if bytes == Bytes::ZERO {
             return Cost::default();
@@ -53,15 +65,18 @@ impl<'a> CostModel<'a> {
             }
             DiskIo::PageFault => self.transfer(bytes, disk.page_fault_read.value),
         };
-        let hit = match io {
-            DiskIo::Direct => None,
-            DiskIo::Buffered => Some(memcpy(bytes, self.machine.host.copy.value)),
+        let copy = self.machine.host.copy.value;
+        let (copied, hit) = match io {
+            DiskIo::Direct => (None, None),
+            DiskIo::Buffered => (Some(copy), Some(memcpy(bytes, copy))),
             DiskIo::PageFault => {
-                let mapped = disk.page_fault_hit.as_ref().unwrap_or(&self.machine.host.copy);
-                Some(memcpy(bytes, mapped.value))
+                let mapped = disk.page_fault_hit.as_ref().map_or(copy, |rate| rate.value);
+                (Some(mapped), Some(memcpy(bytes, mapped)))
             }
         };
-        Ok(Price { bytes, disk_read: bytes, cost: cost.drawing(Resource::Dram, 1.0), hit })
+        let cost = self.checked(cost.drawing(Resource::Dram, 1.0), bytes, copied);
+        let hit = hit.map(|hit| self.checked(hit, bytes, copied));
+        Ok(Price { bytes, disk_read: bytes, cost, hit })
     }
 
     fn disk_to_gpu(&self, bytes: Bytes) -> Result<Price, Unsupported> {
@@ -92,6 +107,24 @@ impl<'a> CostModel<'a> {
         Ok(cost.drawing(Resource::Hbm, 1.0))
     }
 
+    /// A copy over the link. The copy engine is busy for as long as the bytes take at the pinned rate; the
+    /// rest is latency, or the driver's staging. Where host memory plays the GPU's, a thread copies within
+    /// it.
+    fn copy(&self, bytes: Bytes, memory: HostMemory, pinned: &Curve, pageable: &Curve) -> Cost {
+        let (nanos, dram) = match memory {
+            HostMemory::Pinned => (pinned.time(bytes), 1.0),
+            HostMemory::Pageable => (pageable.time(bytes), 3.0),
+        };
+        let cost = Cost::moving(bytes, nanos)
+            .drawing(Resource::LinkDuplex, 1.0)
+            .busy(permille(pinned.best().time(bytes), nanos))
+            .on_cores(1.0);
+        if self.machine.gpu.is_on_host() {
+            return cost.drawing(Resource::Dram, 2.0);
+        }
+        cost.drawing(Resource::Dram, dram).drawing(Resource::Hbm, 1.0)
+    }
+
     fn disk(&self, does: &str) -> Result<&Disk, Unsupported> {
         self.machine.disk.as_ref().ok_or_else(|| {
             let next = "keep everything in memory, or add a [disk] section to the profile";
@@ -110,6 +143,7 @@ impl<'a> CostModel<'a> {
 impl Costs for CostModel<'_> {
     fn price(&self, work: &Work) -> Result<Price, Unsupported> {
         let Machine { link, software, .. } = self.machine;
+        let threads = f64::from(self.machine.gpu.sms.value);
         let cost = match work {
             &Work::DiskRead { bytes, request, io } => return self.read(bytes, request, io),
             &Work::DiskToGpu { bytes } => return self.disk_to_gpu(bytes),
@@ -120,11 +154,19 @@ impl Costs for CostModel<'_> {
             &Work::HostCopy { bytes } | &Work::Gather { bytes } => {
                 memcpy(bytes, self.machine.host.copy.value)
             }
-            &Work::H2d { bytes, memory } => copy(bytes, memory, &link.h2d, &link.pageable_h2d),
-            &Work::D2h { bytes, memory } => copy(bytes, memory, &link.d2h, &link.pageable_d2h),
-            &Work::Decompress { compressed, dense } => self.decompress(compressed, dense)?,
-            Work::Gpu(compute) => arithmetic::on_gpu(&self.machine.gpu, &self.kernels, compute),
-            Work::Cpu(compute) => arithmetic::on_cpu(&self.machine.host, compute),
+            &Work::H2d { bytes, memory } => {
+                self.copy(bytes, memory, &link.h2d.value, &link.pageable_h2d.value)
+            }
+            &Work::D2h { bytes, memory } => {
+                self.copy(bytes, memory, &link.d2h.value, &link.pageable_d2h.value)
+            }
+            &Work::Decompress { compressed, dense } => {
+                self.decompress(compressed, dense)?.on_cores(threads)
+            }
+            Work::Gpu(compute) => {
+                arithmetic::on_gpu(&self.machine.gpu, &self.kernels, compute).on_cores(threads)
+            }
+            Work::Cpu(compute) => arithmetic::on_cpu(&self.machine.host, compute).on_cores(threads),
             Work::Barrier => Cost::fixed(software.barrier.value),
         };
         Ok(Price::plain(work, cost))
@@ -140,31 +182,22 @@ impl Costs for CostModel<'_> {
             let buffered = disk.buffered_read.best().max(disk.page_fault_read.value);
             disk.read.best().max(disk.write.best()).max(buffered).max(direct)
         });
-        Capacities::UNLIMITED
+        let shared = Capacities::UNLIMITED
             .with(Resource::LinkDuplex, duplex.per_nano())
             .with(Resource::Disk, disk.per_nano())
             .with(Resource::Dram, host.memory_bandwidth.per_nano())
-            .with(Resource::Hbm, gpu.memory_bandwidth.per_nano())
+            .with(Resource::Hbm, gpu.memory_bandwidth.per_nano());
+        if gpu.is_on_host() { shared.with_cores(f64::from(host.cores.value)) } else { shared }
     }
-}
 
-/// A copy over the link. The copy engine is busy for as long as the bytes take at the pinned rate; the
-/// rest is latency, or the driver's staging.
-fn copy(bytes: Bytes, memory: HostMemory, pinned: &Curve, pageable: &Curve) -> Cost {
-    let (nanos, dram) = match memory {
-        HostMemory::Pinned => (pinned.time(bytes), 1.0),
-        HostMemory::Pageable => (pageable.time(bytes), 3.0),
-    };
-    Cost::moving(bytes, nanos)
-        .drawing(Resource::LinkDuplex, 1.0)
-        .drawing(Resource::Dram, dram)
-        .drawing(Resource::Hbm, 1.0)
-        .busy(permille(pinned.best().time(bytes), nanos))
+    fn handover(&self) -> Nanos {
+        self.machine.software.handover.as_ref().map_or(Nanos::ZERO, |time| time.value)
+    }
 }
 
 /// One thread's copy within host memory.
 fn memcpy(bytes: Bytes, rate: Bandwidth) -> Cost {
-    Cost::moving(bytes, rate.time(bytes)).drawing(Resource::Dram, 2.0)
+    Cost::moving(bytes, rate.time(bytes)).drawing(Resource::Dram, 2.0).on_cores(1.0)
 }
 
 /// Thousandths that `part` is of `whole`, at most all of them.

@@ -7,7 +7,7 @@ use pipo_plan::schedule::{Builder, OpId, Schedule};
 use pipo_plan::timeline::{Blame, Span, Timeline};
 use pipo_plan::units::{Bytes, Nanos};
 
-use crate::cost::Costs;
+use crate::cost::{Capacities, Costs};
 use crate::error::SimulationError;
 use crate::meter::{Meter, Summary};
 use crate::page_cache::{HitShare, PageCache, Residency};
@@ -63,7 +63,8 @@ const IDLE: Nanos = Nanos(u64::MAX);
 struct Engine<'a> {
     schedule: &'a Schedule,
     costs: &'a dyn Costs,
-    capacity: [f64; crate::Resource::COUNT],
+    capacity: Capacities,
+    handover: Nanos,
     builder: Builder,
     prices: Vec<Prepared>,
     window: Window,
@@ -105,7 +106,8 @@ impl<'a> Engine<'a> {
         Ok(Self {
             schedule,
             costs,
-            capacity: *costs.capacities().rates(),
+            capacity: costs.capacities(),
+            handover: costs.handover(),
             builder: Builder::new(layout),
             prices: Vec::new(),
             window: Window::new(layout.window),
@@ -193,7 +195,9 @@ impl<'a> Engine<'a> {
         let variant = again.unwrap_or(price.first);
         self.meter.start(lane, price.bytes, variant.permille, &variant.drawn);
         let span = self.spans.as_ref().map_or(0, Vec::len);
-        let running = Running::new(id, place, self.now, variant.nanos, span);
+        let stood_idle = self.lanes[lane].last.is_none_or(|(end, _)| end < self.now);
+        let handover = if stood_idle { self.handover } else { Nanos::ZERO };
+        let running = Running::new(id, place, self.now, variant.nanos + handover, span);
         if running.earliest > LAST {
             return Err(SimulationError::TooLong { op: id });
         }

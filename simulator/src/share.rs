@@ -1,6 +1,7 @@
-//! Max-min fair division of shared resources by progressive filling.
+//! Max-min fair division of what operations share: host cores first, then bandwidths by progressive
+//! filling.
 
-use crate::cost::{Cost, Resource};
+use crate::cost::{Capacities, Cost, Resource};
 
 /// What one running operation asks for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -11,25 +12,36 @@ pub(crate) struct Flow {
     draw: [f64; Resource::COUNT],
     /// `draw` times `payload`: what it takes at full speed.
     demand: [f64; Resource::COUNT],
+    /// Host cores at full speed.
+    cores: f64,
 }
 
 impl Flow {
     /// An idle lane.
-    pub(crate) const NONE: Self =
-        Self { payload: 0.0, draw: [0.0; Resource::COUNT], demand: [0.0; Resource::COUNT] };
+    pub(crate) const NONE: Self = Self {
+        payload: 0.0,
+        draw: [0.0; Resource::COUNT],
+        demand: [0.0; Resource::COUNT],
+        cores: 0.0,
+    };
 
     /// What an operation of this cost asks for; one that draws on nothing is not a flow.
     pub(crate) fn of(cost: &Cost) -> Self {
-        if cost.draw.iter().all(|&d| d <= 0.0) {
-            return Self::NONE;
+        let Cost { payload, draw, cores, .. } = *cost;
+        if draw.iter().all(|&d| d <= 0.0) {
+            return Self { cores, ..Self::NONE };
         }
-        let demand = cost.draw.map(|d| d * cost.payload);
-        Self { payload: cost.payload, draw: cost.draw, demand }
+        Self { payload, draw, demand: draw.map(|d| d * payload), cores }
     }
 
     /// Whether it draws on anything.
     pub(crate) fn is_some(&self) -> bool {
-        self.payload > 0.0
+        self.payload > 0.0 || self.cores > 0.0
+    }
+
+    /// Threads that want to run: each gets an equal part of the cores.
+    fn threads(&self) -> f64 {
+        self.cores.ceil()
     }
 }
 
@@ -37,33 +49,44 @@ impl Flow {
 const TOLERANCE: f64 = 1e-9;
 
 /// Whether all flows fit at full speed: the common case, answered without filling.
-pub(crate) fn fits(flows: &[Flow], capacity: &[f64; Resource::COUNT]) -> bool {
+pub(crate) fn fits(flows: &[Flow], capacity: &Capacities) -> bool {
     let mut total = [0.0; Resource::COUNT];
+    let mut cores = 0.0;
     for flow in flows {
         for (sum, demand) in total.iter_mut().zip(flow.demand) {
             *sum += demand;
         }
+        cores += flow.cores;
     }
-    total.iter().zip(capacity).all(|(sum, limit)| *sum <= limit * (1.0 + TOLERANCE))
+    let within = |sum: f64, limit: f64| sum <= limit * (1.0 + TOLERANCE);
+    within(cores, capacity.cores())
+        && total.iter().zip(capacity.rates()).all(|(&sum, &limit)| within(sum, limit))
 }
 
 /// Writes each flow's share of its own full speed, at most 1, into `rates`.
 ///
-/// All payload rates rise together from zero. A flow stops at its own full speed, or when a resource
-/// that it draws on is used up. No flow could then go faster without slowing one that is not faster
-/// than itself: the max-min fair division, and the only one. Each round stops at least one flow.
-pub(crate) fn fill(flows: &[Flow], capacity: &[f64; Resource::COUNT], rates: &mut [f64]) {
+/// Cores are divided first, because a thread that does not run moves nothing; then all payload rates
+/// rise together from zero. A flow stops at the speed that its cores allow, or when a resource that it
+/// draws on is used up. No flow could then go faster without slowing one that is not faster than
+/// itself: the max-min fair division, and the only one. Each round stops at least one flow. Cores that
+/// a flow leaves idle because a bandwidth stops it are not given to others.
+pub(crate) fn fill(flows: &[Flow], capacity: &Capacities, rates: &mut [f64]) {
     const RISING: f64 = -1.0;
+    let per_thread = core_share(flows, capacity.cores());
+    let limit = |flow: &Flow| {
+        let granted = per_thread * flow.threads();
+        if granted < flow.cores { granted / flow.cores } else { 1.0 }
+    };
     for (rate, flow) in rates.iter_mut().zip(flows) {
-        *rate = if flow.payload > 0.0 { RISING } else { 1.0 };
+        *rate = if flow.payload > 0.0 { RISING } else { limit(flow) };
     }
-    let mut slack = *capacity;
+    let mut slack = *capacity.rates();
     let mut level = 0.0;
     while rates.iter().any(|&r| r < 0.0) {
         let mut pull = [0.0; Resource::COUNT];
         let mut step = f64::MAX;
         for (flow, _) in flows.iter().zip(&*rates).filter(|(_, r)| **r < 0.0) {
-            step = step.min(flow.payload - level);
+            step = step.min(flow.payload * limit(flow) - level);
             for (sum, draw) in pull.iter_mut().zip(flow.draw) {
                 *sum += draw;
             }
@@ -76,14 +99,36 @@ pub(crate) fn fill(flows: &[Flow], capacity: &[f64; Resource::COUNT], rates: &mu
             *slack -= pull * step.max(0.0);
         }
         let used_up: [bool; Resource::COUNT] =
-            std::array::from_fn(|r| slack[r] <= capacity[r] * TOLERANCE);
+            std::array::from_fn(|r| slack[r] <= capacity.rates()[r] * TOLERANCE);
         for (flow, rate) in flows.iter().zip(&mut *rates).filter(|(_, r)| **r < 0.0) {
-            if level >= flow.payload * (1.0 - TOLERANCE) {
-                *rate = 1.0;
+            let limit = limit(flow);
+            if level >= flow.payload * limit * (1.0 - TOLERANCE) {
+                *rate = limit;
             } else if flow.draw.iter().zip(used_up).any(|(&draw, gone)| draw > 0.0 && gone) {
                 *rate = level / flow.payload;
             }
         }
+    }
+}
+
+/// The part of a core that each thread gets which wants at least so much: those that want less leave the
+/// rest to the others, as the scheduler of an operating system does.
+fn core_share(flows: &[Flow], cores: f64) -> f64 {
+    let mut share = 0.0;
+    loop {
+        let wants_less = |flow: &&Flow| flow.cores <= share * flow.threads();
+        let modest: f64 = flows.iter().filter(wants_less).map(|flow| flow.cores).sum();
+        let greedy = flows.iter().filter(|flow| !wants_less(flow));
+        let threads: f64 = greedy.map(Flow::threads).sum();
+        if threads <= 0.0 {
+            return f64::MAX;
+        }
+        let next = (cores - modest) / threads;
+        // The share only grows, each time past at least one flow, until it stays.
+        if next <= share {
+            return share;
+        }
+        share = next;
     }
 }
 
@@ -97,9 +142,17 @@ mod tests {
         Flow::of(&Cost { payload, draw, ..Cost::default() })
     }
 
+    fn capacities(rates: [f64; Resource::COUNT]) -> Capacities {
+        Resource::ALL.iter().zip(rates).fold(Capacities::UNLIMITED, |c, (&r, rate)| c.with(r, rate))
+    }
+
     fn rates(flows: &[Flow], capacity: [f64; Resource::COUNT]) -> Vec<f64> {
+        shares(flows, &capacities(capacity))
+    }
+
+    fn shares(flows: &[Flow], capacity: &Capacities) -> Vec<f64> {
         let mut rates = vec![0.0; flows.len()];
-        fill(flows, &capacity, &mut rates);
+        fill(flows, capacity, &mut rates);
         rates
     }
 
@@ -114,8 +167,8 @@ mod tests {
     fn equal_flows_share_equally() {
         let f = flow(10.0, [1.0, 0.0, 0.0, 0.0]);
         assert_close(&rates(&[f, f], [15.0, 1.0, 1.0, 1.0]), &[0.75, 0.75]);
-        assert!(!fits(&[f, f], &[15.0, 1.0, 1.0, 1.0]));
-        assert!(fits(&[f, f], &[20.0, 1.0, 1.0, 1.0]));
+        assert!(!fits(&[f, f], &capacities([15.0, 1.0, 1.0, 1.0])));
+        assert!(fits(&[f, f], &capacities([20.0, 1.0, 1.0, 1.0])));
     }
 
     #[test]
@@ -140,6 +193,35 @@ mod tests {
         let compute = Flow::of(&Cost { payload: 1e9, ..Cost::default() });
         let f = flow(10.0, [1.0, 0.0, 0.0, 0.0]);
         assert_close(&rates(&[compute, f, Flow::NONE], [5.0, 1.0, 1.0, 1.0]), &[1.0, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn threads_get_equal_parts_of_the_cores_and_leave_what_they_do_not_want() {
+        let busy = |cores| Flow::of(&Cost { cores, ..Cost::default() });
+        let two = Capacities::UNLIMITED.with_cores(2.0);
+        let flows = [busy(1.0), busy(1.0), Flow::NONE];
+        assert!(fits(&flows, &two));
+        assert_close(&shares(&flows, &two), &[1.0, 1.0, 1.0]);
+        // Two threads of one computation beside a third one: each gets two thirds of a core.
+        assert_close(&shares(&[busy(2.0), busy(1.0)], &two), &[2.0 / 3.0, 2.0 / 3.0]);
+        // A reader that needs a fifth of a core gets it; the other three share the rest.
+        let flows = [busy(0.2), busy(2.0), busy(1.0)];
+        assert!(!fits(&flows, &two));
+        assert_close(&shares(&flows, &two), &[1.0, 0.6, 0.6]);
+    }
+
+    #[test]
+    fn what_is_short_of_cores_and_of_bandwidth_is_stopped_by_the_scarcer() {
+        let copy = |cores| {
+            let mut flow = flow(10.0, [0.0, 0.0, 2.0, 0.0]);
+            flow.cores = cores;
+            flow
+        };
+        let one = capacities([1.0, 1.0, 30.0, 1.0]).with_cores(1.0);
+        // Half a core each allows 5, 10 each of the memory's 30.
+        assert_close(&shares(&[copy(1.0), copy(1.0)], &one), &[0.5, 0.5]);
+        let one = capacities([1.0, 1.0, 12.0, 1.0]).with_cores(1.0);
+        assert_close(&shares(&[copy(1.0), copy(1.0)], &one), &[0.3, 0.3]);
     }
 
     proptest! {

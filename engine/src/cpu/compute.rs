@@ -12,6 +12,7 @@ use super::{CpuBackend, Sequence, cache, fault, half};
 use crate::decoder::{Inner, Projected, Run};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
+use crate::run::NewToken;
 use crate::store::in_memory;
 
 /// What a part that is cut into units has computed so far.
@@ -106,7 +107,7 @@ impl CpuBackend<'_> {
         let logits = self.decoder.logits(run, table, &last)?;
         let mut sequences = self.sequences(task.op.micro)?;
         for (sequence, logits) in sequences.iter_mut().zip(logits.chunks_exact(vocabulary.max(1))) {
-            sequence.choose(logits.to_vec())?;
+            (self.observer)(sequence.choose(logits.to_vec())?);
         }
         Ok(())
     }
@@ -165,12 +166,12 @@ impl Sequence {
         tokens.ok_or_else(|| fault("a token is not there yet"))
     }
 
-    /// Greedily: the largest logit, of equal ones the first.
-    fn choose(&mut self, logits: Vec<f32>) -> Result<(), Fault> {
-        let token =
-            pipo_kernels::sample::greedy(&logits).map_err(|error| Fault(error.to_string()))?;
-        self.new.push(u32::try_from(token).map_err(|_| fault("a token has more than 32 bits"))?);
+    /// Takes the next token.
+    fn choose(&mut self, logits: Vec<f32>) -> Result<NewToken, Fault> {
+        let token = self.sampler.sample(&logits).map_err(|error| Fault(error.to_string()))?;
+        let token = u32::try_from(token).map_err(|_| fault("a token has more than 32 bits"))?;
+        self.new.push(token);
         self.logits = logits;
-        Ok(())
+        Ok(NewToken { sequence: self.number, token })
     }
 }

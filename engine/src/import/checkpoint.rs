@@ -17,7 +17,8 @@ use super::header::{self, Entry, LONGEST_HEADER};
 use super::source::{Rows, Wanted};
 use super::{ImportError, names};
 use crate::arithmetic::Arithmetic;
-use crate::store::{Layout, in_memory};
+use crate::store::{Layout, TOKENIZER, in_memory};
+use crate::tokenizer::{self, Tokenizer};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -78,6 +79,17 @@ impl Checkpoint {
 
     pub(super) fn arithmetic(&self) -> &Arithmetic {
         &self.arithmetic
+    }
+
+    /// The bytes of tokenizer.json, where there is one, after a look whether it can be used.
+    pub(super) fn tokenizer(&self) -> Result<Option<Vec<u8>>, ImportError> {
+        let path = self.folder.join(TOKENIZER);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = whole(&path, tokenizer::LARGEST)?;
+        Tokenizer::parse(&bytes, path.display().to_string(), self.model.vocab)?;
+        Ok(Some(bytes))
     }
 
     /// Whether every tensor of the store is there in the right shape, and none besides that should
@@ -246,13 +258,21 @@ fn single(folder: &Path) -> Result<PathBuf, ImportError> {
 
 /// A text file of the checkpoint.
 fn text(path: &Path) -> Result<Document, ImportError> {
-    let file = File::open(path).map_err(ImportError::io("open", path))?;
-    let mut text = String::new();
-    let read = file.take(LONGEST_HEADER + 1).read_to_string(&mut text);
-    let found = read.map_err(ImportError::io("read as text", path))? as u64;
-    if found > LONGEST_HEADER {
-        let found = path.metadata().map_or(found, |m| m.len());
-        return Err(ImportError::TooLarge { path: path.to_owned(), found, limit: LONGEST_HEADER });
-    }
+    let text = String::from_utf8(whole(path, LONGEST_HEADER)?);
+    let text = text.map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error));
+    let text = text.map_err(ImportError::io("read as text", path))?;
     Ok(Document::new(path.display().to_string(), text))
+}
+
+/// A small file of the checkpoint, if it is no larger than is believed.
+fn whole(path: &Path, limit: u64) -> Result<Vec<u8>, ImportError> {
+    let file = File::open(path).map_err(ImportError::io("open", path))?;
+    let mut bytes = Vec::new();
+    let read = file.take(limit + 1).read_to_end(&mut bytes);
+    let found = read.map_err(ImportError::io("read", path))? as u64;
+    if found > limit {
+        let found = path.metadata().map_or(found, |m| m.len());
+        return Err(ImportError::TooLarge { path: path.to_owned(), found, limit });
+    }
+    Ok(bytes)
 }

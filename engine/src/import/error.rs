@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use pipo_plan::diagnostic::Diagnostic;
 
 use crate::store::StoreError;
+use crate::tokenizer::TokenizerError;
 
 /// A failure to import. The target is not there beside one.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum ImportError {
     /// The store could not be written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// The system refused a file operation.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

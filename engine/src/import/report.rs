@@ -46,6 +46,8 @@ pub struct Report {
     pub relative: f64,
     /// Tensors of the checkpoint that the model does not use, such as rotary frequencies.
     pub unused: Vec<String>,
+    /// Whether the checkpoint had a tokenizer, which is then in the store.
+    pub tokenizer: bool,
 }
 
 impl Report {
@@ -79,7 +81,7 @@ impl Ledger {
         self.tensors.push((tensor, squares));
     }
 
-    pub(super) fn report(self, bytes: u64, unused: Vec<String>) -> Report {
+    pub(super) fn report(self, bytes: u64, unused: Vec<String>, tokenizer: bool) -> Report {
         let mut all = Squares::default();
         let mut order = Vec::new();
         let mut kinds: BTreeMap<_, (KindError, Squares)> = BTreeMap::new();
@@ -102,6 +104,6 @@ impl Ledger {
             }
         }
         let kinds = order.iter().filter_map(|key| kinds.get(key)).map(|(kind, _)| *kind).collect();
-        Report { bytes, tensors, kinds, relative: all.relative(), unused }
+        Report { bytes, tensors, kinds, relative: all.relative(), unused, tokenizer }
     }
 }

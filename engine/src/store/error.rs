@@ -66,6 +66,19 @@ pub enum StoreError {
         /// The block, counted from 0 within the run.
         block: u64,
     },
+    /// Another file than the weights is not what was written.
+    #[error(
+        "{} has {} bytes and the checksum {:08x}, the table says {} and {:08x}; import the model again",
+        path.display(), found.0, found.1, expected.0, expected.1
+    )]
+    Attached {
+        /// The file.
+        path: PathBuf,
+        /// Its length, as far as it was read, and the checksum of that.
+        found: (u64, u32),
+        /// What was written.
+        expected: (u64, u32),
+    },
     /// A block could not be read.
     #[error("{}: cannot read block {block} of the run `{run}`: {source}", path.display())]
     Block {

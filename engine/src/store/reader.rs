@@ -1,14 +1,16 @@
 //! Reading a store: nothing is believed that was not checked.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use pipo_plan::model::{Model, Part, Precision};
 
-use super::table::{self, Table};
-use super::{BLOCK, DATA, Layout, Origin, Place, StoreError, TABLE, in_memory};
+use super::table::{self, Attached, Table};
+use super::{BLOCK, DATA, Layout, Origin, Place, StoreError, TABLE, TOKENIZER, in_memory};
 use crate::arithmetic::Arithmetic;
+use crate::tokenizer;
 
 /// An open store.
 #[derive(Debug)]
@@ -61,6 +63,34 @@ impl Store {
     /// The data file, for those who read it their own way and let a [`super::Check`] see what they read.
     pub fn data_path(&self) -> &Path {
         &self.path
+    }
+
+    /// Asks the system to drop what it keeps of the data in memory, so that a measurement begins with a
+    /// cold page cache. What it does about that is its own business.
+    pub fn forget_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.data, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
+    /// Where the model's tokenizer is, if there is one.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.path.with_file_name(TOKENIZER)
+    }
+
+    /// The bytes of the model's tokenizer, as they were written.
+    pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(expected) = self.table.tokenizer else { return Ok(None) };
+        let path = self.tokenizer_path();
+        let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+        let mut bytes = Vec::new();
+        let most = expected.length.min(tokenizer::LARGEST) + 1;
+        file.take(most).read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
+        let found = Attached::of(&bytes);
+        if found != expected {
+            let pair = |file: Attached| (file.length, file.checksum);
+            let (found, expected) = (pair(found), pair(expected));
+            return Err(StoreError::Attached { path, found, expected });
+        }
+        Ok(Some(bytes))
     }
 
     /// Length of a run.

@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use super::{DATA, StoreError, TABLE};
+use super::{DATA, StoreError, TABLE, TOKENIZER};
+
+/// Every file that an import writes under a name.
+const FILES: [&str; 3] = [DATA, TABLE, TOKENIZER];
 
 /// The folder `.NAME.importing` beside the target `NAME`.
 ///
@@ -58,11 +61,16 @@ impl Staging {
         &self.folder
     }
 
+    /// Writes a small file whole, and waits until it is on the disk.
+    pub(super) fn attach(&self, name: &'static str, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.folder.join(name);
+        fs::write(&path, bytes).map_err(StoreError::io("write", &path))?;
+        sync(&path)
+    }
+
     /// Writes the table, waits until all of it is on the disk, and gives the folder its name.
     pub(super) fn publish(mut self, table: &str) -> Result<(), StoreError> {
-        let path = self.folder.join(TABLE);
-        fs::write(&path, table).map_err(StoreError::io("write", &path))?;
-        sync(&path)?;
+        self.attach(TABLE, table.as_bytes())?;
         self.data.sync_all().map_err(StoreError::io("write", &self.data_path()))?;
         let _ = sync(&self.folder);
         if self.target.symlink_metadata().is_ok() {
@@ -104,7 +112,7 @@ fn remove_abandoned(folder: &Path) -> Result<(), StoreError> {
     }
     for entry in fs::read_dir(folder).map_err(failed())? {
         let name = entry.map_err(failed())?.file_name();
-        if name != DATA && name != TABLE {
+        if !FILES.iter().any(|file| name == *file) {
             return Err(StoreError::NotOurs { path, entry: name.to_string_lossy().into_owned() });
         }
     }
@@ -118,7 +126,7 @@ fn remove_abandoned(folder: &Path) -> Result<(), StoreError> {
 
 /// Removes the files an import writes, and the folder if that was all.
 fn remove(folder: &Path) -> std::io::Result<()> {
-    for name in [DATA, TABLE] {
+    for name in FILES {
         match fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -49,7 +49,24 @@ pub(super) struct Table {
     length: u64,
     pub(super) model: Model,
     pub(super) arithmetic: Arithmetic,
+    /// Where the store has a tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tokenizer: Option<Attached>,
     runs: Vec<Run>,
+}
+
+/// A small file beside the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Attached {
+    pub(super) length: u64,
+    pub(super) checksum: u32,
+}
+
+impl Attached {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self { length: bytes.len() as u64, checksum: crc32fast::hash(bytes) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +88,7 @@ impl Table {
         layout: &Layout,
         arithmetic: Arithmetic,
         origin: Origin,
+        tokenizer: Option<Attached>,
         blocks: Vec<Vec<u32>>,
     ) -> Self {
         let runs = layout.places().zip(blocks).map(|(place, blocks)| {
@@ -93,6 +111,7 @@ impl Table {
             length: layout.file_length(),
             model: layout.model().clone(),
             arithmetic,
+            tokenizer,
             runs: runs.collect(),
         };
         table.checksum = table.digest();
@@ -103,9 +122,10 @@ impl Table {
     /// line and two stores can be compared.
     pub(super) fn to_json(&self) -> String {
         let runs: Vec<String> = self.runs.iter().map(json).collect();
+        let tokenizer = self.tokenizer.map(|file| format!("\"tokenizer\":{},\n", json(&file)));
         format!(
             "{{\n\"version\":{},\n\"checksum\":{},\n\"origin\":{},\n\"precision\":{},\n\"block\":{},\n\
-             \"length\":{},\n\"model\":{},\n\"arithmetic\":{},\n\"runs\":[\n{}\n]\n}}\n",
+             \"length\":{},\n\"model\":{},\n\"arithmetic\":{},\n{}\"runs\":[\n{}\n]\n}}\n",
             self.version,
             self.checksum,
             json(&self.origin),
@@ -114,6 +134,7 @@ impl Table {
             self.length,
             json(&self.model),
             json(&self.arithmetic),
+            tokenizer.unwrap_or_default(),
             runs.join(",\n")
         )
     }

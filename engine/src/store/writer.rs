@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use pipo_plan::model::{Model, Part, Precision};
 
 use super::staging::Staging;
-use super::table::{MOST_BLOCKS, Table};
-use super::{ALIGNMENT, BLOCK, Layout, Origin, StoreError, in_memory};
+use super::table::{Attached, MOST_BLOCKS, Table};
+use super::{ALIGNMENT, BLOCK, Layout, Origin, StoreError, TOKENIZER, in_memory};
 use crate::arithmetic::Arithmetic;
 
 /// What a store is of.
@@ -34,6 +34,7 @@ pub struct Writer {
     layout: Layout,
     arithmetic: Arithmetic,
     origin: Origin,
+    tokenizer: Option<Attached>,
     block: Vec<u8>,
     /// Checksums of the finished blocks of each run begun.
     runs: Vec<Vec<u32>>,
@@ -85,6 +86,7 @@ impl Writer {
             layout,
             arithmetic,
             origin,
+            tokenizer: None,
             block: Vec::with_capacity(in_memory(BLOCK)),
             runs: Vec::new(),
             left: 0,
@@ -103,6 +105,13 @@ impl Writer {
     /// A folder on the target's disk for unnamed files that vanish with the process.
     pub fn scratch(&self) -> &Path {
         self.staging.folder()
+    }
+
+    /// Puts the model's tokenizer beside the weights.
+    pub fn attach_tokenizer(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.staging.attach(TOKENIZER, bytes)?;
+        self.tokenizer = Some(Attached::of(bytes));
+        Ok(())
     }
 
     /// Takes the next bytes.
@@ -136,7 +145,8 @@ impl Writer {
             return Err(StoreError::Incomplete { written: expected - missing, expected });
         }
         self.out.flush().map_err(StoreError::io("write", &self.path()))?;
-        let table = Table::new(&self.layout, self.arithmetic, self.origin, self.runs);
+        let table =
+            Table::new(&self.layout, self.arithmetic, self.origin, self.tokenizer, self.runs);
         self.staging.publish(&table.to_json())
     }
 

@@ -41,6 +41,7 @@ impl Simd for Avx2 {
     type V = [__m256; 2];
     /// Scale and minimum.
     type Group = [__m256; 2];
+    const ROWS: usize = 2;
 
     fn enter<J: Job>(self, job: J) -> J::Out {
         // SAFETY: `self` exists, so the machine has AVX2, FMA and F16C.

@@ -33,6 +33,7 @@ impl Simd for Avx512 {
     type V = __m512;
     /// The sixteen weights that the sixteen nibbles stand for.
     type Group = __m512;
+    const ROWS: usize = 4;
 
     fn enter<J: Job>(self, job: J) -> J::Out {
         // SAFETY: `self` exists, so the machine has AVX-512F.

@@ -14,6 +14,7 @@ pub(crate) struct Portable;
 impl Simd for Portable {
     type V = [f32; LANES];
     type Group = [f32; 2];
+    const ROWS: usize = 2;
 
     fn enter<J: Job>(self, job: J) -> J::Out {
         job.run(self)

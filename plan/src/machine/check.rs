@@ -70,13 +70,16 @@ impl Machine {
                 ));
             }
         }
+        if self.gpu.is_on_host() {
+            return Ok(());
+        }
         let digits = self.gpu.architecture.strip_prefix("sm_").unwrap_or_default();
         let digits = digits.strip_suffix(['a', 'f']).unwrap_or(digits);
         if !(2..=3).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return Err(document.at_path(
                 "gpu.architecture",
                 format!("gpu.architecture is `{}`", self.gpu.architecture.escape_debug()),
-                "write the compute capability as a target, such as `sm_86` for 8.6",
+                "write the compute capability as a target, such as `sm_86` for 8.6, or `cpu`",
             ));
         }
         Ok(())

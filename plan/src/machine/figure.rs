@@ -23,12 +23,16 @@ pub struct Figure<T> {
     /// For a fitted number, the measurements or published cells that it was fitted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fitted_to: Option<String>,
+    /// For a measured number, half the distance between the quartiles of its samples as a share of the
+    /// median; of a curve, the widest of its points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<f64>,
 }
 
 impl<T> Figure<T> {
     /// A figure that was not fitted.
     pub fn new(value: T, source: impl Into<String>) -> Self {
-        Self { value, source: source.into(), fitted_to: None }
+        Self { value, source: source.into(), fitted_to: None, spread: None }
     }
 }
 
@@ -40,7 +44,7 @@ impl<T> Deref for Figure<T> {
 }
 
 /// One figure of a profile, as a table of provenance shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Entry<'a> {
     /// Where it stands in the profile, such as `link.h2d`.
     pub path: &'static str,
@@ -50,6 +54,8 @@ pub struct Entry<'a> {
     pub source: &'a str,
     /// What it was fitted to, if it was.
     pub fitted_to: Option<&'a str>,
+    /// How far its samples lie apart, if it was measured: see [`Figure::spread`].
+    pub spread: Option<f64>,
     /// Why the value alone, whatever it stands for, cannot be right.
     pub(super) fault: Option<&'static str>,
 }
@@ -60,8 +66,14 @@ pub(super) fn entry<'a, T: Leaf>(path: &'static str, figure: &'a Figure<T>) -> E
         value: figure.value.toml(),
         source: &figure.source,
         fitted_to: figure.fitted_to.as_deref(),
-        fault: figure.value.fault(),
+        spread: figure.spread,
+        fault: figure.value.fault().or(figure.spread.and_then(spread_fault)),
     }
+}
+
+fn spread_fault(spread: f64) -> Option<&'static str> {
+    let sane = spread.is_finite() && spread >= 0.0;
+    (!sane).then_some("a spread must be a share of the median, not below 0")
 }
 
 /// What a figure's value can be.

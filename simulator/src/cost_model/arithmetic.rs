@@ -48,10 +48,11 @@ pub(super) fn on_gpu(gpu: &Gpu, kernels: &Kernels, compute: &Compute) -> Cost {
         sum.add(attend(gpu, attention));
     }
     let elementwise = compute.elementwise.as_f64();
-    let nanos = streaming(elementwise, gpu.memory_bandwidth.value);
-    sum.add(Step { nanos, bytes: elementwise });
+    let rate = gpu.elementwise.as_ref().map_or(gpu.memory_bandwidth.value, |rate| rate.value);
+    sum.add(Step { nanos: streaming(elementwise, rate), bytes: elementwise });
     let launching = gpu.launch.as_f64() * f64::from(compute.launches);
-    cost(sum, sum.nanos + launching, gpu.memory_bandwidth.value, Resource::Hbm)
+    let memory = if gpu.is_on_host() { Resource::Dram } else { Resource::Hbm };
+    cost(sum, sum.nanos + launching, gpu.memory_bandwidth.value, memory)
         .busy(permille(Nanos::ceil(sum.nanos), Nanos::ceil(sum.nanos + launching)))
 }
 

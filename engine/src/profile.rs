@@ -1,0 +1,127 @@
+//! Measures this machine: what each kind of operation takes, when it runs alone.
+//!
+//! The result is a [`Machine`] like those of the catalogue, in which the host's cores and memory play the
+//! GPU's. Each figure is the median of repeated samples, taken after a warm-up, and carries its spread;
+//! every sample is returned beside it.
+//!
+//! Nothing here is fitted to a run of a plan. What operations do to each other (cores, memory and disk
+//! that they share) is the simulator's business.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pipo_plan::machine::Machine;
+
+use crate::disk::{NotDirect, ReadError};
+use crate::executor::{ExecutionError, Fault};
+
+mod disk;
+mod kernels;
+mod lanes;
+mod machine;
+mod memory;
+mod sampling;
+mod system;
+
+pub use sampling::Sample;
+use sampling::Sampler;
+
+/// What is measured, and how long.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Threads of one computation.
+    pub threads: usize,
+    /// A folder on the disk that weights are read from: a scratch file is written there and removed.
+    pub folder: PathBuf,
+    /// Size of the scratch file.
+    pub file: u64,
+    /// At least so many samples of each figure.
+    pub samples: usize,
+    /// No further sample of a figure after this, beyond the least number.
+    pub patience: Duration,
+}
+
+impl Settings {
+    /// What takes about a minute: a scratch file of 1 GiB in `folder`.
+    pub fn new(threads: usize, folder: &Path) -> Self {
+        Self {
+            threads,
+            folder: folder.into(),
+            file: 1 << 30,
+            samples: 7,
+            patience: Duration::from_millis(150),
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// The machine.
+    pub machine: Machine,
+    /// Every sample, in the order in which it was taken.
+    pub samples: Vec<Sample>,
+    /// What a reader should know: what could not be measured, and what stands for it.
+    pub notes: Vec<String>,
+}
+
+/// Why there is no profile.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// The scratch file could not be written.
+    #[error("cannot {action} {}: {source}; name another folder with --folder", path.display())]
+    Scratch {
+        /// What was tried.
+        action: &'static str,
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The scratch file could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// There is not enough memory for the buffers.
+    #[error("{0} bytes of memory for measuring could not be allocated; close other programs")]
+    Memory(usize),
+    /// Arithmetic that is measured failed.
+    #[error(transparent)]
+    Arithmetic(#[from] Fault),
+    /// Lanes that are measured did not run.
+    #[error(transparent)]
+    Lanes(#[from] ExecutionError),
+    /// The figures do not make a machine.
+    #[error("what was measured contradicts itself: {0}; measure again on a quieter machine")]
+    Implausible(String),
+}
+
+impl From<pipo_kernels::ShapeError> for ProfileError {
+    fn from(error: pipo_kernels::ShapeError) -> Self {
+        Self::Arithmetic(error.into())
+    }
+}
+
+/// Measures everything; `progress` is told what is measured next.
+pub fn profile(
+    settings: &Settings,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Profile, ProfileError> {
+    let mut sampler = Sampler::new(settings.samples, settings.patience);
+    let mut notes = Vec::new();
+    progress("copies");
+    let memory = memory::measure(&mut sampler, settings.threads)?;
+    progress("lanes");
+    let handover = lanes::handover(&mut sampler)?;
+    progress("kernels");
+    let kernels = kernels::measure(&mut sampler, settings.threads)?;
+    progress("disk");
+    let disk = disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?;
+    let measured = machine::Measured { memory, handover, kernels, disk };
+    let machine = machine::assemble(measured, settings.threads)?;
+    Ok(Profile { machine, samples: sampler.into_samples(), notes })
+}
+
+/// A note that direct reads were not measured.
+fn not_direct(folder: &Path, why: &NotDirect) -> String {
+    format!("{}: {why}; disk.read is measured through the page cache instead", folder.display())
+}

@@ -1,0 +1,195 @@
+//! A machine out of what was measured.
+
+use std::collections::BTreeMap;
+
+use pipo_plan::diagnostic::Document;
+use pipo_plan::machine::{Curve, Disk, Figure, Gpu, Host, KernelTime, Link, Machine, Software};
+use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
+
+use super::ProfileError;
+use super::disk::DiskTimes;
+use super::kernels::{Kernels, Product};
+use super::memory::Copies;
+use super::sampling::Middle;
+use super::system;
+
+/// Everything that was measured.
+pub(super) struct Measured {
+    pub(super) memory: Copies,
+    pub(super) handover: Middle,
+    pub(super) kernels: Kernels,
+    pub(super) disk: DiskTimes,
+}
+
+const MEASURED: &str = "measured";
+const SYSTEM: &str = "system";
+const CHOSEN: &str = "chosen";
+const ESTIMATE: &str = "estimate";
+
+/// Puts the figures together, and checks them as a file would be.
+pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, ProfileError> {
+    let system = system::describe();
+    let threads = u32::try_from(threads).unwrap_or(u32::MAX);
+    let Measured { memory, handover, kernels, disk } = measured;
+    let copies = curve(&memory.one, None)?;
+    let copy = by(rate(memory.one[memory.one.len() - 1]), memory.one[memory.one.len() - 1].1);
+    let (size, both) = memory.beside;
+    let duplex = rate((Bytes(2 * size.0), both)).max(copies.value.best());
+    let weights = single_row(&kernels);
+    // Reads and writes are counted apart.
+    let bandwidth = twice(rate(memory.all)).max(twice(copy.value)).max(weights.0);
+    let machine = Machine {
+        name: "host-cpu".into(),
+        description: format!(
+            "{}, {} cores, of which {threads} compute and play the GPU",
+            system.processor, system.cores
+        ),
+        sources: sources(&system.processor),
+        gpu: Gpu {
+            name: format!("CPU: {}", system.processor),
+            architecture: Gpu::ON_HOST.into(),
+            memory: Figure::new(system.memory, SYSTEM),
+            context: Figure::new(Bytes::ZERO, SYSTEM),
+            sms: Figure::new(threads, CHOSEN),
+            memory_bandwidth: by(bandwidth, memory.all.1),
+            matmul: fastest(&kernels.products),
+            attention: by(flop_rate(kernels.prefill), kernels.prefill.1),
+            elementwise: Some(by(rate(kernels.elementwise), kernels.elementwise.1)),
+            dequantise: by(rate(kernels.dequantise), kernels.dequantise.1),
+            decompress: None,
+            launch: by(kernels.launch.median, kernels.launch),
+            sync: by(handover.median, handover),
+            kernels: kernels.products.iter().map(kernel).collect(),
+        },
+        link: Link {
+            h2d: copies.clone(),
+            d2h: copies.clone(),
+            duplex: by(duplex, both),
+            pageable_h2d: copies.clone(),
+            pageable_d2h: copies,
+        },
+        disk: Some(Disk {
+            read: curve(&disk.direct, Some(DiskTimes::STRETCH))?,
+            write: curve(&disk.written, Some(DiskTimes::STRETCH))?,
+            buffered_read: curve(&disk.buffered, Some(DiskTimes::STRETCH))?,
+            page_fault_read: by(rate((DiskTimes::STRETCH, disk.mapped)), disk.mapped),
+            page_fault_hit: Some(by(
+                rate((DiskTimes::STRETCH, disk.mapped_again)),
+                disk.mapped_again,
+            )),
+            direct_to_gpu: None,
+            capacity: Figure::new(disk.capacity, SYSTEM),
+        }),
+        host: Host {
+            memory: Figure::new(system.memory, SYSTEM),
+            reserved: Figure::new(system.memory - system.available, SYSTEM),
+            memory_bandwidth: by(bandwidth, memory.all.1),
+            copy,
+            cores: Figure::new(system.cores, SYSTEM),
+            compute: fastest(&kernels.products),
+            weights: by(weights.0, weights.1),
+            attention: by(flop_rate(kernels.decode), kernels.decode.1),
+            page_cache_kept: Figure::new(1.0, ESTIMATE),
+        },
+        software: Software {
+            barrier: by(handover.median, handover),
+            disk_request: by(disk.request.median, disk.request),
+            host_op: by(handover.median, handover),
+            handover: Some(by(handover.median, handover)),
+            checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
+        },
+    };
+    let document = Document::new("the profile", machine.to_toml());
+    machine.check(&document).map_err(|error| ProfileError::Implausible(error.to_string()))?;
+    Ok(machine)
+}
+
+fn sources(processor: &str) -> BTreeMap<String, String> {
+    let entries = [
+        (
+            MEASURED,
+            format!(
+                "measured by pipo profile on {processor}: medians after a warm-up; host cores and memory play the GPU's"
+            ),
+        ),
+        (SYSTEM, "what the operating system reports".to_owned()),
+        (CHOSEN, "chosen when the profile was measured".to_owned()),
+        (
+            ESTIMATE,
+            "assumed: the page cache keeps what is left of memory for the weight file".to_owned(),
+        ),
+    ];
+    entries.into_iter().map(|(key, text)| (key.to_owned(), text)).collect()
+}
+
+/// A measured figure.
+fn by<T>(value: T, middle: Middle) -> Figure<T> {
+    // Four digits say all that a spread can.
+    let spread = (middle.spread * 1e4).round() / 1e4;
+    Figure { spread: Some(spread), ..Figure::new(value, MEASURED) }
+}
+
+fn rate((bytes, middle): (Bytes, Middle)) -> Bandwidth {
+    let per_second = u128::from(bytes.0) * 1_000_000_000 / u128::from(middle.median.0.max(1));
+    Bandwidth(u64::try_from(per_second).unwrap_or(u64::MAX).max(1))
+}
+
+fn twice(rate: Bandwidth) -> Bandwidth {
+    Bandwidth(rate.0.saturating_mul(2))
+}
+
+fn flop_rate((flops, middle): (u64, Middle)) -> FlopRate {
+    FlopRate(rate((Bytes(flops), middle)).0)
+}
+
+/// A curve through measured points. `stretch` is what each time is of, where that is not the size itself.
+/// A larger transfer that came out quicker than a smaller one (they were measured one after the other)
+/// takes the smaller one's time.
+fn curve(
+    points: &[(Bytes, Middle)],
+    stretch: Option<Bytes>,
+) -> Result<Figure<Curve>, ProfileError> {
+    let mut least = Nanos::ZERO;
+    let mut rates = Vec::new();
+    let mut spread: f64 = 0.0;
+    for &(size, middle) in points {
+        let reached = rate((stretch.unwrap_or(size), middle));
+        let time = reached.time(size).max(least);
+        least = time + Nanos(1);
+        rates.push((size, rate((size, Middle { median: time, ..middle }))));
+        spread = spread.max(middle.spread);
+    }
+    let curve = Curve::new(rates).map_err(|error| ProfileError::Implausible(error.to_string()))?;
+    Ok(by(curve, Middle { median: Nanos::ZERO, spread }))
+}
+
+fn kernel(product: &Product) -> KernelTime {
+    KernelTime {
+        precision: product.precision.name().into(),
+        rows: product.rows as u64,
+        outputs: product.outputs as u64,
+        inputs: product.inputs as u64,
+        time: by(product.time.median, product.time),
+    }
+}
+
+/// The best rate of any product.
+fn fastest(products: &[Product]) -> Figure<FlopRate> {
+    let rate = |p: &Product| {
+        let flops = 2 * (p.rows * p.outputs * p.inputs) as u64;
+        (flop_rate((flops, p.time)), p.time)
+    };
+    let best = products.iter().map(rate).max_by_key(|(rate, _)| *rate);
+    let (best, time) = best.unwrap_or((FlopRate(1), Middle { median: Nanos::ZERO, spread: 0.0 }));
+    by(best, time)
+}
+
+/// What a decode step gets through of 4-bit weights: the largest matrix, one row.
+fn single_row(kernels: &Kernels) -> (Bandwidth, Middle) {
+    let single = kernels.products.iter().filter(|p| p.rows == 1);
+    let int4 = single.filter(|p| p.precision == pipo_plan::model::Precision::Int4);
+    let largest = int4.max_by_key(|p| p.outputs * p.inputs);
+    largest.map_or((Bandwidth(1), Middle { median: Nanos::ZERO, spread: 0.0 }), |p| {
+        (rate((p.precision.matrix_bytes(p.outputs as u64, p.inputs as u64), p.time)), p.time)
+    })
+}

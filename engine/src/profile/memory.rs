@@ -1,0 +1,104 @@
+//! Copies within host memory, which is what a link is where host memory plays the GPU's.
+
+use std::convert::Infallible;
+use std::time::Instant;
+
+use pipo_kernels::Cpu;
+use pipo_plan::units::Bytes;
+
+use super::ProfileError;
+use super::sampling::{Middle, Sampler};
+use crate::disk::AlignedBuf;
+
+/// Larger than caches are, so that neither side of a copy is found in one.
+const ARENA: usize = 512 << 20;
+
+/// Sizes of one copy.
+const SIZES: [usize; 5] = [4 << 10, 64 << 10, 1 << 20, 8 << 20, 64 << 20];
+
+/// What copying takes.
+pub(super) struct Copies {
+    /// One thread, by size.
+    pub(super) one: Vec<(Bytes, Middle)>,
+    /// One thread, the largest size, while another does the same.
+    pub(super) beside: (Bytes, Middle),
+    /// All cores at once, the sum of their pieces.
+    pub(super) all: (Bytes, Middle),
+    /// Checking the checksum of one block.
+    pub(super) checksum: (Bytes, Middle),
+}
+
+pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, ProfileError> {
+    let buffer = || AlignedBuf::zeroed(ARENA).ok_or(ProfileError::Memory(ARENA));
+    let (mut from, mut to) = (buffer()?, buffer()?);
+    // Zeroed memory may be one shared page until it is written.
+    from.fill(1);
+    to.fill(2);
+    let one = SIZES.iter().map(|&size| (Bytes(size as u64), one(sampler, size, &from, &mut to)));
+    let one = one.collect();
+    let largest = SIZES[SIZES.len() - 1];
+    let beside = (Bytes(largest as u64), beside(sampler, largest, &from, &mut to));
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    let all = (Bytes(largest as u64), all(sampler, largest, cores, &from, &mut to));
+    let block = 4 << 20;
+    let mut at = 0;
+    let check = || {
+        at = next(at, block);
+        std::hint::black_box(crc32fast::hash(&from[at..at + block]));
+        Ok::<(), Infallible>(())
+    };
+    let Ok(checksum) = sampler.time("software.checksum", &Bytes(block as u64).exact(), check);
+    Ok(Copies { one, beside, all, checksum: (Bytes(block as u64), checksum) })
+}
+
+/// Walks through the arena, so that no sample finds what the one before left in a cache.
+fn next(at: usize, size: usize) -> usize {
+    let at = at + size.next_multiple_of(1 << 20);
+    if at + size > ARENA { 0 } else { at }
+}
+
+fn one(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
+    let mut at = 0;
+    let copy = || {
+        at = next(at, size);
+        to[at..at + size].copy_from_slice(&from[at..at + size]);
+        Ok::<(), Infallible>(())
+    };
+    let Ok(middle) = sampler.time("link.h2d", &Bytes(size as u64).exact(), copy);
+    middle
+}
+
+/// Two threads copy at once, each in its own half; the sample is the slower one's.
+fn beside(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
+    let (first, second) = to.split_at_mut(ARENA / 2);
+    let (low, high) = from.split_at(ARENA / 2);
+    let mut at = 0;
+    let both = || {
+        at = if at + 2 * size > ARENA / 2 { 0 } else { at + size };
+        let range = at..at + size;
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| first[range.clone()].copy_from_slice(&low[range.clone()]));
+            second[range.clone()].copy_from_slice(&high[range.clone()]);
+        });
+        Ok::<_, Infallible>(start.elapsed())
+    };
+    let Ok(middle) = sampler.measure("link.duplex", &Bytes(2 * size as u64).exact(), both);
+    middle
+}
+
+/// All cores copy one piece each of the same stretch.
+fn all(sampler: &mut Sampler, size: usize, cores: usize, from: &[u8], to: &mut [u8]) -> Middle {
+    let cpu = Cpu::new(cores);
+    let mut at = 0;
+    let copy = || {
+        at = next(at, size);
+        let piece = size.div_ceil(4 * cores);
+        let (from, to) = (&from[at..at + size], &mut to[at..at + size]);
+        let pieces = from.chunks(piece).zip(to.chunks_mut(piece)).collect();
+        cpu.pool().for_each(pieces, |(from, to): (&[u8], &mut [u8])| to.copy_from_slice(from));
+        Ok::<(), Infallible>(())
+    };
+    let Ok(middle) = sampler.time("host.memory_bandwidth", &Bytes(size as u64).exact(), copy);
+    middle
+}

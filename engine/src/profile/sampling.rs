@@ -1,0 +1,127 @@
+//! Samples, and what is said of them.
+
+use std::time::{Duration, Instant};
+
+use pipo_plan::units::Nanos;
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// The figure it was taken for, as the profile calls it.
+    pub figure: String,
+    /// What was moved or computed: bytes, or rows x outputs x inputs.
+    pub size: String,
+    /// What it took.
+    pub time: Nanos,
+}
+
+/// The middle of some samples, and how far they lie apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Middle {
+    pub(super) median: Nanos,
+    /// Half the distance between the quartiles, as a share of the median.
+    pub(super) spread: f64,
+}
+
+impl Middle {
+    /// Of at least one sample.
+    fn of(mut times: Vec<Nanos>) -> Self {
+        times.sort_unstable();
+        let at = |share: f64| {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "an index below the length of a vector"
+            )]
+            let index = ((times.len().saturating_sub(1)) as f64 * share).round() as usize;
+            times.get(index).copied().unwrap_or_default()
+        };
+        let median = at(0.5);
+        let spread = (at(0.75) - at(0.25)).as_f64() / 2.0 / median.as_f64().max(1.0);
+        Self { median, spread }
+    }
+}
+
+/// Takes samples and keeps them.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    least: usize,
+    patience: Duration,
+    samples: Vec<Sample>,
+}
+
+/// No figure gets more samples than this.
+const MOST: usize = 64;
+
+impl Sampler {
+    pub(super) fn new(least: usize, patience: Duration) -> Self {
+        Self { least: least.max(3), patience, samples: Vec::new() }
+    }
+
+    /// Times `work` again and again, after once for warming up.
+    pub(super) fn time<E>(
+        &mut self,
+        figure: &str,
+        size: &str,
+        mut work: impl FnMut() -> Result<(), E>,
+    ) -> Result<Middle, E> {
+        work()?;
+        self.measure(figure, size, || {
+            let start = Instant::now();
+            work()?;
+            Ok(start.elapsed())
+        })
+    }
+
+    /// Takes samples from `one`, which times itself.
+    pub(super) fn measure<E>(
+        &mut self,
+        figure: &str,
+        size: &str,
+        mut one: impl FnMut() -> Result<Duration, E>,
+    ) -> Result<Middle, E> {
+        let begin = Instant::now();
+        let mut times = Vec::new();
+        while times.len() < self.least || (times.len() < MOST && begin.elapsed() < self.patience) {
+            let time = one()?;
+            let time = Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1));
+            times.push(time);
+            self.samples.push(Sample { figure: figure.into(), size: size.into(), time });
+        }
+        Ok(Middle::of(times))
+    }
+
+    pub(super) fn into_samples(self) -> Vec<Sample> {
+        self.samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_samples_ignores_the_odd_one() {
+        let times = [10, 11, 9, 10, 500].map(Nanos).to_vec();
+        let middle = Middle::of(times);
+        assert_eq!(middle.median, Nanos(10));
+        assert!((middle.spread - 0.05).abs() < 1e-12, "{middle:?}");
+        let one = Middle::of(vec![Nanos(7)]);
+        assert_eq!((one.median, one.spread), (Nanos(7), 0.0));
+    }
+
+    #[test]
+    fn every_sample_is_kept_and_the_warm_up_is_not() {
+        let mut sampler = Sampler::new(5, Duration::ZERO);
+        let mut calls = 0;
+        let work = || {
+            calls += 1;
+            Ok::<(), ()>(())
+        };
+        sampler.time("host.copy", "1MiB", work).unwrap();
+        assert_eq!(calls, 6);
+        let samples = sampler.into_samples();
+        assert_eq!(samples.len(), 5);
+        assert!(samples.iter().all(|s| s.figure == "host.copy" && s.size == "1MiB"));
+    }
+}

@@ -1,0 +1,166 @@
+//! A measured timeline beside the predicted one.
+//!
+//! Both are the same type, so that every figure is read off both in the same way and an error is a
+//! quotient.
+
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::{LaneKind, Phase};
+use pipo_plan::timeline::{PassEnd, Timeline};
+use pipo_plan::units::Nanos;
+use serde::{Serialize, Serializer};
+
+use crate::utilisation::{Meters, Utilisation, whole};
+
+/// What a person asks of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// Until the last token of every sequence.
+    #[serde(rename = "request_ns", serialize_with = "integer")]
+    pub request: Nanos,
+    /// Until the first new token of every sequence.
+    #[serde(rename = "prefill_ns", serialize_with = "integer")]
+    pub prefill: Nanos,
+    /// The median decode step; zero where there is none.
+    #[serde(rename = "step_ns", serialize_with = "integer")]
+    pub step: Nanos,
+    /// New tokens a second over the whole request.
+    pub tokens_per_second: f64,
+    /// New tokens a second in decode alone; zero where there is none.
+    pub decode_tokens_per_second: f64,
+    /// Prompt tokens a second in prefill.
+    pub prefill_tokens_per_second: f64,
+    /// How long the busiest lane of each kind was busy, for the kinds that did anything.
+    pub busy: Vec<LaneBusy>,
+    /// Busy time of all lanes together over the time from start to end: 1 where nothing overlaps.
+    pub overlap: f64,
+    /// The utilisations.
+    pub utilisation: Utilisation,
+}
+
+/// How long a kind of lane was busy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LaneBusy {
+    /// The kind, as printed.
+    pub lane: &'static str,
+    /// The busiest of the kind.
+    #[serde(rename = "busy_ns", serialize_with = "integer")]
+    pub busy: Nanos,
+}
+
+impl Figures {
+    /// Reads them off the timeline of a plan's run.
+    pub fn of(timeline: &Timeline, plan: &Plan) -> Self {
+        let last = |wanted: fn(Phase) -> bool| {
+            let ends =
+                timeline.passes.iter().filter(|pass| wanted(pass.phase)).map(|pass| pass.end);
+            ends.max().unwrap_or_default()
+        };
+        let (request, prefill) = (last(|_| true), last(|phase| phase == Phase::Prefill));
+        let steps = steps(&timeline.passes);
+        let sequences = plan.batch.sequences();
+        let per_second = |tokens: u64, time: Nanos| {
+            if time == Nanos::ZERO { 0.0 } else { tokens as f64 / time.seconds() }
+        };
+        let lanes = busy(timeline);
+        let all: Nanos = lanes.iter().map(|&(_, time)| time).fold(Nanos::ZERO, |a, b| a + b);
+        let kinds = LaneKind::ALL.into_iter().filter_map(|kind| {
+            let busiest =
+                lanes.iter().filter(|(of, _)| *of == kind).map(|&(_, time)| time).max()?;
+            (busiest > Nanos::ZERO).then_some(LaneBusy { lane: kind.name(), busy: busiest })
+        });
+        Self {
+            request,
+            prefill,
+            step: median(&steps),
+            tokens_per_second: per_second(sequences * plan.workload.new_tokens, request),
+            decode_tokens_per_second: per_second(sequences * steps.len() as u64, request - prefill),
+            prefill_tokens_per_second: per_second(sequences * plan.workload.prompt, prefill),
+            busy: kinds.collect(),
+            overlap: all.as_f64() / timeline.end.as_f64().max(1.0),
+            utilisation: Meters::of(timeline).over(whole(timeline)),
+        }
+    }
+
+    /// How long the busiest lane of a kind was busy.
+    pub fn busy_of(&self, lane: &str) -> Nanos {
+        let found = self.busy.iter().find(|busy| busy.lane == lane);
+        found.map_or(Nanos::ZERO, |busy| busy.busy)
+    }
+}
+
+/// One figure, predicted and measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// What.
+    pub figure: String,
+    /// In nanoseconds, or without unit.
+    pub predicted: f64,
+    /// The same.
+    pub measured: f64,
+    /// Whether it is a time.
+    pub is_time: bool,
+}
+
+impl Line {
+    /// How far the prediction is from what was measured, as a share of it; none of nothing.
+    pub fn error(&self) -> Option<f64> {
+        (self.measured > 0.0).then(|| self.predicted / self.measured - 1.0)
+    }
+}
+
+/// Figure by figure.
+pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
+    let time = |figure: &str, of: &dyn Fn(&Figures) -> Nanos| Line {
+        figure: figure.into(),
+        predicted: of(predicted).as_f64(),
+        measured: of(measured).as_f64(),
+        is_time: true,
+    };
+    let number = |figure: &str, of: fn(&Figures) -> f64| Line {
+        figure: figure.into(),
+        predicted: of(predicted),
+        measured: of(measured),
+        is_time: false,
+    };
+    let mut all = vec![
+        time("request", &|f| f.request),
+        time("prefill", &|f| f.prefill),
+        time("decode step", &|f| f.step),
+        number("tokens/s", |f| f.tokens_per_second),
+    ];
+    let busy = LaneKind::ALL.into_iter().map(LaneKind::name).filter(|name| {
+        predicted.busy_of(name) > Nanos::ZERO || measured.busy_of(name) > Nanos::ZERO
+    });
+    all.extend(busy.map(|name| time(&format!("busy: {name}"), &|f| f.busy_of(name))));
+    all.push(number("overlap", |f| f.overlap));
+    all
+}
+
+fn integer<S: Serializer>(time: &Nanos, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.0)
+}
+
+/// Times between the ends of decode steps.
+fn steps(passes: &[PassEnd]) -> Vec<Nanos> {
+    let pairs = passes.windows(2).filter(|pair| pair[1].phase == Phase::Decode);
+    pairs.map(|pair| pair[1].end - pair[0].end).collect()
+}
+
+/// The middle value, the lower of the two where there are two; zero of nothing.
+fn median(values: &[Nanos]) -> Nanos {
+    let mut values = values.to_vec();
+    values.sort_unstable();
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+}
+
+/// Busy time of each lane.
+fn busy(timeline: &Timeline) -> Vec<(LaneKind, Nanos)> {
+    let mut lanes: Vec<(LaneKind, Nanos)> =
+        timeline.layout.lanes.iter().map(|lane| (lane.kind, Nanos::ZERO)).collect();
+    for span in &timeline.spans {
+        if let Some((_, busy)) = lanes.get_mut(usize::from(span.lane.0)) {
+            *busy += span.end - span.start;
+        }
+    }
+    lanes
+}

@@ -1,0 +1,73 @@
+//! `pipo profile`: measures this machine, for `--machine`.
+
+use std::path::Path;
+
+use pipo_engine::profile::{Profile, Sample, Settings, profile};
+use pipo_engine::run::default_threads;
+use serde_json::json;
+
+use crate::cli::Profile as Args;
+use crate::output::{self, Printer};
+
+/// Runs the command.
+pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
+    let threads = threads.unwrap_or_else(default_threads);
+    let mut settings = Settings::new(threads, &args.folder);
+    settings.file = args.disk_size.0;
+    let bar = printer.progress("measuring");
+    bar.set_length(4);
+    let measured = profile(&settings, &mut |_| bar.inc(1));
+    bar.finish_and_clear();
+    let Profile { machine, samples, notes } = measured?;
+    let beside = args.output.with_extension("samples.csv");
+    output::write(&args.output, &machine.to_toml())?;
+    output::write(&beside, &csv(&samples))?;
+    printer.line(format!("machine  {}: {}", machine.name, machine.description));
+    for note in &notes {
+        printer.line(format!("note     {note}"));
+    }
+    let row = |entry: &pipo_plan::machine::Entry| {
+        let spread = entry.spread.map_or(String::new(), |s| format!("{:.1} %", 100.0 * s));
+        let value: Vec<&str> = entry.value.split_whitespace().collect();
+        vec![entry.path.to_owned(), value.join(" ").replace('"', ""), spread]
+    };
+    let figures = machine.figures();
+    let shown = figures.iter().filter(|entry| entry.path != "gpu.kernels.time");
+    printer.section("Figures (spread: half the distance between the quartiles)");
+    printer.table(&["figure", "value", "spread"], &shown.map(row).collect::<Vec<_>>());
+    kernels(&machine, printer);
+    printer.line("");
+    for path in [&args.output, &beside] {
+        printer.line(format!("wrote    {}", Path::new(path).display()));
+    }
+    printer.document(&json!({
+        "machine": machine,
+        "hash": machine.hash(),
+        "notes": notes,
+        "samples": samples.len(),
+        "wrote": [&args.output, &beside],
+    }))
+}
+
+/// Products by precision and rows: what each shape reaches.
+fn kernels(machine: &pipo_plan::machine::Machine, printer: &Printer) {
+    printer.section("Products");
+    let row = |kernel: &pipo_plan::machine::KernelTime| {
+        let flops = 2.0 * (kernel.rows * kernel.outputs * kernel.inputs) as f64;
+        vec![
+            kernel.precision.clone(),
+            kernel.rows.to_string(),
+            format!("{} x {}", kernel.outputs, kernel.inputs),
+            kernel.time.to_string(),
+            format!("{:.1}", flops / kernel.time.as_f64()),
+            kernel.time.spread.map_or(String::new(), |s| format!("{:.1} %", 100.0 * s)),
+        ]
+    };
+    let rows: Vec<_> = machine.gpu.kernels.iter().map(row).collect();
+    printer.table(&["weights", "rows", "matrix", "time", "GFLOP/s", "spread"], &rows);
+}
+
+fn csv(samples: &[Sample]) -> String {
+    let lines = samples.iter().map(|s| format!("{},{},{}\n", s.figure, s.size, s.time.0));
+    std::iter::once("figure,size,nanoseconds\n".to_owned()).chain(lines).collect()
+}

@@ -1,0 +1,249 @@
+//! `pipo verify`: runs a plan and a baseline for real, beside what was predicted of them.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, bail};
+use pipo_engine::run::{Outcome, Request, default_threads, random_prompts, run};
+use pipo_engine::store::Store;
+use pipo_plan::machine::Machine;
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::Tier;
+use pipo_plan::timeline::Timeline;
+use pipo_plan::units::Nanos;
+use pipo_results::accuracy::{Figures, Line, lines};
+use pipo_results::svg::{self, Compared};
+use pipo_results::trace;
+use pipo_tuner::{Evaluation, Request as Tuning, evaluate, tune};
+use serde_json::{Value, json};
+
+use crate::cli::Verify;
+use crate::commands::{report, simulate};
+use crate::output::{self, Printer};
+
+/// A plan with what was predicted of it, and what was measured.
+struct Case {
+    name: String,
+    plan: Plan,
+    evaluation: Evaluation,
+    predicted: Timeline,
+    /// By rising time of the request.
+    measured: Vec<Outcome>,
+}
+
+impl Case {
+    fn new(name: &str, plan: Plan, machine: &Machine) -> anyhow::Result<Self> {
+        let (evaluation, timeline) = evaluate(&plan, machine, true)?;
+        let predicted = timeline.context("no timeline was recorded; please report it")?;
+        Ok(Self { name: name.into(), plan, evaluation, predicted, measured: Vec::new() })
+    }
+
+    /// The run in the middle.
+    fn median(&self) -> anyhow::Result<&Outcome> {
+        let middle = self.measured.get(self.measured.len().saturating_sub(1) / 2);
+        middle.context("nothing was run; ask for at least one run")
+    }
+
+    fn predicted_figures(&self) -> Figures {
+        Figures::of(&self.predicted, &self.plan)
+    }
+
+    fn measured_figures(&self) -> anyhow::Result<Figures> {
+        Ok(Figures::of(&self.median()?.timeline, &self.plan))
+    }
+
+    fn request(&self, outcome: &Outcome) -> Nanos {
+        Figures::of(&outcome.timeline, &self.plan).request
+    }
+}
+
+/// Runs the command.
+pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
+    let (plan, machine) = simulate::read(&args.on)?;
+    if !machine.gpu.is_on_host() {
+        bail!(
+            "{} is a profile of `{}`, and only the CPU can run plans so far: make one with `pipo profile`, and tune for it with --machine",
+            machine.name,
+            machine.gpu.name
+        );
+    }
+    let store = Store::open(&args.model)?;
+    let threads = threads.unwrap_or_else(default_threads);
+    if u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
+        bail!(
+            "{} was measured with {} threads of one computation, this run would have {threads}; give --threads {}, or profile again",
+            machine.name,
+            machine.gpu.sms.value,
+            machine.gpu.sms.value
+        );
+    }
+    let mut cases = vec![Case::new("plan", plan, &machine)?];
+    let mut notes = Vec::new();
+    if args.baseline != "none" {
+        match baseline(&cases[0].plan, &machine, &args.baseline) {
+            Ok(plan) => cases.push(Case::new(&args.baseline, plan, &machine)?),
+            Err(why) => notes.push(format!("no baseline: {why:#}")),
+        }
+    }
+    measure(&mut cases, &store, threads, args.runs.max(1), printer)?;
+    let written = write(&args.output, &cases)?;
+    for note in &notes {
+        printer.line(format!("note     {note}"));
+    }
+    for case in &cases {
+        print(case, printer)?;
+    }
+    if let [plan, baseline] = &cases[..] {
+        let ratio = |of: fn(&Figures) -> f64| -> anyhow::Result<(f64, f64)> {
+            let (predicted, measured) = (plan.predicted_figures(), plan.measured_figures()?);
+            let beside = (baseline.predicted_figures(), baseline.measured_figures()?);
+            Ok((of(&predicted) / of(&beside.0), of(&measured) / of(&beside.1)))
+        };
+        let (predicted, measured) = ratio(|f| f.tokens_per_second)?;
+        printer.line(format!(
+            "\nThe plan is {measured:.2} times as fast as `{}`, {predicted:.2} times was predicted.",
+            baseline.name
+        ));
+    }
+    printer.line("");
+    for path in &written {
+        printer.line(format!("wrote    {path}"));
+    }
+    let documents = cases.iter().map(document).collect::<anyhow::Result<Vec<_>>>()?;
+    printer.document(&json!({
+        "machine": machine.name,
+        "profile": machine.hash(),
+        "cases": documents,
+        "notes": notes,
+        "wrote": written,
+    }))
+}
+
+/// The best plan of another system for the same request and budget.
+fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> {
+    let mut workload = plan.workload.clone();
+    workload.batch = Some(plan.batch.sequences());
+    let mut request =
+        Tuning::new(plan.model.clone(), machine.clone(), workload, plan.budget.clone());
+    request.precision = plan.precision;
+    request.strategies = vec![name.to_owned()];
+    Ok(tune(&request, &|_| {})?.best.plan)
+}
+
+/// Runs each case again and again in turn, so that what disturbs the machine disturbs all of them.
+fn measure(
+    cases: &mut [Case],
+    store: &Store,
+    threads: usize,
+    runs: usize,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let bar = printer.progress("running");
+    bar.set_length((runs * cases.len()) as u64);
+    for _ in 0..runs {
+        for case in &mut *cases {
+            store.forget_cached();
+            let prompts = random_prompts(
+                case.plan.model.vocab,
+                case.plan.batch.sequences(),
+                case.plan.workload.prompt,
+                case.plan.seed,
+            );
+            let request = Request { threads, ..Request::new(&case.plan, store, &prompts) };
+            case.measured.push(run(&request, &AtomicBool::new(false))?);
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    for case in cases {
+        let mut measured = std::mem::take(&mut case.measured);
+        measured.sort_by_key(|outcome| case.request(outcome));
+        case.measured = measured;
+    }
+    Ok(())
+}
+
+fn write(output: &Path, cases: &[Case]) -> anyhow::Result<Vec<String>> {
+    let mut named = Vec::new();
+    for case in cases {
+        let rate = |f: &Figures| format!("{} tokens/s", report::rate(f.tokens_per_second));
+        let measured = case.measured_figures()?;
+        named.push((format!("{}, predicted", case.name), rate(&case.predicted_figures())));
+        named.push((format!("{}, measured", case.name), rate(&measured)));
+    }
+    let mut timelines = Vec::new();
+    for case in cases {
+        timelines.extend([&case.predicted, &case.median()?.timeline]);
+    }
+    let compared: Vec<Compared> = named
+        .iter()
+        .zip(&timelines)
+        .map(|((name, note), timeline)| Compared { name, note, timeline })
+        .collect();
+    let title = cases.first().map_or("", |case| case.plan.model.name.as_str());
+    let picture = output.with_extension("svg");
+    let subtitle = "predicted and measured, on one time axis";
+    output::write(&picture, &svg::comparison(title, subtitle, &compared))?;
+    let perfetto = output.with_extension("trace.json");
+    let processes: Vec<trace::Process> = named
+        .iter()
+        .zip(&timelines)
+        .map(|((name, _), timeline)| trace::Process { name, timeline })
+        .collect();
+    output::write(&perfetto, &trace::chrome(&processes))?;
+    Ok([picture, perfetto].iter().map(|path| path.display().to_string()).collect())
+}
+
+fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {
+    let Case { plan, .. } = case;
+    printer.section(&format!("{}: {} with `{}`", case.name, plan.model.name, plan.strategy.name()));
+    let row = |line: &Line| {
+        let value =
+            |x: f64| if line.is_time { Nanos::ceil(x).to_string() } else { report::rate(x) };
+        let error = line.error().map_or(String::new(), |e| format!("{:+.1} %", 100.0 * e));
+        vec![line.figure.clone(), value(line.predicted), value(line.measured), error]
+    };
+    let mut rows: Vec<_> =
+        lines(&case.predicted_figures(), &case.measured_figures()?).iter().map(row).collect();
+    rows.extend(memory(case)?);
+    printer.table(&["figure", "predicted", "measured", "error"], &rows);
+    let requests: Vec<Nanos> = case.measured.iter().map(|outcome| case.request(outcome)).collect();
+    if let (Some(first), Some(last)) = (requests.first(), requests.last()) {
+        printer.line(format!(
+            "{} runs: request from {first} to {last}; the weight file was not in the page cache when each began",
+            requests.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Bytes at each tier of memory: the plan's table, and what was allocated.
+fn memory(case: &Case) -> anyhow::Result<Vec<Vec<String>>> {
+    let allocated = &case.median()?.allocated;
+    let row = |tier: Tier| {
+        let rows = case.evaluation.memory.rows.iter().filter(|row| row.tier == tier);
+        // Overheads are no allocations of a plan.
+        let planned = rows.filter(|row| !row.overhead).map(|row| row.bytes.0).sum::<u64>();
+        let found = allocated.iter().filter(|(at, _)| *at == tier).map(|(_, b)| b.0).sum::<u64>();
+        let error = if planned == found {
+            "exact".to_owned()
+        } else {
+            format!("{:+} B", i128::from(planned) - i128::from(found))
+        };
+        vec![format!("memory: {}", tier.name()), planned.to_string(), found.to_string(), error]
+    };
+    Ok([Tier::Gpu, Tier::Pinned, Tier::Pageable].map(row).to_vec())
+}
+
+fn document(case: &Case) -> anyhow::Result<Value> {
+    let requests: Vec<u64> = case.measured.iter().map(|outcome| case.request(outcome).0).collect();
+    Ok(json!({
+        "name": case.name,
+        "strategy": case.plan.strategy.name(),
+        "model": case.plan.model.name,
+        "predicted": case.predicted_figures(),
+        "measured": case.measured_figures()?,
+        "request_runs_ns": requests,
+        "lines": lines(&case.predicted_figures(), &case.measured_figures()?),
+    }))
+}
