@@ -9,7 +9,7 @@ use pipo_plan::workload::Objective;
 
 mod run;
 
-pub use run::{Prompts, Run};
+pub use run::{Bench, BenchFormat, Prompts, Run};
 
 /// Runs a language model on a GPU it does not fit in: finds the pipeline, simulates it, explains it.
 ///
@@ -50,6 +50,13 @@ pub enum Command {
     /// All sequences of a plan are equally long, so that prompts of different lengths run one length
     /// after another, each with the plan adapted to it.
     Run(Run),
+    /// Measure prefill and decode, in llama-bench's columns.
+    ///
+    /// `ppN` is the rate at which a prompt of N tokens is read, `tgN` that at which N tokens are made
+    /// after one. Without a plan the whole model is on the device and one sequence runs; a plan keeps its
+    /// own number of sequences, and the rate is that of all of them. Reading what stays in memory is not
+    /// counted, as in llama-bench.
+    Bench(Bench),
     /// Draw a timeline.
     Plot(Plot),
     /// Reproduce a paper's figure and compare, value by value.

@@ -20,7 +20,7 @@ use job::Job;
 use text::Reader;
 
 mod job;
-mod prompts;
+pub mod prompts;
 mod summary;
 mod text;
 
