@@ -5,9 +5,11 @@
 
 use std::path::PathBuf;
 
-use pipo_engine::decoder::{Cache, Decoder};
-use pipo_engine::store::Place;
-use pipo_kernels::Cpu;
+use half::f16;
+use pipo_engine::decoder::{Cache, Decoder, format};
+use pipo_engine::store::{Layout, Place, Placed};
+use pipo_kernels::format::{self as kernels, dequantise_row};
+use pipo_kernels::{Cpu, Format, Matrix};
 use pipo_plan::model::{Part, Precision};
 
 use fixture::{Fixture, MODELS, folder};
@@ -34,6 +36,61 @@ impl Imported {
         let runs = store.layout().places().map(run).collect();
         let decoder = Decoder::new(store.layout(), store.arithmetic(), Cpu::new(1)).unwrap();
         Self { source: folder(model), fixture, decoder, runs }
+    }
+
+    /// Makes what quantised weights stand for exact in fp16: each scale a power of two, each minimum a
+    /// multiple of its scale. Otherwise rounding to fp16 would be most of what a comparison shows.
+    fn round_scales(&mut self) {
+        let layout = self.fixture.store.layout();
+        for (place, bytes) in &mut self.runs {
+            let quantised = layout.tensors(place.part).filter_map(|placed| {
+                let matrix = matrix(layout, &placed)?;
+                let start = size(placed.offset) + matrix.scales(0..matrix.outputs).start;
+                Some((matrix.format, start..size(placed.offset + placed.length)))
+            });
+            for (format, scales) in quantised {
+                // A minimum follows its scale.
+                let step = if format == Format::Int4 { 4 } else { 2 };
+                for numbers in bytes[scales].chunks_exact_mut(step) {
+                    let read = |at: usize| f16::from_le_bytes([numbers[at], numbers[at + 1]]);
+                    let scale = f16::from_bits(read(0).to_bits() & 0x7C00).to_f32();
+                    let minimum =
+                        if step == 4 { (read(2).to_f32() / scale).round() * scale } else { 0.0 };
+                    numbers[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+                    numbers[2..].copy_from_slice(&f16::from_f32(minimum).to_le_bytes()[..step - 2]);
+                }
+            }
+        }
+    }
+
+    /// The same model in fp16.
+    fn dequantised(self) -> Self {
+        let store = &self.fixture.store;
+        let layout = Layout::new(store.model(), Precision::Fp16).unwrap();
+        let dense = |(place, bytes): &(Place, Vec<u8>)| {
+            let mut out = Vec::new();
+            for placed in store.layout().tensors(place.part) {
+                let stored = &bytes[size(placed.offset)..size(placed.offset + placed.length)];
+                let Some(matrix) = matrix(store.layout(), &placed) else {
+                    out.extend_from_slice(stored);
+                    continue;
+                };
+                let quantised =
+                    Matrix::new(matrix.format, matrix.outputs, matrix.inputs, stored).unwrap();
+                let mut row = vec![0.0; matrix.inputs];
+                for index in 0..matrix.outputs {
+                    dequantise_row(&quantised, index, &mut row).unwrap();
+                    let exact = |&x: &f32| f16::from_f32(x).to_f32().to_bits() == x.to_bits();
+                    assert!(row.iter().all(exact), "{} is rounded", placed.tensor.name);
+                    out.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
+                }
+            }
+            assert_eq!(out.len() as u64, layout.length(place.part));
+            (*place, out)
+        };
+        let runs = self.runs.iter().map(dense).collect();
+        let decoder = Decoder::new(&layout, store.arithmetic(), Cpu::new(1)).unwrap();
+        Self { decoder, runs, ..self }
     }
 
     fn vocabulary(&self) -> usize {
@@ -68,6 +125,19 @@ impl Imported {
         }
         self.decoder.logits(self.run(Part::Head, 0), embedding, &hidden).unwrap()
     }
+}
+
+fn size(length: u64) -> usize {
+    usize::try_from(length).unwrap()
+}
+
+/// Where the rows of a quantised matrix lie; nothing for what stays in 16 bits.
+fn matrix(layout: &Layout, placed: &Placed) -> Option<kernels::Layout> {
+    let precision = layout.precision_of(&placed.tensor);
+    let [outputs, inputs] = [placed.tensor.outputs, placed.tensor.inputs].map(size);
+    precision
+        .is_quantised()
+        .then(|| kernels::Layout::new(format(precision), outputs, inputs).unwrap())
 }
 
 /// The largest difference at a position over the largest logit there; the worst position counts.
@@ -150,6 +220,28 @@ fn a_store_in_bf16_computes_with_weights_rounded_to_bf16() {
             let apart =
                 difference(found, &expected[sequence * vocabulary..][..vocabulary], vocabulary);
             assert!(apart <= 1e-4, "{model}, sequence {sequence}: {apart:e}");
+        }
+    }
+}
+
+/// A store of quantised weights computes what those weights stand for: the whole model, not a product.
+#[test]
+fn quantised_weights_compute_what_they_stand_for() {
+    for (model, precision) in
+        MODELS.into_iter().flat_map(|model| [(model, Precision::Int8), (model, Precision::Int4)])
+    {
+        let mut quantised = Imported::new(model, precision);
+        quantised.round_scales();
+        let vocabulary = quantised.vocabulary();
+        let prompts = [0, 1].map(|sequence| quantised.fixture.tokens("prompts", sequence));
+        let logits = |imported: &Imported| {
+            prompts.each_ref().map(|prompt| imported.logits(prompt, &mut imported.caches()))
+        };
+        let found = logits(&quantised);
+        let expected = logits(&quantised.dequantised());
+        for (found, expected) in found.iter().zip(&expected) {
+            let apart = difference(found, expected, vocabulary);
+            assert!(apart <= 1e-4, "{model} in {precision}: {apart:e}");
         }
     }
 }

@@ -12,6 +12,8 @@ use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::schedule::Tier;
+use pipo_plan::strategy::accelerate::Accelerate;
+use pipo_plan::strategy::flexgen::FlexGen;
 use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
 use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as System, lower};
 use pipo_plan::units::Bytes;
@@ -41,64 +43,129 @@ fn a_resident_run_says_what_transformers_says() {
     }
 }
 
-fn knobs() -> impl Strategy<Value = Pipo> {
+fn pipo() -> impl Strategy<Value = Pipo> {
     let sizes = (1..4_u32, 1..5_u32, 1..4_u32, 4096..40_000_u64, 0..120_u64, 0..120_u64);
     let cache = (0..4_u32, 1..4_u32);
     let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
-    (sizes, cache, order, any::<[bool; 4]>()).prop_map(|(sizes, cache, order, flags)| {
-        let (kv_gpu_layers, kv_slots) = cache;
-        let on_cpu = flags[3] && kv_gpu_layers < 3;
-        let (gpu_slots, host_slots, disk_threads, block, gpu, host) = sizes;
-        Pipo {
-            granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
-            gpu_slots,
-            host_slots,
-            disk_threads,
-            block: Bytes(block),
-            gpu_weights: Bytes(gpu * 3000),
-            host_weights: Bytes(host * 3000),
-            host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
-            order,
-            embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
-            kv: if kv_gpu_layers == 3 { KvTier::Gpu } else { KvTier::Host },
-            kv_gpu_layers,
-            kv_slots,
-            attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
-            ..Pipo::default()
-        }
+    let granularity = [Granularity::Layer, Granularity::Part, Granularity::Tensor];
+    let granularity = prop::sample::select(granularity.to_vec());
+    (sizes, cache, order, granularity, any::<[bool; 4]>()).prop_map(
+        |(sizes, cache, order, granularity, flags)| {
+            let (kv_gpu_layers, kv_slots) = cache;
+            let on_cpu = flags[3] && kv_gpu_layers < 3;
+            let (gpu_slots, host_slots, disk_threads, block, gpu, host) = sizes;
+            Pipo {
+                granularity,
+                gpu_slots,
+                host_slots,
+                disk_threads,
+                block: Bytes(block),
+                gpu_weights: Bytes(gpu * 3000),
+                host_weights: Bytes(host * 3000),
+                host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
+                order,
+                embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
+                kv: if kv_gpu_layers == 3 { KvTier::Gpu } else { KvTier::Host },
+                kv_gpu_layers,
+                kv_slots,
+                attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
+                fused: flags[0],
+                ..Pipo::default()
+            }
+        },
+    )
+}
+
+fn accelerate() -> impl Strategy<Value = Accelerate> {
+    (0..200_u64, 0..200_u64).prop_map(|(gpu, host)| Accelerate {
+        gpu_weights: Bytes(gpu * 3000),
+        host_weights: Bytes(host * 3000),
     })
 }
 
+/// Any split of the weights; the relay of each copy thread is 2 GiB, so there is one.
+fn flexgen() -> impl Strategy<Value = FlexGen> {
+    (0..101_u32, 0..101_u32, any::<[bool; 4]>()).prop_map(|(gpu, host, flags)| FlexGen {
+        granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
+        weights_gpu: gpu,
+        weights_host: host.min(100 - gpu),
+        overlap: flags[1],
+        pin_weight: flags[2],
+        all_heads_cache: flags[3],
+        disk_threads: 1,
+        ..FlexGen::default()
+    })
+}
+
+/// A model, a precision, and a batch.
+fn cases() -> impl Strategy<Value = (usize, usize, Batching)> {
+    let chunk = prop::option::of(1..30_u64);
+    (0..MODELS.len(), 0..PRECISIONS.len(), 1..3_u64, 1..4_u64, chunk).prop_map(
+        |(model, precision, micro, count, prefill_chunk)| {
+            (model, precision, Batching { micro, count, prefill_chunk })
+        },
+    )
+}
+
+/// Whatever is streamed from where, in which blocks, through how many slots: not a bit is different from
+/// the resident run, and what was allocated is what the plan's table says, byte for byte.
+fn check_offloaded(
+    fixture: &Fixture,
+    strategy: System,
+    batch: Batching,
+) -> Result<(), TestCaseError> {
+    let offloaded = fixture.plan(strategy, batch, 4);
+    let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
+    let found = fixture.run(&offloaded).unwrap();
+    prop_assert_eq!(&found.tokens, &expected.tokens);
+    prop_assert_eq!(bits(&found), bits(&expected));
+    let schedule = lower(&offloaded).unwrap();
+    for tier in [Tier::Gpu, Tier::Pinned, Tier::Pageable] {
+        let allocated = found.allocated.iter().filter(|(at, _)| *at == tier);
+        let allocated: Bytes = allocated.map(|(_, bytes)| *bytes).sum();
+        prop_assert_eq!(allocated, schedule.layout.bytes(tier), "{}", tier.name());
+    }
+    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+    prop_assert_eq!(
+        MemoryTable::new(&schedule.layout, none).gpu(),
+        schedule.layout.bytes(Tier::Gpu)
+    );
+    Ok(())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Whatever is streamed from where, in which blocks, through how many slots: not a bit is different.
     #[test]
-    fn an_offloaded_run_is_the_resident_run_bit_for_bit(
-        knobs in knobs(),
-        model in 0..MODELS.len(),
-        precision in 0..PRECISIONS.len(),
-        micro in 1..3_u64,
-        count in 1..4_u64,
-        chunk in prop::option::of(1..30_u64),
+    fn a_pipo_run_is_the_resident_run_bit_for_bit(
+        knobs in pipo(),
+        (model, precision, batch) in cases(),
     ) {
-        let fixture = fixture(model, precision);
-        let batch = Batching { micro, count, prefill_chunk: chunk };
-        let offloaded = fixture.plan(System::Pipo(knobs), batch, 4);
-        let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
-        let found = fixture.run(&offloaded).unwrap();
-        prop_assert_eq!(&found.tokens, &expected.tokens);
-        prop_assert_eq!(bits(&found), bits(&expected));
+        check_offloaded(fixture(model, precision), System::Pipo(knobs), batch)?;
+    }
 
-        // What was allocated is what the plan's table says, byte for byte.
-        let schedule = lower(&offloaded).unwrap();
-        for tier in [Tier::Gpu, Tier::Pinned, Tier::Pageable] {
-            let allocated = found.allocated.iter().filter(|(at, _)| *at == tier);
-            let allocated: Bytes = allocated.map(|(_, bytes)| *bytes).sum();
-            prop_assert_eq!(allocated, schedule.layout.bytes(tier), "{}", tier.name());
-        }
-        let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
-        prop_assert_eq!(MemoryTable::new(&schedule.layout, none).gpu(), schedule.layout.bytes(Tier::Gpu));
+    #[test]
+    fn a_run_of_accelerate_is_the_resident_run_bit_for_bit(
+        knobs in accelerate(),
+        (model, precision, batch) in cases(),
+    ) {
+        let batch = Batching::single(batch.micro);
+        check_offloaded(fixture(model, precision), System::Accelerate(knobs), batch)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_run_of_flexgen_is_the_resident_run_bit_for_bit(
+        knobs in flexgen(),
+        (model, precision, batch) in cases(),
+    ) {
+        // FlexGen has no int8.
+        let precision = if PRECISIONS[precision] == Precision::Int8 { 3 } else { precision };
+        let batch = Batching { prefill_chunk: None, ..batch };
+        check_offloaded(fixture(model, precision), System::FlexGen(knobs), batch)?;
     }
 }
 

@@ -23,7 +23,7 @@ impl CpuBackend<'_> {
         let mut crossing = self.crossing(task)?;
         let mut home = self.home(task)?.write()?;
         let shape = self.shape(home.len());
-        let Projected { queries, keys, values } = std::mem::take(&mut crossing.projected);
+        let Projected { queries, keys, values, .. } = std::mem::take(&mut crossing.projected);
         let first = self.before(task);
         let written = cache::write(shape, &mut home, first..first + 1, &keys, &values)?;
         let moved = written + 2 * queries.len();

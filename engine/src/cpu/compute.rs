@@ -1,12 +1,15 @@
 //! The arithmetic of a unit: rows out of a buffer, through the decoder, and back.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pipo_plan::model::Part;
-use pipo_plan::schedule::Piece;
+use pipo_plan::schedule::{Piece, Tier};
 
-use super::{CpuBackend, Sequence, Unit, cache, fault, half};
-use crate::decoder::Projected;
+use super::unit::{Unit, Weights};
+use super::{CpuBackend, Sequence, cache, fault, half};
+use crate::decoder::{Inner, Projected, Run};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::run::NewToken;
@@ -27,40 +30,31 @@ impl Rows {
     }
 }
 
-/// A unit's bytes by stretch, wherever they lie.
-struct Weights<'a> {
-    unit: &'a [u8],
-    ranges: Vec<Range<usize>>,
-    /// The table of a tied head that is kept elsewhere.
-    table: Option<&'a [u8]>,
+/// What a part that is cut into units has computed so far.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    projected: Projected,
+    inner: Inner,
 }
 
-impl Weights<'_> {
-    fn stretch(&self, index: usize) -> Result<&[u8], Fault> {
-        let range = self.ranges.get(index).cloned();
-        let bytes = range.clone().and_then(|range| self.unit.get(range));
-        match (bytes, self.table, range) {
-            (Some(bytes), _, _) => Ok(bytes),
-            (None, Some(table), Some(range)) => {
-                table.get(..range.len()).ok_or_else(|| fault("the embedding is too short"))
-            }
-            _ => Err(fault("a unit is shorter than its tensors")),
-        }
-    }
-}
+/// Parts under way, by micro-batch and chunk of the prompt.
+pub(super) type Flows = Mutex<BTreeMap<(u16, u16), Flow>>;
 
 impl CpuBackend<'_> {
     /// Embeds the rows of a pass in host memory.
     pub(super) fn gather(&self, task: &Task) -> Result<(), Fault> {
         let unit = self.unit(task)?;
-        let (table, _) = unit.kept(&self.units).ok_or_else(|| fault("there is no embedding"))?;
+        let table = unit.kept(Tier::Pageable).ok_or_else(|| fault("there is no embedding"))?;
         let table = table.read()?;
+        // In host memory it lies as it would in a slot.
+        let weights = Weights { slot: Some(&table), kept: None, embedding: None };
+        let run = unit.run(Part::Embedding, &weights)?;
         let prompt = self.prompt();
         let count = if task.pass == 0 { prompt } else { 1 };
         let first = if task.pass == 0 { 0 } else { prompt + task.pass as usize - 1 };
         let rows = Rows { first, count, pass: task.pass, last_chunk: true };
         let tokens = tokens(&self.sequences(task.op.micro)?, rows)?;
-        *self.gathered(task)? = self.decoder.embed_all(&table, &tokens, rows.positions())?;
+        *self.gathered(task)? = self.decoder.embed_all(&run, &tokens, rows.positions())?;
         Ok(())
     }
 
@@ -68,6 +62,10 @@ impl CpuBackend<'_> {
     pub(super) fn load_hidden(&self, task: &Task) -> Result<(), Fault> {
         if task.op.unit > 0 {
             return self.load_attended(task);
+        }
+        if self.gathered.is_empty() {
+            // Only tokens travel, and they are here already.
+            return Ok(());
         }
         let gathered = self.gathered(task)?;
         let mut hidden = self.hidden(task)?.write()?;
@@ -83,19 +81,21 @@ impl CpuBackend<'_> {
     }
 
     /// A unit's arithmetic for one chunk of one micro-batch.
+    ///
+    /// A plan may want dequantised copies of matrices made first; the products here decode as they go,
+    /// because a rounded copy would give other numbers. Room for it is held all the same.
     pub(super) fn compute(&self, task: &Task) -> Result<(), Fault> {
         let unit = self.unit(task)?;
-        let ranges = unit.ranges()?;
-        if let Some(slot) = task.bound.weights {
-            let slot = self.rings.slot(slot)?.read()?;
-            return self.parts(task, unit, &Weights { unit: &slot, ranges, table: None });
-        }
-        let kept = unit.kept(&self.units).filter(|_| unit.on_device);
-        let (kept, shared) = kept.ok_or_else(|| fault("a unit's weights are not on the device"))?;
-        let kept = kept.read()?;
-        let shared = shared.map(Buffer::read).transpose()?;
-        let table = shared.as_ref().map(|table| &table[..]);
-        self.parts(task, unit, &Weights { unit: &kept, ranges, table })
+        let slot = task.bound.weights.map(|slot| self.rings.slot(slot)?.read()).transpose()?;
+        let kept = unit.kept(Tier::Gpu).map(Buffer::read).transpose()?;
+        let embedding = self.units.first().and_then(|unit| unit.kept(Tier::Gpu));
+        let embedding = embedding.map(Buffer::read).transpose()?;
+        let weights = Weights {
+            slot: slot.as_ref().map(|bytes| &bytes[..]),
+            kept: kept.as_ref().map(|bytes| &bytes[..]),
+            embedding: embedding.as_ref().map(|bytes| &bytes[..]),
+        };
+        self.parts(task, unit, &weights)
     }
 
     /// The parts of a unit, each once for all rows of the micro-batch.
@@ -103,41 +103,51 @@ impl CpuBackend<'_> {
         let rows = self.rows(task);
         let mut place = self.hidden(task)?.write()?;
         let mut hidden = self.load_rows(rows, &place)?;
-        if task.op.piece == Piece::BeforeAttention {
-            let mut crossing = self.crossing(task)?;
-            crossing.projected = self.project(weights.stretch(0)?, &hidden, rows)?;
-            return Ok(());
-        }
-        for (index, &part) in unit.parts.iter().enumerate() {
-            let run = weights.stretch(index)?;
-            hidden = match part {
+        let mut flow = self.take_flow(task);
+        for &part in &unit.parts {
+            let run = unit.run(part, weights)?;
+            let out = match part {
                 Part::Embedding => {
                     let sequences = self.sequences(task.op.micro)?;
-                    self.decoder.embed_all(run, &tokens(&sequences, rows)?, rows.positions())?
+                    let tokens = tokens(&sequences, rows)?;
+                    Some(self.decoder.embed_all(&run, &tokens, rows.positions())?)
                 }
-                Part::Attention if task.op.piece == Piece::AfterAttention => {
-                    self.decoder.after_attention(run, &hidden, &self.crossing(task)?.arrived)?
+                Part::Attention => {
+                    self.attention(task, &run, &hidden, rows, &mut flow.projected)?
                 }
-                Part::Attention => self.attention(task, run, &hidden, rows)?,
-                Part::Mlp => self.decoder.mlp(run, &hidden)?,
+                Part::Mlp => self.decoder.mlp_step(&run, &hidden, &mut flow.inner)?,
                 Part::Head => {
-                    let tied = self.decoder.model().tied_embeddings;
-                    let table = if tied { weights.stretch(index + 1)? } else { &[] };
+                    let table = unit.run(Part::Embedding, weights)?;
                     return self.head(task, run, table, &hidden, rows);
                 }
             };
+            let Some(out) = out else {
+                self.keep_flow(task, flow);
+                return Ok(());
+            };
+            hidden = out;
             // Each part hands on 16-bit numbers, whether or not the next one is in the same unit.
             half::round(&mut hidden);
         }
         self.store_rows(rows, &hidden, &mut place)
     }
 
+    fn take_flow(&self, task: &Task) -> Flow {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.remove(&(task.op.micro, task.op.block)).unwrap_or_default()
+    }
+
+    fn keep_flow(&self, task: &Task, flow: Flow) {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.insert((task.op.micro, task.op.block), flow);
+    }
+
     /// The next token of every sequence, from its last row.
     fn head(
         &self,
         task: &Task,
-        run: &[u8],
-        table: &[u8],
+        run: Run,
+        table: Run,
         hidden: &[f32],
         rows: Rows,
     ) -> Result<(), Fault> {
@@ -156,30 +166,38 @@ impl CpuBackend<'_> {
         Ok(())
     }
 
+    /// What is there of an attention; its result, once all of it is.
     fn attention(
         &self,
         task: &Task,
-        run: &[u8],
+        run: &Run,
         hidden: &[f32],
         rows: Rows,
-    ) -> Result<Vec<f32>, Fault> {
+        projected: &mut Projected,
+    ) -> Result<Option<Vec<f32>>, Fault> {
+        if task.op.piece == Piece::AfterAttention {
+            let crossing = self.crossing(task)?;
+            return self.decoder.after_attention(run, hidden, &crossing.arrived).map(Some);
+        }
+        self.decoder.project(run, hidden, rows.positions(), projected)?;
+        if !self.unit(task)?.attends {
+            return Ok(None);
+        }
+        // Queries are rounded because they may have to travel.
+        half::round(&mut projected.queries);
+        if task.op.piece == Piece::BeforeAttention {
+            self.crossing(task)?.projected = std::mem::take(projected);
+            return Ok(None);
+        }
         let buffer = match task.bound.cache {
             Some(slot) => self.rings.slot(slot)?,
             None => self.home(task)?,
         };
         let mut cache = buffer.write()?;
-        let projected = self.project(run, hidden, rows)?;
         let shape = self.shape(cache.len());
         cache::write(shape, &mut cache, rows.positions(), &projected.keys, &projected.values)?;
         let attended = self.attend(&projected.queries, &cache, rows.first)?;
-        self.decoder.after_attention(run, hidden, &attended)
-    }
-
-    /// Queries are rounded because they may have to travel.
-    fn project(&self, run: &[u8], hidden: &[f32], rows: Rows) -> Result<Projected, Fault> {
-        let mut projected = self.decoder.project(run, hidden, rows.positions())?;
-        half::round(&mut projected.queries);
-        Ok(projected)
+        self.decoder.after_attention(run, hidden, &attended).map(Some)
     }
 
     fn rows(&self, task: &Task) -> Rows {
@@ -227,10 +245,10 @@ impl CpuBackend<'_> {
         hidden.ok_or_else(|| fault("a micro-batch is not there"))
     }
 
-    fn gathered(&self, task: &Task) -> Result<std::sync::MutexGuard<'_, Vec<f32>>, Fault> {
+    fn gathered(&self, task: &Task) -> Result<MutexGuard<'_, Vec<f32>>, Fault> {
         let gathered = self.gathered.get(usize::from(task.op.micro));
         let gathered = gathered.ok_or_else(|| fault("a micro-batch is not there"))?;
-        Ok(gathered.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Ok(gathered.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -31,7 +31,8 @@ pub(super) struct Source<'a> {
 pub(super) struct Stretch {
     /// Where it begins in the data file.
     at: u64,
-    run: Range<u64>,
+    run: Place,
+    range: Range<u64>,
     check: Check,
 }
 
@@ -39,11 +40,20 @@ impl Stretch {
     pub(super) fn new(store: &Store, run: Place, range: Range<u64>) -> Result<Self, RunError> {
         let start = store.layout().range(run).unwrap_or_default().start;
         let check = store.check(run, range.clone())?;
-        Ok(Self { at: start + range.start, run: range, check })
+        Ok(Self { at: start + range.start, run, range, check })
+    }
+
+    pub(super) fn run(&self) -> Place {
+        self.run
+    }
+
+    /// Where it begins in its run.
+    pub(super) fn start(&self) -> u64 {
+        self.range.start
     }
 
     pub(super) fn length(&self) -> u64 {
-        self.run.end - self.run.start
+        self.range.end - self.range.start
     }
 
     /// After the run: whether everything that was read of it has been checked.
@@ -95,6 +105,6 @@ impl<'a> Source<'a> {
     ) -> Result<(), Fault> {
         let text = |error: &dyn std::fmt::Display| Fault(error.to_string());
         self.reader.read(stretch.at + offset, into).map_err(|error| text(&error))?;
-        stretch.check.piece(stretch.run.start + offset, into).map_err(|error| text(&error))
+        stretch.check.piece(stretch.start() + offset, into).map_err(|error| text(&error))
     }
 }

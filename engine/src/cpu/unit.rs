@@ -1,15 +1,42 @@
-//! One unit of the model: where its bytes are in the store, and in memory.
+//! One unit of the model: where its bytes are in the store, in memory, and in a slot.
+//!
+//! A unit is a row of pieces, each of one run of the store and at one tier. Those of the device are kept
+//! there; the others follow each other in the slot that the unit is loaded into.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use pipo_plan::model::Part;
-use pipo_plan::strategy::frame::Frame;
+use pipo_plan::schedule::{Op, Tier};
 use pipo_plan::units::Bytes;
 
+use super::accounts::Accounts;
+use super::knobs::Knobs;
 use super::source::{Source, Stretch};
-use super::{fault, length, parts};
+use super::{fault, length};
+use crate::decoder::Run;
 use crate::executor::Fault;
-use crate::memory::{Account, Buffer};
+use crate::memory::Buffer;
 use crate::run::RunError;
-use crate::store::{Place, Store};
+use crate::store::{Place, Store, in_memory};
+
+/// Consecutive bytes of a run that live at one tier.
+#[derive(Debug)]
+struct Piece {
+    stretch: Stretch,
+    tier: Tier,
+    /// Where it begins in its unit's slot; nothing where it is on the device.
+    slot: usize,
+    /// Where it is kept in memory.
+    kept: Option<Kept>,
+}
+
+/// A place in what a unit keeps at a tier: its own, or, for the table of a tied head, the embedding's.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    unit: usize,
+    at: usize,
+}
 
 /// One unit of the model.
 #[derive(Debug)]
@@ -17,141 +44,229 @@ pub(super) struct Unit {
     /// Its parts, in the order of the computation.
     pub(super) parts: Vec<Part>,
     pub(super) layer: usize,
-    /// Whether what is kept of it is on the device.
-    pub(super) on_device: bool,
-    stretches: Vec<Stretch>,
-    /// Its bytes, where they stay in memory; without the table of a tied head that stays with them.
-    kept: Option<Buffer>,
-    /// The unit whose first bytes are this one's last.
-    shares: Option<usize>,
+    /// Whether attention over the cache happens in it.
+    pub(super) attends: bool,
+    pieces: Vec<Piece>,
+    /// Where numbered blocks begin in the slot, in a plan that says no offsets.
+    blocks: Option<Vec<usize>>,
+    /// What stays in memory.
+    kept: BTreeMap<Tier, Buffer>,
+}
+
+/// Where the bytes are that a computation needs.
+pub(super) struct Weights<'a> {
+    /// What was loaded.
+    pub(super) slot: Option<&'a [u8]>,
+    /// What the unit keeps on the device.
+    pub(super) kept: Option<&'a [u8]>,
+    /// What the embedding keeps there.
+    pub(super) embedding: Option<&'a [u8]>,
 }
 
 impl Unit {
-    pub(super) fn new(frame: &Frame, index: usize, store: &Store) -> Result<Self, RunError> {
-        let unit = &frame.units[index];
-        let last = index + 1 == frame.units.len();
-        let layered = unit.tensors.iter().any(|(part, _)| *part == Part::Mlp);
-        let parts = parts(unit.part, layered && unit.part == Part::Attention);
-        let whole = |&part: &Part| {
-            let place = Place { part, layer: unit.layer };
-            Stretch::new(store, place, 0..store.layout().length(part))
-        };
-        let mut stretches = parts.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
-        if last && store.layout().tied() {
-            // The table is the first tensor of the embedding.
-            let place = Place { part: Part::Embedding, layer: 0 };
-            stretches.push(Stretch::new(store, place, 0..frame.tied_table().0)?);
+    /// Lays a unit out; its bytes are not there yet.
+    pub(super) fn new(knobs: &Knobs, index: usize, store: &Store) -> Result<Self, RunError> {
+        let unit = &knobs.frame.units[index];
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut slot = 0;
+        let mut sizes: BTreeMap<Tier, usize> = BTreeMap::new();
+        for (run, range, tier) in cut(knobs, index, store)? {
+            let stretch = Stretch::new(store, run, range)?;
+            let size = in_memory(stretch.length());
+            let shared = run.part == Part::Embedding && index > 0 && shares_table(knobs, tier);
+            let kept = match tier {
+                Tier::Disk => None,
+                _ if shared => Some(Kept { unit: 0, at: 0 }),
+                _ => {
+                    let end = sizes.entry(tier).or_default();
+                    let at = std::mem::replace(end, *end + size);
+                    Some(Kept { unit: index, at })
+                }
+            };
+            pieces.push(Piece { stretch, tier, slot, kept });
+            slot += if tier == Tier::Gpu { 0 } else { size };
         }
-        Ok(Self {
-            parts,
-            layer: unit.layer as usize,
-            on_device: false,
-            stretches,
-            kept: None,
-            shares: None,
-        })
+        let mut parts: Vec<Part> = unit.tensors.iter().map(|&(part, _)| part).collect();
+        parts.dedup();
+        let (layer, attends) = (unit.layer as usize, unit.attends);
+        let blocks = knobs.by_tensor.then(|| blocks(knobs, index));
+        Ok(Self { parts, layer, attends, pieces, blocks, kept: BTreeMap::new() })
     }
 
-    fn bytes(&self) -> u64 {
-        self.stretches.iter().map(Stretch::length).sum()
-    }
-
-    /// Keeps all of it in memory.
-    pub(super) fn keep(&mut self, account: &mut Account, source: &Source) -> Result<(), RunError> {
-        self.fill(self.bytes(), account, source)
-    }
-
-    /// Keeps it; where the table of a tied head is kept at the same tier already, without that.
-    pub(super) fn keep_sharing(
+    /// Reads what stays in memory.
+    pub(super) fn keep(
         &mut self,
-        others: &[Self],
-        account: &mut Account,
+        index: usize,
+        accounts: &mut Accounts,
+        name: &'static str,
         source: &Source,
     ) -> Result<(), RunError> {
-        let table = self.stretches.len() - self.parts.len();
-        let held = others.first().filter(|embedding| table > 0 && embedding.kept.is_some());
-        // What is left tells whether the plan counted the table once or twice.
-        let own: u64 = self.stretches[..self.parts.len()].iter().map(Stretch::length).sum();
-        if held.is_some() && account.left() < Bytes(self.bytes()) {
-            self.shares = Some(0);
-            return self.fill(own, account, source);
+        for tier in [Tier::Gpu, Tier::Pinned, Tier::Pageable] {
+            let own = |p: &&Piece| p.tier == tier && p.kept.is_some_and(|kept| kept.unit == index);
+            let bytes: u64 = self.pieces.iter().filter(own).map(|p| p.stretch.length()).sum();
+            if bytes == 0 {
+                continue;
+            }
+            let buffer = accounts.get(tier, name).draw(Bytes(bytes))?;
+            let mut memory = buffer.write()?;
+            let mut rest = &mut memory[..];
+            for piece in self.pieces.iter().filter(own) {
+                let (now, later) = rest.split_at_mut(in_memory(piece.stretch.length()));
+                source.read(&piece.stretch, 0, now)?;
+                rest = later;
+            }
+            drop(memory);
+            self.kept.insert(tier, buffer);
         }
-        self.fill(self.bytes(), account, source)
-    }
-
-    fn fill(&mut self, bytes: u64, account: &mut Account, source: &Source) -> Result<(), RunError> {
-        let buffer = account.draw(Bytes(bytes))?;
-        self.read(source, 0, &mut buffer.write()?)?;
-        self.kept = Some(buffer);
         Ok(())
     }
 
     /// After the run: whether everything that was read has been checked.
     pub(super) fn finish(&self) -> Result<(), RunError> {
-        self.stretches.iter().try_for_each(Stretch::finish)
+        self.pieces.iter().try_for_each(|piece| piece.stretch.finish())
     }
 
-    /// Reads from the store, from `offset` of the unit on.
-    pub(super) fn read(&self, source: &Source, offset: u64, into: &mut [u8]) -> Result<(), Fault> {
+    /// What it keeps at a tier.
+    pub(super) fn kept(&self, tier: Tier) -> Option<&Buffer> {
+        self.kept.get(&tier)
+    }
+
+    /// Where in the unit's slot the block of an operation begins.
+    pub(super) fn block(&self, op: &Op) -> Result<usize, Fault> {
+        let Some(blocks) = &self.blocks else { return length(op.offset) };
+        let block = blocks.get(usize::from(op.block)).copied();
+        block.ok_or_else(|| fault("a unit has no such block"))
+    }
+
+    /// Reads a block from the store.
+    pub(super) fn read(&self, source: &Source, at: usize, into: &mut [u8]) -> Result<(), Fault> {
+        self.fill(at, into, |piece, from, into| match piece.tier {
+            Tier::Disk => source.read(&piece.stretch, from as u64, into),
+            _ => Err(fault("a block that is read is not on disk")),
+        })
+    }
+
+    /// Copies a block from host memory.
+    pub(super) fn copy(&self, units: &[Self], at: usize, into: &mut [u8]) -> Result<(), Fault> {
+        self.fill(at, into, |piece, from, into| {
+            let outside = || fault("a block that is copied is not in host memory");
+            let kept = piece.kept.ok_or_else(outside)?;
+            let buffer = units.get(kept.unit).and_then(|unit| unit.kept(piece.tier));
+            let buffer = buffer.ok_or_else(outside)?.read()?;
+            let start = kept.at + from;
+            into.copy_from_slice(buffer.get(start..start + into.len()).ok_or_else(outside)?);
+            Ok(())
+        })
+    }
+
+    /// Fills a block of the slot from the pieces that it consists of.
+    fn fill(
+        &self,
+        at: usize,
+        into: &mut [u8],
+        mut one: impl FnMut(&Piece, usize, &mut [u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         let mut rest = into;
-        let mut at = offset;
-        let mut before = 0;
-        for stretch in &self.stretches {
-            let end = before + stretch.length();
-            if at < end && !rest.is_empty() {
-                let take = length(Bytes(end - at))?.min(rest.len());
-                let (now, later) = rest.split_at_mut(take);
-                source.read(stretch, at - before, now)?;
-                rest = later;
-                at += take as u64;
+        let mut at = at;
+        for piece in self.pieces.iter().filter(|piece| piece.tier != Tier::Gpu) {
+            let size = in_memory(piece.stretch.length());
+            let Some(from) = at.checked_sub(piece.slot).filter(|&from| from < size) else {
+                continue;
+            };
+            let (now, later) = rest.split_at_mut(rest.len().min(size - from));
+            if !now.is_empty() {
+                one(piece, from, now)?;
             }
-            before = end;
+            at += now.len();
+            rest = later;
         }
         if rest.is_empty() { Ok(()) } else { Err(fault("a block lies outside its unit")) }
     }
 
-    /// Copies what is kept in host memory, from `offset` of the unit on.
-    pub(super) fn copy_from_host(
-        &self,
-        others: &[Self],
-        offset: u64,
-        into: &mut [u8],
-    ) -> Result<(), Fault> {
-        let outside = || fault("a block lies outside what is kept of its unit");
-        let kept = self.kept.as_ref().ok_or_else(outside)?.read()?;
-        let start = length(Bytes(offset))?;
-        // The block may begin in the table that is kept elsewhere.
-        let here = kept.get(start..).unwrap_or_default();
-        let own = here.len().min(into.len());
-        let (first, rest) = into.split_at_mut(own);
-        first.copy_from_slice(&here[..own]);
-        if rest.is_empty() {
-            return Ok(());
-        }
-        let other = self.shares.and_then(|index| others.get(index)?.kept.as_ref());
-        let other = other.ok_or_else(outside)?.read()?;
-        let start = (start + own).saturating_sub(kept.len());
-        let table = other.get(start..start + rest.len()).ok_or_else(outside)?;
-        rest.copy_from_slice(table);
-        Ok(())
-    }
-
-    /// The bytes that stay in memory, and those of the table that is kept with another unit.
-    pub(super) fn kept<'u>(
-        &'u self,
-        others: &'u [Self],
-    ) -> Option<(&'u Buffer, Option<&'u Buffer>)> {
-        let shared = self.shares.and_then(|index| others.get(index)?.kept.as_ref());
-        Some((self.kept.as_ref()?, shared))
-    }
-
-    /// Where each of its stretches lies within it.
-    pub(super) fn ranges(&self) -> Result<Vec<std::ops::Range<usize>>, Fault> {
-        let mut start = 0;
-        let range = |stretch: &Stretch| {
-            let end = start + length(Bytes(stretch.length()))?;
-            Ok(std::mem::replace(&mut start, end)..end)
+    /// The tensors of a part, for a computation.
+    pub(super) fn run<'a>(&self, part: Part, weights: &Weights<'a>) -> Result<Run<'a>, Fault> {
+        let mine = self.pieces.iter().filter(|piece| piece.stretch.run().part == part);
+        let bytes = |piece: &Piece| {
+            let (bytes, at) = match (piece.tier, piece.kept) {
+                (Tier::Gpu, Some(Kept { unit: 0, at })) if self.parts != [Part::Embedding] => {
+                    (weights.embedding, at)
+                }
+                (Tier::Gpu, Some(Kept { at, .. })) => (weights.kept, at),
+                _ => (weights.slot, piece.slot),
+            };
+            let end = at.saturating_add(in_memory(piece.stretch.length()));
+            let bytes = bytes.and_then(|bytes| bytes.get(at..end));
+            let bytes = bytes.ok_or_else(|| fault("a unit's weights are not where it computes"))?;
+            Ok((piece.stretch.start(), bytes))
         };
-        self.stretches.iter().map(range).collect()
+        mine.map(bytes).collect()
     }
+}
+
+/// The pieces of a unit in the order in which they lie in its slot.
+fn cut(
+    knobs: &Knobs,
+    index: usize,
+    store: &Store,
+) -> Result<Vec<(Place, Range<u64>, Tier)>, Fault> {
+    let (layout, unit) = (store.layout(), &knobs.frame.units[index]);
+    let mut ranges: Vec<(Place, Range<u64>)> = Vec::new();
+    for &(part, tensor) in &unit.tensors {
+        let table = layout.tied() && part == Part::Head && tensor.name == "head";
+        let (part, name) = if table { (Part::Embedding, "tokens") } else { (part, tensor.name) };
+        let layer = if table { 0 } else { unit.layer };
+        let copies = layout.tensors(part).filter(|placed| placed.tensor.name == name);
+        let range = |offset, length| (Place { part, layer }, offset..offset + length);
+        ranges.extend(copies.map(|placed| range(placed.offset, placed.length)));
+    }
+    if !knobs.by_tensor {
+        for run in ranges.chunk_by_mut(|a, b| a.0 == b.0) {
+            run.sort_by_key(|(_, range)| range.start);
+        }
+    }
+    let mut pieces: Vec<(Place, Range<u64>, Tier)> = Vec::new();
+    let mut before = 0;
+    for (run, range) in ranges {
+        let tier = tier_of(knobs, index, before)?;
+        before += range.end - range.start;
+        match pieces.last_mut() {
+            Some(last) if (last.0, last.1.end, last.2) == (run, range.start, tier) => {
+                last.1.end = range.end;
+            }
+            _ => pieces.push((run, range, tier)),
+        }
+    }
+    let placed: Bytes = knobs.placement[index].iter().map(|segment| segment.bytes).sum();
+    if placed == Bytes(before) {
+        Ok(pieces)
+    } else {
+        Err(fault("a unit is not as long as its run"))
+    }
+}
+
+/// The tier of a unit's bytes from `offset` on.
+fn tier_of(knobs: &Knobs, index: usize, offset: u64) -> Result<Tier, Fault> {
+    let mut end = 0;
+    let segment = knobs.placement[index].iter().find(|segment| {
+        end += segment.bytes.0;
+        offset < end
+    });
+    segment.map(|s| s.tier).ok_or_else(|| fault("a unit is longer than what was placed of it"))
+}
+
+/// Whether a tied head and the embedding, both kept at a tier, are the same bytes.
+fn shares_table(knobs: &Knobs, tier: Tier) -> bool {
+    let embedding = knobs.placement[0].first().map(|segment| segment.tier);
+    knobs.shares_table && knobs.embedding.is_none() && embedding == Some(tier)
+}
+
+/// Where the blocks of a unit begin in its slot: each segment that is not on the device is one.
+fn blocks(knobs: &Knobs, index: usize) -> Vec<usize> {
+    let moved = knobs.placement[index].iter().filter(|segment| segment.tier != Tier::Gpu);
+    let begin = moved.scan(0, |end, segment| {
+        let begin = *end;
+        *end += in_memory(segment.bytes.0);
+        Some(begin)
+    });
+    begin.collect()
 }

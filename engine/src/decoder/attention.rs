@@ -6,13 +6,15 @@ use pipo_kernels::attention::{Heads, attention};
 use pipo_kernels::{Matrix, norm, residual};
 use pipo_plan::model::Part;
 
-use super::{Cache, Decoder, Weights};
+use super::{Cache, Decoder, Run, Weights};
 use crate::executor::Fault;
 use crate::store::in_memory;
 
-/// What comes before attention: rows of queries, keys and values, normed and rotated.
+/// What comes before attention: rows of queries, keys and values, in the end normed and rotated.
 #[derive(Debug, Clone, Default)]
 pub struct Projected {
+    /// What they are projections of.
+    input: Vec<f32>,
     /// Rows of `heads * head_dim` numbers.
     pub queries: Vec<f32>,
     /// Rows of `kv_heads * head_dim` numbers.
@@ -23,37 +25,48 @@ pub struct Projected {
 
 impl Decoder {
     /// The whole part for rows of one sequence that follow what its cache holds.
-    pub fn attention(
+    pub fn attention<'a>(
         &self,
-        run: &[u8],
+        run: impl Into<Run<'a>>,
         hidden: &[f32],
         cache: &mut Cache,
     ) -> Result<Vec<f32>, Fault> {
+        let run = run.into();
         let first = cache.positions();
         let rows = hidden.len() / in_memory(self.model().hidden).max(1);
-        let projected = self.project(run, hidden, first..first + rows)?;
+        let mut projected = Projected::default();
+        self.project(&run, hidden, first..first + rows, &mut projected)?;
         cache.append(&projected.keys, &projected.values);
         let (keys, values) = cache.matrices()?;
         let attended = self.attend(&projected.queries, first, &keys, &values)?;
-        self.after_attention(run, hidden, &attended)
+        self.after_attention(&run, hidden, &attended)
     }
 
     /// Norm, projections, norms of heads, rotation, for rows of sequences that stand at `positions`.
+    ///
+    /// What is there of it: the last two stand before the output projection, and come with it.
     pub fn project(
         &self,
-        run: &[u8],
+        run: &Run,
         hidden: &[f32],
         positions: Range<usize>,
-    ) -> Result<Projected, Fault> {
+        projected: &mut Projected,
+    ) -> Result<(), Fault> {
         let weights = self.weights(Part::Attention, run);
         let rows = hidden.len() / in_memory(self.model().hidden).max(1);
-        let x = weights.normed(hidden, !self.model().post_norm)?;
-        let mut queries = weights.linear("q", &x, rows)?;
-        let mut keys = weights.linear("k", &x, rows)?;
-        let values = weights.linear("v", &x, rows)?;
-        self.turn(&weights, "q_norm", &mut queries, self.model().heads as usize, &positions)?;
-        self.turn(&weights, "k_norm", &mut keys, self.model().kv_heads as usize, &positions)?;
-        Ok(Projected { queries, keys, values })
+        let Projected { input, queries, keys, values } = projected;
+        if weights.has("q") {
+            *input = weights.normed(hidden, !self.model().post_norm)?;
+        }
+        weights.advance("q", input, rows, queries)?;
+        weights.advance("k", input, rows, keys)?;
+        weights.advance("v", input, rows, values)?;
+        if !weights.has("o") {
+            return Ok(());
+        }
+        input.clear();
+        self.turn(&weights, "q_norm", queries, self.model().heads as usize, &positions)?;
+        self.turn(&weights, "k_norm", keys, self.model().kv_heads as usize, &positions)
     }
 
     /// Each head on its own: its norm, where there is one, then the rotation by its position.
@@ -65,7 +78,7 @@ impl Decoder {
         heads: usize,
         positions: &Range<usize>,
     ) -> Result<(), Fault> {
-        if let Some(weight) = weights.vector(name)? {
+        if let Some(weight) = weights.optional(name)? {
             let mut out = vec![0.0; x.len()];
             norm::rms_norm(&self.cpu, x, &weight, self.epsilon, &mut out)?;
             *x = out;
@@ -103,7 +116,7 @@ impl Decoder {
     /// Output projection and residual; the norm, in a model that has it behind.
     pub fn after_attention(
         &self,
-        run: &[u8],
+        run: &Run,
         hidden: &[f32],
         attended: &[f32],
     ) -> Result<Vec<f32>, Fault> {

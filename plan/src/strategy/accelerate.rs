@@ -47,7 +47,7 @@ impl Default for Accelerate {
 }
 
 /// Bytes that the kernel reads at once for a memory map: read-ahead is 128 KiB.
-const REQUEST: Bytes = Bytes(128 << 10);
+pub const REQUEST: Bytes = Bytes(128 << 10);
 
 /// The only cross-pass reference: the operation that the next one waits for.
 const LAST: usize = 0;
@@ -66,7 +66,7 @@ struct Hooks {
 /// Lowers a plan.
 pub fn lower(plan: &Plan, knobs: &Accelerate) -> Result<Schedule, LowerError> {
     check(plan)?;
-    let frame = Frame::new(plan, Granularity::Tensor, false);
+    let frame = frame(plan);
     let mut layout = frame.layout();
     let placed = place(&frame.units, knobs);
     frame.allocate_weights(&mut layout, &placed, Tier::Pageable);
@@ -91,6 +91,11 @@ pub fn lower(plan: &Plan, knobs: &Accelerate) -> Result<Schedule, LowerError> {
     Ok(Schedule { layout, program: Box::new(program) })
 }
 
+/// The plan's units: one matrix each, dequantised before each product.
+pub fn frame(plan: &Plan) -> Frame {
+    Frame::new(plan, Granularity::Tensor, false)
+}
+
 fn check(plan: &Plan) -> Result<(), LowerError> {
     if plan.batch.count != 1 {
         let message = format!("it is {}, a forward pass has no micro-batches", plan.batch.count);
@@ -106,7 +111,7 @@ fn check(plan: &Plan) -> Result<(), LowerError> {
 
 /// Fills the GPU, then the host, layer by layer in order of use; a layer is not split, and once one
 /// does not fit, no later one goes there.
-fn place(units: &[Unit], knobs: &Accelerate) -> Vec<Placed> {
+pub fn place(units: &[Unit], knobs: &Accelerate) -> Vec<Placed> {
     let budgets = [knobs.gpu_weights, knobs.host_weights];
     let mut tier = 0;
     let mut used = Bytes::ZERO;

@@ -54,8 +54,9 @@ mod split;
 mod weights;
 mod zigzag;
 
+pub use calls::REQUEST;
 use split::Split;
-use weights::Stored;
+pub use weights::{Stored, place};
 use zigzag::Zigzag;
 
 /// The knobs, with the names of FlexGen's policy spelled out. What the percentages leave is on disk.
@@ -114,19 +115,25 @@ const RELAY: Bytes = Bytes(2 << 30);
 /// Lowers a plan.
 pub fn lower(plan: &Plan, knobs: &FlexGen) -> Result<Schedule, LowerError> {
     check(plan, knobs)?;
+    let frame = frame(plan, knobs);
+    let mut layout = frame.layout();
+    let weights = place(&frame, knobs, &mut layout);
+    let cache = Split::new(plan.batch.micro, knobs);
+    check_relays(&frame, &weights, cache)?;
+    allocate(&frame, knobs, &weights, cache, &mut layout);
+    let program = Zigzag::new(frame, knobs.clone(), weights, cache, &mut layout);
+    Ok(Schedule { layout, program: Box::new(program) })
+}
+
+/// The plan's units, and how FlexGen computes them.
+pub fn frame(plan: &Plan, knobs: &FlexGen) -> Frame {
     // Dequantisation is never fused into a product here.
     let mut frame = Frame::new(plan, knobs.granularity, false);
     frame.style.all_logits = true;
     if knobs.all_heads_cache {
         frame.style.kv_heads = u64::from(plan.model.heads);
     }
-    let mut layout = frame.layout();
-    let weights = weights::place(&frame, knobs, &mut layout);
-    let cache = Split::new(plan.batch.micro, knobs);
-    check_relays(&frame, &weights, cache)?;
-    allocate(&frame, knobs, &weights, cache, &mut layout);
-    let program = Zigzag::new(frame, knobs.clone(), weights, cache, &mut layout);
-    Ok(Schedule { layout, program: Box::new(program) })
+    frame
 }
 
 fn check(plan: &Plan, knobs: &FlexGen) -> Result<(), LowerError> {

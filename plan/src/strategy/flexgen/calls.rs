@@ -10,7 +10,7 @@ use crate::strategy::Processor;
 use crate::units::Bytes;
 
 /// Bytes that the kernel reads or writes at once for a memory map: read-ahead is 128 KiB.
-const REQUEST: Bytes = Bytes(128 << 10);
+pub const REQUEST: Bytes = Bytes(128 << 10);
 
 /// Bytes of one token's number.
 const TOKEN: Bytes = Bytes(4);

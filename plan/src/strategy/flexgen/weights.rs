@@ -16,17 +16,17 @@ use crate::units::Bytes;
 
 /// A tensor, or one of the two pieces of a compressed one: what one copy moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stored {
+pub struct Stored {
     /// Where it lives.
-    pub(super) tier: Tier,
+    pub tier: Tier,
     /// Its size.
-    pub(super) bytes: Bytes,
+    pub bytes: Bytes,
     /// Its extent in the layout, if it is on disk.
-    pub(super) extent: u32,
+    pub extent: u32,
 }
 
 /// Places every tensor of every unit, and notes the extents of those on disk.
-pub(super) fn place(frame: &Frame, knobs: &FlexGen, layout: &mut Layout) -> Vec<Vec<Stored>> {
+pub fn place(frame: &Frame, knobs: &FlexGen, layout: &mut Layout) -> Vec<Vec<Stored>> {
     let mut of_unit = |tensors: &[(Part, Tensor)]| {
         let mut stored = Vec::new();
         // A whole layer is two parts, each with its own row of tensors.

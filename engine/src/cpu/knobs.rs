@@ -1,0 +1,151 @@
+//! What of a plan the backend goes by, and what it refuses.
+
+use pipo_plan::model::Precision;
+use pipo_plan::plan::Plan;
+use pipo_plan::schedule::{DiskIo, Layout, Tier};
+use pipo_plan::strategy::accelerate::{self, Accelerate};
+use pipo_plan::strategy::flexgen::{self, FlexGen};
+use pipo_plan::strategy::frame::Frame;
+use pipo_plan::strategy::pipo::{self, Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
+use pipo_plan::strategy::residency::{Home, Placed};
+use pipo_plan::strategy::resident::Resident;
+use pipo_plan::strategy::{Granularity, KvTier, Processor, Strategy};
+use pipo_plan::units::Bytes;
+
+use super::source::Way;
+use crate::run::RunError;
+
+/// What of a plan the backend goes by.
+pub(super) struct Knobs {
+    pub(super) frame: Frame,
+    /// For each unit where its bytes live, in the order in which they lie in its slot.
+    pub(super) placement: Vec<Vec<Segment>>,
+    /// Whether that is the order of the plan's tensors, and not that of the store: they differ where a
+    /// tensor has a copy for each expert.
+    pub(super) by_tensor: bool,
+    /// Whether a head that is tied to the embedding is counted once where both stay at the same tier.
+    pub(super) shares_table: bool,
+    /// The name under which the plan counts the embedding, where it is not among the weights.
+    pub(super) embedding: Option<&'static str>,
+    /// For each layer, whether its cache stays on the device.
+    pub(super) cache_on_device: Vec<bool>,
+    /// How weights are read.
+    pub(super) way: Way,
+}
+
+/// Bytes of a unit that live at one tier, and travel by themselves where blocks are numbered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) tier: Tier,
+    pub(super) bytes: Bytes,
+}
+
+impl Knobs {
+    pub(super) fn of(plan: &Plan) -> Result<Self, RunError> {
+        if plan.precision.kv != Precision::Fp16 {
+            return refuse("a cache that is not fp16", "set precision.kv to \"fp16\"");
+        }
+        match &plan.strategy {
+            Strategy::Resident(knobs) => Ok(Self::resident(plan, knobs)),
+            Strategy::Pipo(knobs) => Self::pipo(plan, knobs),
+            Strategy::Accelerate(knobs) => Ok(Self::accelerate(plan, knobs)),
+            Strategy::FlexGen(knobs) => Self::flexgen(plan, knobs),
+            other => refuse(
+                &format!("the strategy `{}`", other.name()),
+                "use a plan of `pipo`, `flexgen`, `accelerate` or `resident`",
+            ),
+        }
+    }
+
+    /// Everything on the device, read once and through the page cache.
+    fn resident(plan: &Plan, knobs: &Resident) -> Self {
+        let frame = Frame::new(plan, Granularity::Part, knobs.fused);
+        let placement = frame.units.iter();
+        let placement =
+            placement.map(|u| vec![Segment { tier: Tier::Gpu, bytes: u.bytes }]).collect();
+        let way = Way { io: DiskIo::Buffered, request: Bytes(8 << 20) };
+        Self::new(frame, placement, way)
+    }
+
+    fn pipo(plan: &Plan, knobs: &Pipo) -> Result<Self, RunError> {
+        if knobs.kv == KvTier::Disk {
+            return refuse("a cache on disk", "set pipo.kv to \"host\" or \"gpu\"");
+        }
+        if knobs.hidden == Processor::Cpu {
+            return refuse("hidden states that leave the device", "set pipo.hidden to \"gpu\"");
+        }
+        if knobs.experts == ExpertLoads::Routed {
+            return refuse("experts loaded as they are routed to", "set pipo.experts to \"all\"");
+        }
+        let frame = Frame::new(plan, knobs.granularity, knobs.fused);
+        let host = match knobs.host_memory {
+            HostWeights::Pinned => Tier::Pinned,
+            HostWeights::Pageable => Tier::Pageable,
+        };
+        let placed = pipo::place(&frame, &pipo::placed_units(&frame, knobs), knobs);
+        let mut placement = whole(&placed, host);
+        let mut embedding = None;
+        if knobs.embedding == Embedding::Host {
+            embedding = Some("embedding table");
+            let bytes = frame.units[0].bytes;
+            placement[0] = vec![Segment { tier: Tier::Pageable, bytes }];
+        }
+        let io = match knobs.reads {
+            FileReads::Direct => DiskIo::Direct,
+            FileReads::Buffered => DiskIo::Buffered,
+        };
+        let way = Way { io, request: knobs.read_block };
+        let cache_on_device = pipo::kv_layers_on_gpu(plan, knobs);
+        Ok(Self { embedding, cache_on_device, ..Self::new(frame, placement, way) })
+    }
+
+    fn accelerate(plan: &Plan, knobs: &Accelerate) -> Self {
+        let frame = accelerate::frame(plan);
+        let placement = whole(&accelerate::place(&frame.units, knobs), Tier::Pageable);
+        let way = Way { io: DiskIo::PageFault, request: accelerate::REQUEST };
+        Self::new(frame, placement, way)
+    }
+
+    fn flexgen(plan: &Plan, knobs: &FlexGen) -> Result<Self, RunError> {
+        if knobs.cache_gpu != 100 {
+            return refuse(
+                "FlexGen's cache outside the device",
+                "set flexgen.cache_gpu to 100 and cache_host to 0",
+            );
+        }
+        if knobs.hidden == Processor::Cpu {
+            return refuse("hidden states that leave the device", "set flexgen.hidden to \"gpu\"");
+        }
+        let frame = flexgen::frame(plan, knobs);
+        // The layout gets the extents of files, which are nothing to this backend.
+        let stored = flexgen::place(&frame, knobs, &mut Layout::default());
+        let segment = |s: &flexgen::Stored| Segment { tier: s.tier, bytes: s.bytes };
+        let placement = stored.iter().map(|unit| unit.iter().map(segment).collect()).collect();
+        let way = Way { io: DiskIo::PageFault, request: flexgen::REQUEST };
+        let all = Self::new(frame, placement, way);
+        Ok(Self { by_tensor: true, shares_table: false, ..all })
+    }
+
+    fn new(frame: Frame, placement: Vec<Vec<Segment>>, way: Way) -> Self {
+        let cache_on_device = vec![true; frame.plan.model.layers as usize];
+        let (by_tensor, shares_table, embedding) = (false, true, None);
+        Self { frame, placement, by_tensor, shares_table, embedding, cache_on_device, way }
+    }
+}
+
+/// Units that live at one tier each.
+fn whole(placed: &[Placed], host: Tier) -> Vec<Vec<Segment>> {
+    let segment = |home: Home| {
+        let tier = match home {
+            Home { gpu, .. } if gpu > Bytes::ZERO => Tier::Gpu,
+            Home { host: bytes, .. } if bytes > Bytes::ZERO => host,
+            _ => Tier::Disk,
+        };
+        vec![Segment { tier, bytes: home.total() }]
+    };
+    placed.iter().map(|unit| segment(unit.total())).collect()
+}
+
+fn refuse<T>(what: &str, next_step: &'static str) -> Result<T, RunError> {
+    Err(RunError::Unavailable { what: format!("the CPU backend does not run {what}"), next_step })
+}
