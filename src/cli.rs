@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pipo_plan::model::Precision;
 use pipo_plan::units::{Bytes, Nanos};
@@ -25,11 +26,16 @@ pub struct Cli {
     pub json: bool,
     /// Worker threads; all cores where absent, one fewer for what runs for real. Results do not depend
     /// on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// More than any machine has would only be threads that wait for one another.
+fn threads() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::<usize>::new().range(1..=1024)
 }
 
 /// The subcommands.
