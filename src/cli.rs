@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pipo_plan::model::Precision;
 use pipo_plan::units::{Bytes, Nanos};
@@ -9,7 +10,7 @@ use pipo_plan::workload::Objective;
 
 mod run;
 
-pub use run::{Prompts, Run};
+pub use run::{Bench, BenchFormat, Prompts, Run};
 
 /// Runs a language model on a GPU it does not fit in: finds the pipeline, simulates it, explains it.
 ///
@@ -25,11 +26,16 @@ pub struct Cli {
     pub json: bool,
     /// Worker threads; all cores where absent, one fewer for what runs for real. Results do not depend
     /// on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// More than any machine has would only be threads that wait for one another.
+fn threads() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::<usize>::new().range(1..=1024)
 }
 
 /// The subcommands.
@@ -50,6 +56,13 @@ pub enum Command {
     /// All sequences of a plan are equally long, so that prompts of different lengths run one length
     /// after another, each with the plan adapted to it.
     Run(Run),
+    /// Measure prefill and decode, in llama-bench's columns.
+    ///
+    /// `ppN` is the rate at which a prompt of N tokens is read, `tgN` that at which N tokens are made
+    /// after one. Without a plan the whole model is on the device and one sequence runs; a plan keeps its
+    /// own number of sequences, and the rate is that of all of them. Reading what stays in memory is not
+    /// counted, as in llama-bench.
+    Bench(Bench),
     /// Draw a timeline.
     Plot(Plot),
     /// Reproduce a paper's figure and compare, value by value.

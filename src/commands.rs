@@ -1,5 +1,6 @@
 //! One file for each subcommand.
 
+pub mod bench;
 pub mod doctor;
 pub mod emit;
 pub mod explain;

@@ -62,6 +62,7 @@ fn run(command: Command, threads: Option<usize>, printer: &Printer) -> anyhow::R
         Command::Explain(args) => commands::explain::run(&args, printer),
         Command::Simulate(args) => commands::simulate::run(&args, printer),
         Command::Run(args) => commands::run::run(&args, threads, printer),
+        Command::Bench(args) => commands::bench::run(&args, threads, printer),
         Command::Plot(args) => commands::plot::run(&args, printer),
         Command::Reproduce(args) => commands::reproduce::run(&args, printer),
         Command::Emit(args) => commands::emit::run(&args, printer),

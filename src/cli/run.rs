@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::TimelineFiles;
 
@@ -59,4 +59,42 @@ pub struct Prompts {
     /// Random token ids in the plan's own batch and length: for measuring.
     #[arg(long)]
     pub random_prompt: bool,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// The store that `pipo import` made; may be given several times.
+    #[arg(long, required = true, value_name = "STORE")]
+    pub model: Vec<PathBuf>,
+    /// A plan to measure, adapted to each test; may be given several times [default: everything on the
+    /// device].
+    #[arg(long, value_name = "FILE")]
+    pub plan: Vec<PathBuf>,
+    /// Prompt tokens of the tests `ppN`; 0 for none.
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512", value_name = "N")]
+    pub n_prompt: Vec<u64>,
+    /// New tokens of the tests `tgN`; 0 for none.
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "128", value_name = "N")]
+    pub n_gen: Vec<u64>,
+    /// A test `ppP+tgN` of both together; may be given several times.
+    #[arg(long = "pg", value_name = "P,N")]
+    pub both: Vec<String>,
+    /// Measurements of each test, after one that is thrown away.
+    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+    /// The form of the table.
+    #[arg(short, long, value_enum, default_value_t = BenchFormat::Md, value_name = "FORM")]
+    pub output: BenchFormat,
+}
+
+/// The form of a table of measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchFormat {
+    /// Markdown.
+    Md,
+    /// Comma-separated values with every field.
+    Csv,
+    /// JSON with every field and every measurement.
+    Json,
 }

@@ -20,7 +20,7 @@ use job::Job;
 use text::Reader;
 
 mod job;
-mod prompts;
+pub mod prompts;
 mod summary;
 mod text;
 
@@ -58,7 +58,7 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         store: &store,
         reader: Reader { tokenizer: read.tokenizer.as_ref(), ends: &store.arithmetic().end_tokens },
         settings,
-        threads: threads.filter(|&threads| threads > 0).unwrap_or_else(default_threads),
+        threads: threads.unwrap_or_else(default_threads),
         cancelled: interrupt::flag()?,
         printer,
     };

@@ -85,7 +85,8 @@ fn tokens(ids: &str) -> anyhow::Result<Vec<u32>> {
     ids.split(',').map(token).collect()
 }
 
-fn random(plan: &Plan, seed: u64) -> anyhow::Result<Vec<Vec<u32>>> {
+/// Prompts of random tokens, in the number and length of the plan.
+pub fn random(plan: &Plan, seed: u64) -> anyhow::Result<Vec<Vec<u32>>> {
     let (sequences, length) = (plan.batch.sequences(), plan.workload.prompt);
     if sequences.saturating_mul(length) > MOST_RANDOM {
         bail!(
