@@ -165,3 +165,52 @@ fn busy(timeline: &Timeline) -> Vec<(LaneKind, Nanos)> {
     }
     lanes
 }
+
+#[cfg(test)]
+mod tests {
+    use pipo_plan::diagnostic::Document;
+    use pipo_plan::plan::Plan;
+
+    use super::*;
+    use crate::sample::{LAPTOP, pipeline};
+
+    /// Any plan of so many sequences and tokens: only those are looked at.
+    fn plan() -> Plan {
+        let text = include_str!("accuracy/plan.toml");
+        Plan::from_toml(&Document::new("plan.toml", text)).unwrap()
+    }
+
+    #[test]
+    fn figures_are_read_off_the_ends_of_passes_and_the_lanes() {
+        let (timeline, plan) = (pipeline(LAPTOP), plan());
+        let figures = Figures::of(&timeline, &plan);
+        let ends: Vec<Nanos> = timeline.passes.iter().map(|pass| pass.end).collect();
+        assert_eq!(figures.prefill, ends[0]);
+        assert_eq!(figures.request, *ends.last().unwrap());
+        let sequences = plan.batch.sequences() as f64;
+        let steps = (ends.len() - 1) as f64;
+        let decode = (figures.request - figures.prefill).seconds();
+        assert!((figures.decode_tokens_per_second - sequences * steps / decode).abs() < 1e-9);
+        let gpu = timeline
+            .spans
+            .iter()
+            .filter(|span| timeline.layout.lanes[usize::from(span.lane.0)].kind == LaneKind::Gpu);
+        let gpu: Nanos = gpu.map(|span| span.end - span.start).sum();
+        assert_eq!(figures.busy_of("GPU"), gpu);
+        // Several lanes work at once, none more than all the time.
+        assert!(figures.overlap > 1.0 && figures.overlap < timeline.layout.lanes.len() as f64);
+    }
+
+    #[test]
+    fn an_error_is_a_share_of_what_was_measured() {
+        let figures = Figures::of(&pipeline(LAPTOP), &plan());
+        let same = lines(&figures, &figures);
+        assert!(same.iter().all(|line| line.error() == Some(0.0)), "{same:?}");
+        let mut slower = figures.clone();
+        slower.request = Nanos(figures.request.0 * 2);
+        let request = &lines(&figures, &slower)[0];
+        assert_eq!((request.figure.as_str(), request.error()), ("request", Some(-0.5)));
+        let nothing = Line { measured: 0.0, ..request.clone() };
+        assert_eq!(nothing.error(), None);
+    }
+}

@@ -195,7 +195,8 @@ impl<'a> Engine<'a> {
         let variant = again.unwrap_or(price.first);
         self.meter.start(lane, price.bytes, variant.permille, &variant.drawn);
         let span = self.spans.as_ref().map_or(0, Vec::len);
-        let stood_idle = self.lanes[lane].last.is_none_or(|(end, _)| end < self.now);
+        let idle_since = self.lanes[lane].last.map_or(Nanos::ZERO, |(end, _)| end);
+        let stood_idle = idle_since < self.now;
         let handover = if stood_idle { self.handover } else { Nanos::ZERO };
         let running = Running::new(id, place, self.now, variant.nanos + handover, span);
         if running.earliest > LAST {

@@ -29,6 +29,7 @@ pub(crate) struct Script {
     pub(crate) passes: Vec<Vec<Item>>,
     pub(crate) prices: Vec<Price>,
     pub(crate) capacities: Option<Capacities>,
+    pub(crate) handover: Nanos,
 }
 
 impl Script {
@@ -95,6 +96,10 @@ impl Costs for Script {
 
     fn capacities(&self) -> Capacities {
         self.capacities.unwrap_or(Capacities::UNLIMITED)
+    }
+
+    fn handover(&self) -> Nanos {
+        self.handover
     }
 }
 

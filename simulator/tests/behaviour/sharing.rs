@@ -108,3 +108,32 @@ fn utilisation_is_a_union() {
     assert_eq!(summary.kernel_busy, Nanos(400));
     assert_eq!(summary.nvml_busy, Nanos(1250), "1000 fully, then a quarter of the other 1000");
 }
+
+#[test]
+fn three_lanes_on_two_cores_get_two_thirds_each_until_one_has_ended() {
+    let mut script = Script::with_lanes(&[LaneKind::Gpu, LaneKind::H2d, LaneKind::HostCopy]);
+    script.capacities = Some(Capacities::UNLIMITED.with_cores(2.0));
+    for (queue, nanos) in [(0, 600), (1, 200), (2, 600)] {
+        let price = script.price(Cost::fixed(Nanos(nanos)).on_cores(1.0));
+        script.push(Item { queue, price, ..Item::default() });
+    }
+    let timeline = script.simulate(&RECORD).unwrap().timeline.unwrap();
+    let ends: Vec<u64> = timeline.spans.iter().map(|span| span.end.0).collect();
+    // The short one ends at 300, when the others have done 200; both then have a core of their own.
+    assert_eq!(ends, [700, 300, 700]);
+}
+
+#[test]
+fn who_wakes_up_for_an_operation_starts_late_and_who_is_awake_does_not() {
+    let mut script = Script::with_lanes(&[LaneKind::H2d, LaneKind::Gpu]);
+    script.handover = Nanos(7);
+    let first = script.run(0, 100, &[]);
+    let waits = script.run(1, 50, &[first]);
+    script.run(1, 50, &[]);
+    script.run(0, 100, &[waits]);
+    let timeline = script.simulate(&RECORD).unwrap().timeline.unwrap();
+    let spans: Vec<(u64, u64)> =
+        timeline.spans.iter().map(|span| (span.start.0, span.end.0)).collect();
+    // At time 0 nobody is late: the lanes have not been idle.
+    assert_eq!(spans, [(0, 100), (100, 157), (157, 207), (157, 264)]);
+}

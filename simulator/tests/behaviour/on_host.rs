@@ -1,0 +1,72 @@
+//! A machine whose host cores and memory play the GPU's: what lanes do to each other there.
+
+use pipo_plan::machine::{Figure, Gpu, Machine, catalog};
+use pipo_plan::schedule::{Compute, DiskIo, HostMemory, Work};
+use pipo_plan::units::{Bandwidth, Bytes, Nanos};
+use pipo_simulator::{CostModel, Costs, Resource};
+
+/// Two cores, one of which computes; round figures.
+fn host() -> Machine {
+    let mut machine = catalog::find("rtx3060-laptop").unwrap();
+    machine.gpu.architecture = Gpu::ON_HOST.into();
+    machine.gpu.sms.value = 1;
+    machine.host.cores.value = 2;
+    machine.host.copy.value = Bandwidth(10_000_000_000);
+    machine.software.handover = Some(Figure::new(Nanos(5000), "estimate"));
+    machine.software.checksum = Some(Figure::new(Bandwidth(10_000_000_000), "estimate"));
+    machine
+}
+
+const BYTES: Bytes = Bytes(100_000_000);
+
+#[test]
+fn a_copy_over_the_link_is_a_copy_in_memory_by_a_core() {
+    let (host, laptop) = (host(), catalog::find("rtx3060-laptop").unwrap());
+    let copy = Work::H2d { bytes: BYTES, memory: HostMemory::Pinned };
+    let here = CostModel::new(&host).price(&copy).unwrap().cost;
+    assert_eq!(here.cores, 1.0);
+    assert_eq!(here.draw[Resource::Dram as usize], 2.0);
+    assert_eq!(here.draw[Resource::Hbm as usize], 0.0);
+    let there = CostModel::new(&laptop).price(&copy).unwrap().cost;
+    assert_eq!(there.draw[Resource::Dram as usize], 1.0);
+    assert_eq!(there.draw[Resource::Hbm as usize], 1.0);
+}
+
+#[test]
+fn arithmetic_draws_on_the_hosts_memory_and_keeps_its_threads_busy() {
+    let mut machine = host();
+    machine.gpu.sms.value = 2;
+    let compute = Compute { elementwise: BYTES, ..Compute::default() };
+    let model = CostModel::new(&machine);
+    for work in [Work::Gpu(compute.clone()), Work::Cpu(compute)] {
+        let cost = model.price(&work).unwrap().cost;
+        assert_eq!(cost.cores, 2.0);
+        assert_eq!(cost.draw[Resource::Hbm as usize], 0.0);
+        assert!(cost.draw[Resource::Dram as usize] > 0.0);
+    }
+    assert_eq!(model.capacities().cores(), 2.0);
+}
+
+#[test]
+fn a_reader_needs_a_core_for_as_long_as_it_checks() {
+    let machine = host();
+    let read = Work::DiskRead { bytes: BYTES, request: Bytes(8_000_000), io: DiskIo::Direct };
+    let cost = CostModel::new(&machine).price(&read).unwrap().cost;
+    // 100 MB at 10 GB/s.
+    let checks = 10_000_000.0;
+    assert!((cost.cores - checks / cost.nanos.as_f64()).abs() < 1e-9);
+    let mut unchecked = machine.clone();
+    unchecked.software.checksum = None;
+    let without = CostModel::new(&unchecked).price(&read).unwrap().cost;
+    assert_eq!(cost.nanos - without.nanos, Nanos(10_000_000));
+    assert_eq!(without.cores, 0.0);
+}
+
+#[test]
+fn beside_a_real_gpu_cores_are_not_short() {
+    let laptop = catalog::find("rtx3060-laptop").unwrap();
+    let model = CostModel::new(&laptop);
+    assert_eq!(model.capacities().cores(), f64::MAX);
+    assert_eq!(model.handover(), Nanos::ZERO);
+    assert_eq!(CostModel::new(&host()).handover(), Nanos(5000));
+}
