@@ -99,25 +99,42 @@ fn flexgen() -> impl Strategy<Value = FlexGen> {
     })
 }
 
-/// A model, a precision, and a batch.
-fn cases() -> impl Strategy<Value = (usize, usize, Batching)> {
+/// A model, the precisions of its weights and of its cache, and a batch.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    model: usize,
+    weights: usize,
+    kv: Precision,
+    batch: Batching,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
     let chunk = prop::option::of(1..30_u64);
-    (0..MODELS.len(), 0..PRECISIONS.len(), 1..3_u64, 1..4_u64, chunk).prop_map(
-        |(model, precision, micro, count, prefill_chunk)| {
-            (model, precision, Batching { micro, count, prefill_chunk })
-        },
-    )
+    let kv = prop::sample::select(PRECISIONS.to_vec());
+    let batch = (1..3_u64, 1..4_u64, chunk).prop_map(|(micro, count, prefill_chunk)| Batching {
+        micro,
+        count,
+        prefill_chunk,
+    });
+    (0..MODELS.len(), 0..PRECISIONS.len(), kv, batch).prop_map(|(model, weights, kv, batch)| Case {
+        model,
+        weights,
+        kv,
+        batch,
+    })
 }
 
 /// Whatever is streamed from where, in which blocks, through how many slots: not a bit is different from
 /// the resident run, and what was allocated is what the plan's table says, byte for byte.
-fn check_offloaded(
-    fixture: &Fixture,
-    strategy: System,
-    batch: Batching,
-) -> Result<(), TestCaseError> {
-    let offloaded = fixture.plan(strategy, batch, 4);
-    let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
+fn check_offloaded(case: Case, strategy: System) -> Result<(), TestCaseError> {
+    let fixture = fixture(case.model, case.weights);
+    let plan = |strategy| {
+        let mut plan = fixture.plan(strategy, case.batch, 4);
+        plan.precision.kv = case.kv;
+        plan
+    };
+    let offloaded = plan(strategy);
+    let expected = fixture.run(&plan(resident())).unwrap();
     let found = fixture.run(&offloaded).unwrap();
     prop_assert_eq!(&found.tokens, &expected.tokens);
     prop_assert_eq!(bits(&found), bits(&expected));
@@ -139,20 +156,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn a_pipo_run_is_the_resident_run_bit_for_bit(
-        knobs in pipo(),
-        (model, precision, batch) in cases(),
-    ) {
-        check_offloaded(fixture(model, precision), System::Pipo(knobs), batch)?;
+    fn a_pipo_run_is_the_resident_run_bit_for_bit(knobs in pipo(), case in cases()) {
+        check_offloaded(case, System::Pipo(knobs))?;
     }
 
     #[test]
     fn a_run_of_accelerate_is_the_resident_run_bit_for_bit(
         knobs in accelerate(),
-        (model, precision, batch) in cases(),
+        case in cases(),
     ) {
-        let batch = Batching::single(batch.micro);
-        check_offloaded(fixture(model, precision), System::Accelerate(knobs), batch)?;
+        let batch = Batching::single(case.batch.micro);
+        check_offloaded(Case { batch, ..case }, System::Accelerate(knobs))?;
     }
 }
 
@@ -160,14 +174,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn a_run_of_flexgen_is_the_resident_run_bit_for_bit(
-        knobs in flexgen(),
-        (model, precision, batch) in cases(),
-    ) {
+    fn a_run_of_flexgen_is_the_resident_run_bit_for_bit(knobs in flexgen(), case in cases()) {
         // FlexGen has no int8.
-        let precision = if PRECISIONS[precision] == Precision::Int8 { 3 } else { precision };
-        let batch = Batching { prefill_chunk: None, ..batch };
-        check_offloaded(fixture(model, precision), System::FlexGen(knobs), batch)?;
+        let int4 = |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
+        let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
+        let batch = Batching { prefill_chunk: None, ..case.batch };
+        let case = Case { weights, kv: int4(case.kv), batch, ..case };
+        check_offloaded(case, System::FlexGen(knobs))?;
     }
 }
 

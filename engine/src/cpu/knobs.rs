@@ -1,6 +1,5 @@
 //! What of a plan the backend goes by, and what it refuses.
 
-use pipo_plan::model::Precision;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, Layout, Tier};
 use pipo_plan::strategy::accelerate::{self, Accelerate};
@@ -44,9 +43,6 @@ pub(super) struct Segment {
 
 impl Knobs {
     pub(super) fn of(plan: &Plan) -> Result<Self, RunError> {
-        if plan.precision.kv != Precision::Fp16 {
-            return refuse("a cache that is not fp16", "set precision.kv to \"fp16\"");
-        }
         match &plan.strategy {
             Strategy::Resident(knobs) => Ok(Self::resident(plan, knobs)),
             Strategy::Pipo(knobs) => Self::pipo(plan, knobs),

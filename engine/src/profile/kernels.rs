@@ -121,9 +121,8 @@ fn attend(
     context: usize,
 ) -> Result<(u64, Middle), ProfileError> {
     let heads = Heads { query: 32, kv: 32, dim: 64, window: None, scale: 0.125 };
-    let width = heads.kv * heads.dim;
-    let cache: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(context * width);
-    let matrix = || Matrix::new(Format::Fp16, context, width, &cache);
+    let cache: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(context * heads.kv * heads.dim);
+    let matrix = || Matrix::new(Format::Fp16, context * heads.kv, heads.dim, &cache);
     let (keys, values) = (matrix()?, matrix()?);
     let q = vec![0.1; rows * heads.query * heads.dim];
     let mut out = vec![0.0; q.len()];
