@@ -13,6 +13,7 @@ use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::accelerate::Accelerate;
+use pipo_plan::strategy::cpu_split::CpuSplit;
 use pipo_plan::strategy::flexgen::FlexGen;
 use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
 use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as System, lower};
@@ -49,7 +50,7 @@ fn pipo() -> impl Strategy<Value = Pipo> {
     let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
     let granularity = [Granularity::Layer, Granularity::Part, Granularity::Tensor];
     let granularity = prop::sample::select(granularity.to_vec());
-    (sizes, cache, order, granularity, any::<[bool; 5]>()).prop_map(
+    (sizes, cache, order, granularity, any::<[bool; 6]>()).prop_map(
         |(sizes, cache, order, granularity, flags)| {
             let (kv_gpu_layers, kv_slots) = cache;
             let on_cpu = flags[3] && kv_gpu_layers < 3;
@@ -65,7 +66,11 @@ fn pipo() -> impl Strategy<Value = Pipo> {
                 host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
                 order,
                 embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
-                kv: if kv_gpu_layers == 3 { KvTier::Gpu } else { KvTier::Host },
+                kv: match (kv_gpu_layers, flags[5] && !on_cpu) {
+                    (3, _) => KvTier::Gpu,
+                    (_, true) => KvTier::Disk,
+                    (_, false) => KvTier::Host,
+                },
                 kv_gpu_layers,
                 kv_slots,
                 attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
@@ -241,6 +246,26 @@ fn a_cancelled_run_ends_before_its_weights_are_read() {
     assert!(matches!(error, Err(RunError::Execution(ExecutionError::Cancelled))));
 }
 
+/// The first token of a prompt in chunks, whose later rows read what the cache made of the earlier ones.
+#[test]
+fn a_cache_in_fewer_bits_is_less_exact() {
+    let fixture = fixture(2, 0);
+    let batch = Batching { micro: 2, count: 1, prefill_chunk: Some(5) };
+    let logits = |kv| {
+        let mut plan = fixture.plan(resident(), batch, 1);
+        plan.precision.kv = kv;
+        fixture.run(&plan).unwrap().logits.concat()
+    };
+    let exact = logits(Precision::Fp16);
+    let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let error = |kv| {
+        let apart: Vec<f32> = logits(kv).iter().zip(&exact).map(|(a, b)| a - b).collect();
+        length(&apart) / length(&exact)
+    };
+    let (int8, int4) = (error(Precision::Int8), error(Precision::Int4));
+    assert!(0.0 < int8 && int8 < int4 && int4 < 0.5, "{int8} and {int4}");
+}
+
 #[test]
 fn what_does_not_belong_together_is_refused_before_anything_starts() {
     let fixture = fixture(2, 0);
@@ -256,9 +281,9 @@ fn what_does_not_belong_together_is_refused_before_anything_starts() {
     let mut other = plan();
     other.workload.prompt = 9;
     insta::assert_snapshot!(message(&other), @"the plan is for prompts of 9 tokens, one has 24; tune with --prompt 24");
-    let host = Pipo { kv: KvTier::Disk, ..Pipo::default() };
-    let other = fixture.plan(System::Pipo(host), Batching::single(1), 2);
-    insta::assert_snapshot!(message(&other), @r#"the CPU backend does not run a cache on disk; set pipo.kv to "host" or "gpu""#);
+    let split = CpuSplit::default();
+    let other = fixture.plan(System::CpuSplit(split), Batching::single(1), 2);
+    insta::assert_snapshot!(message(&other), @"the CPU backend does not run the strategy `cpu-split`; use a plan of `pipo`, `flexgen`, `accelerate` or `resident`");
 }
 
 #[test]

@@ -136,6 +136,9 @@ impl CpuBackend<'_> {
         if task.bound.cache.is_none() {
             return self.save_queries(task);
         }
+        if self.cache_file.is_some() {
+            return self.save_towards_file(task);
+        }
         let slot = self.slot(task)?.read()?;
         let mut home = self.home(task)?.write()?;
         self.copy(task, &slot, &mut home, self.new_positions(task))
