@@ -2,29 +2,40 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pipo_plan::model::Precision;
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_plan::workload::Objective;
+
+mod run;
+
+pub use run::{Bench, BenchFormat, Prompts, Run};
 
 /// Runs a language model on a GPU it does not fit in: finds the pipeline, simulates it, explains it.
 ///
 /// Sizes take an exact unit: GB is 10^9 bytes, GiB is 2^30.
 ///
 /// Exit codes: 0 done; 1 failed, the message says why; 2 wrong usage; 3 no plan fits the budget or
-/// reaches the goal, the message says what would.
+/// reaches the goal, the message says what would; 130 ended by Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(name = "pipo", version, max_term_width = 100)]
 pub struct Cli {
     /// Print one JSON document on standard output instead of text for people.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Worker threads; all cores where absent. Results do not depend on it.
-    #[arg(long, global = true, value_name = "N")]
+    /// Worker threads; all cores where absent, one fewer for what runs for real. Results do not depend
+    /// on it.
+    #[arg(long, global = true, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// More than any machine has would only be threads that wait for one another.
+fn threads() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::<usize>::new().range(1..=1024)
 }
 
 /// The subcommands.
@@ -36,6 +47,22 @@ pub enum Command {
     Explain(OnPlan),
     /// Predict a plan's timeline on a machine.
     Simulate(Simulate),
+    /// Run a plan: text from a model that need not fit in memory, and what it took.
+    ///
+    /// Prompts are taken as they are: no chat template is put around them. One alone is answered on
+    /// standard output while the text is made; several are printed when all is done. What it took goes
+    /// to standard error.
+    ///
+    /// All sequences of a plan are equally long, so that prompts of different lengths run one length
+    /// after another, each with the plan adapted to it.
+    Run(Run),
+    /// Measure prefill and decode, in llama-bench's columns.
+    ///
+    /// `ppN` is the rate at which a prompt of N tokens is read, `tgN` that at which N tokens are made
+    /// after one. Without a plan the whole model is on the device and one sequence runs; a plan keeps its
+    /// own number of sequences, and the rate is that of all of them. Reading what stays in memory is not
+    /// counted, as in llama-bench.
+    Bench(Bench),
     /// Draw a timeline.
     Plot(Plot),
     /// Reproduce a paper's figure and compare, value by value.
@@ -139,6 +166,14 @@ pub struct Simulate {
     /// The plan and machine.
     #[command(flatten)]
     pub on: OnPlan,
+    /// What to write.
+    #[command(flatten)]
+    pub files: TimelineFiles,
+}
+
+/// Files that a timeline goes to.
+#[derive(Debug, Args)]
+pub struct TimelineFiles {
     /// Write the timeline as JSON, for `pipo plot`.
     #[arg(long, value_name = "FILE")]
     pub timeline: Option<PathBuf>,
@@ -153,10 +188,17 @@ pub struct Simulate {
     pub csv: Option<PathBuf>,
 }
 
+impl TimelineFiles {
+    /// Whether any was asked for.
+    pub fn any(&self) -> bool {
+        [&self.timeline, &self.svg, &self.trace, &self.csv].into_iter().any(Option::is_some)
+    }
+}
+
 /// Arguments of `plot`.
 #[derive(Debug, Args)]
 pub struct Plot {
-    /// Timelines written by `pipo simulate --timeline`; several are drawn under one another.
+    /// Timelines written with `--timeline`; several are drawn under one another.
     #[arg(required = true)]
     pub timelines: Vec<PathBuf>,
     /// Where the picture goes.
@@ -229,6 +271,9 @@ pub struct Profile {
     /// Size of the scratch file.
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     pub disk_size: Bytes,
+    /// A first look in some ten seconds: fewer samples, small matrices, few rows.
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// Arguments of `verify`.

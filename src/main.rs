@@ -7,6 +7,7 @@
 mod cli;
 mod commands;
 mod input;
+mod interrupt;
 mod output;
 
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
+use interrupt::Interrupted;
 use output::Printer;
 
 /// A failure with a special exit code: no plan fits the budget, or none reaches the goal.
@@ -39,8 +41,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&error);
-            ExitCode::from(if error.is::<OutOfReach>() { 3 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<OutOfReach>() {
+        3
+    } else if error.is::<Interrupted>() {
+        interrupt::EXIT_CODE
+    } else {
+        1
     }
 }
 
@@ -49,6 +61,8 @@ fn run(command: Command, threads: Option<usize>, printer: &Printer) -> anyhow::R
         Command::Tune(args) => commands::tune::run(&args, printer),
         Command::Explain(args) => commands::explain::run(&args, printer),
         Command::Simulate(args) => commands::simulate::run(&args, printer),
+        Command::Run(args) => commands::run::run(&args, threads, printer),
+        Command::Bench(args) => commands::bench::run(&args, threads, printer),
         Command::Plot(args) => commands::plot::run(&args, printer),
         Command::Reproduce(args) => commands::reproduce::run(&args, printer),
         Command::Emit(args) => commands::emit::run(&args, printer),

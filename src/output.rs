@@ -39,6 +39,27 @@ impl Printer {
         let _ = writeln!(out, "{}", text.trim_end_matches('\n'));
     }
 
+    /// Prints a piece of a line for people at once.
+    pub fn piece(&self, text: &str) {
+        if !self.json && !text.is_empty() {
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        }
+    }
+
+    /// Prints a line about the result rather than of it, on standard error; nothing where a program
+    /// reads.
+    pub fn note(&self, text: impl AsRef<str>) {
+        if !self.json {
+            let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+        }
+    }
+
+    /// Whether a program reads.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints the JSON document of a command; nothing for people.
     pub fn document(&self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {

@@ -9,8 +9,8 @@
 //! - [`decoder`] computes, part by part, on the CPU.
 //! - [`tokenizer`] turns text into tokens and back.
 //! - [`profile`] measures this machine, so that a simulator can predict what a run will take.
-//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, [`adapt`]
-//!   fits a plan to other prompts, and [`rates`] sums up what was measured.
+//! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, and
+//!   [`adapt`] fits a plan to other prompts.
 
 pub mod adapt;
 pub mod arithmetic;
@@ -21,7 +21,6 @@ pub mod executor;
 pub mod import;
 pub mod memory;
 pub mod profile;
-pub mod rates;
 pub mod run;
 pub mod store;
 pub mod tokenizer;

@@ -5,6 +5,7 @@
 //! command line.
 
 pub mod accuracy;
+pub mod bench;
 pub mod busy;
 pub mod chart;
 pub mod csv;

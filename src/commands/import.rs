@@ -1,12 +1,19 @@
 //! `pipo import`: weights into a store, with what the rounding did to them.
 
-use pipo_engine::import::{Import as Request, Report, Source, TensorError, import};
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pipo_engine::import::{
+    Import as Request, Progress, Report, Source, TensorError, import_through,
+};
 use pipo_plan::model::Part;
 use pipo_plan::units::Bytes;
 use serde_json::json;
 
 use crate::cli::Import;
 use crate::input;
+use crate::interrupt::{self, Interrupted};
 use crate::output::Printer;
 
 /// Tensors named as the worst.
@@ -28,12 +35,21 @@ pub fn run(args: &Import, printer: &Printer) -> anyhow::Result<()> {
     };
     let request = Request { source, precision: args.weights.into(), target: &args.output };
     let bar = printer.progress("importing, MB");
-    let report = import(&request, &mut |progress| {
+    let mut show = |progress: Progress| {
         bar.set_length(progress.total / 1_000_000);
         bar.set_position(progress.done / 1_000_000);
-    });
+    };
+    let cancelled = interrupt::flag()?;
+    let through = |file| -> Box<dyn Write> { Box::new(Stoppable { file, cancelled }) };
+    let report = import_through(&request, &mut show, through);
     bar.finish_and_clear();
-    let report = report?;
+    let report = report.map_err(|error| {
+        if cancelled.load(Ordering::Relaxed) {
+            Interrupted.into()
+        } else {
+            anyhow::Error::new(error)
+        }
+    })?;
 
     printer.line(format!("source   {what}"));
     printer.line(format!(
@@ -46,6 +62,11 @@ pub fn run(args: &Import, printer: &Printer) -> anyhow::Result<()> {
         "error    {} of the weights' length: ||w - stored|| / ||w||",
         error(report.relative)
     ));
+    printer.line(if report.tokenizer {
+        "text     the store has the model's tokenizer"
+    } else {
+        "text     no tokenizer.json: `pipo run` takes token ids alone"
+    });
     if !report.unused.is_empty() {
         printer.line(format!(
             "unused   {} tensors, such as {}",
@@ -63,7 +84,28 @@ pub fn run(args: &Import, printer: &Printer) -> anyhow::Result<()> {
         "worst": report.worst(WORST).iter().map(entry).collect::<Vec<_>>(),
         "tensors": report.tensors.iter().map(entry).collect::<Vec<_>>(),
         "unused": report.unused,
+        "tokenizer": report.tokenizer,
     }))
+}
+
+/// Weights on their way to the disk, until Ctrl-C: the write that fails ends the import, which then
+/// removes what it has made.
+struct Stoppable {
+    file: File,
+    cancelled: &'static AtomicBool,
+}
+
+impl Write for Stoppable {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 fn tables(report: &Report, printer: &Printer) {

@@ -3,15 +3,14 @@
 use anyhow::Context;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
-use pipo_results::svg::{self, Excerpt, Picture};
-use pipo_results::{csv, timeline_json, trace};
 use pipo_tuner::{EvaluateError, evaluate};
 use serde_json::json;
 
 use crate::cli::{OnPlan, Simulate};
 use crate::commands::report;
+use crate::commands::timeline::{self, Named};
 use crate::input;
-use crate::output::{self, Printer};
+use crate::output::Printer;
 
 /// Runs the command.
 pub fn run(args: &Simulate, printer: &Printer) -> anyhow::Result<()> {
@@ -21,25 +20,9 @@ pub fn run(args: &Simulate, printer: &Printer) -> anyhow::Result<()> {
     let timeline = timeline.context("no timeline was recorded; please report it")?;
     let title = format!("{} on {}", plan.model.name, machine.name);
     let subtitle = report::subtitle(&plan, &evaluation);
-    let mut wrote = Vec::new();
-    if let Some(path) = &args.timeline {
-        output::write(path, &timeline_json::write(&timeline))?;
-        wrote.push(path);
-    }
-    if let Some(path) = &args.svg {
-        let look = Picture { title: &title, subtitle: &subtitle, excerpt: Excerpt::Auto };
-        output::write(path, &svg::timeline(&timeline, &look))?;
-        wrote.push(path);
-    }
-    if let Some(path) = &args.trace {
-        let process = trace::Process { name: "predicted", timeline: &timeline };
-        output::write(path, &trace::chrome(&[process]))?;
-        wrote.push(path);
-    }
-    if let Some(path) = &args.csv {
-        output::write(path, &csv::spans(&timeline))?;
-        wrote.push(path);
-    }
+    let named =
+        Named { process: "predicted", title: &title, subtitle: &subtitle, timeline: &timeline };
+    let wrote = timeline::write(&args.files, &named)?;
     printer.line(format!("{title}: {subtitle}"));
     report::memory(printer, &evaluation.memory, &plan.budget);
     report::figures(printer, &evaluation);

@@ -1,0 +1,71 @@
+//! What a run took.
+
+use pipo_engine::run::Outcome;
+use pipo_results::accuracy::Figures;
+use serde_json::{Map, json};
+
+use super::job::Job;
+use super::{Session, figures};
+use crate::commands::report::rate;
+use crate::output::Printer;
+
+/// The line under a picture's title.
+pub(super) fn subtitle(job: &Job, figures: &Figures) -> String {
+    format!("{}: {} tokens/s", shape(job), rate(figures.tokens_per_second))
+}
+
+fn shape(job: &Job) -> String {
+    let plan = &job.plan;
+    format!(
+        "{}, batch {} x {}, prompt {}, {} new tokens",
+        plan.strategy.name(),
+        plan.batch.micro,
+        plan.batch.count,
+        plan.workload.prompt,
+        plan.workload.new_tokens
+    )
+}
+
+/// On standard error, because standard output is the text's.
+pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes: &[Outcome]) {
+    for (job, outcome) in jobs.iter().zip(outcomes) {
+        let figures = figures(job, outcome);
+        printer.note(format!("\nrun      {}, {}", job.plan.model.name, shape(job)));
+        printer.note(format!(
+            "tokens/s request {}, decode {}, prefill {} (prompt tokens)",
+            rate(figures.tokens_per_second),
+            rate(figures.decode_tokens_per_second),
+            rate(figures.prefill_tokens_per_second)
+        ));
+        printer.note(format!(
+            "time     request {}, prefill {}, decode step {}",
+            figures.request, figures.prefill, figures.step
+        ));
+        let tiers = outcome.allocated.iter();
+        let tiers: Vec<String> =
+            tiers.map(|(tier, bytes)| format!("{} {}", tier.name(), bytes.both())).collect();
+        printer.note(format!("memory   {}", tiers.join("; ")));
+    }
+    printer.note(format!(
+        "backend  CPU, {} threads a computation; what the plan has on the GPU is in host memory here",
+        session.threads
+    ));
+}
+
+/// For programs.
+pub(super) fn entry(job: &Job, outcome: &Outcome) -> serde_json::Value {
+    let figures = figures(job, outcome);
+    let memory: Map<String, serde_json::Value> =
+        outcome.allocated.iter().map(|(tier, b)| (tier.name().into(), json!(b.0))).collect();
+    let notes: Vec<&String> = job.note.iter().chain(&outcome.notes).collect();
+    json!({
+        "prompt": job.plan.workload.prompt,
+        "new_tokens": job.plan.workload.new_tokens,
+        "sequences": job.places.len(),
+        "micro": job.plan.batch.micro,
+        "count": job.plan.batch.count,
+        "notes": notes,
+        "figures": figures,
+        "memory": memory,
+    })
+}
