@@ -25,6 +25,7 @@ use crate::store::in_memory;
 mod accounts;
 mod beside;
 mod cache;
+mod cache_file;
 mod compute;
 mod half;
 mod hidden;
@@ -34,6 +35,7 @@ mod unit;
 
 use accounts::Accounts;
 use beside::Crossing;
+use cache_file::CacheFile;
 use compute::Flows;
 use knobs::Knobs;
 use source::Source;
@@ -53,6 +55,8 @@ pub(crate) struct CpuBackend<'a> {
     /// For each layer and micro-batch: sequence by sequence, all keys and then all values. On the device,
     /// or in host memory where the schedule moves them.
     cache: Vec<Vec<Buffer>>,
+    /// Or on disk, for layers that have none here.
+    cache_file: Option<CacheFile>,
     /// For each micro-batch: rows embedded in host memory, on their way to the device; empty where the
     /// device embeds.
     gathered: Vec<Mutex<Vec<f32>>>,
@@ -103,7 +107,7 @@ impl<'a> CpuBackend<'a> {
             unit.keep(index, &mut accounts, name, &source)?;
             units.push(unit);
         }
-        let Knobs { frame, cache_on_device, embedding, hidden_in_host, .. } = knobs;
+        let Knobs { frame, cache, embedding, hidden_in_host, .. } = knobs;
         let gathers = if embedding.is_some() { plan.batch.count } else { 0 };
         let tier = if hidden_in_host { Tier::Pinned } else { Tier::Gpu };
         let hidden = accounts.many(tier, "hidden states", frame.hidden(0), plan.batch.count)?;
@@ -112,11 +116,16 @@ impl<'a> CpuBackend<'a> {
             accounts.rest(Tier::Gpu, "hidden states, result")?,
         ];
         let workspace = accounts.rest(Tier::Gpu, "workspace")?;
-        let layer = |on_device: bool| {
-            let tier = if on_device { Tier::Gpu } else { Tier::Pinned };
-            accounts.many(tier, "KV cache", frame.cache_room(), plan.batch.count)
+        let mut cache_file = None;
+        if cache.contains(&Tier::Disk) {
+            cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
+            notes.push("the cache on disk was read and written through the page cache".into());
+        }
+        let layer = |tier| match tier {
+            Tier::Disk => Ok(Vec::new()),
+            _ => accounts.many(tier, "KV cache", frame.cache_room(), plan.batch.count),
         };
-        let cache = cache_on_device.into_iter().map(layer).collect::<Result<_, _>>()?;
+        let cache = cache.into_iter().map(layer).collect::<Result<_, _>>()?;
         let rings = Rings::new(layout)?;
         let allocated = accounts.close()?;
         let micro = in_memory(plan.batch.micro);
@@ -136,6 +145,7 @@ impl<'a> CpuBackend<'a> {
             hidden,
             hidden_in_host,
             cache,
+            cache_file,
             gathered: (0..gathers).map(|_| Mutex::default()).collect(),
             crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
             flows: Flows::default(),
@@ -230,13 +240,15 @@ impl Backend for CpuBackend<'_> {
             OpKind::Gather => self.gather(task),
             OpKind::LoadHidden => self.load_hidden(task),
             OpKind::SaveHidden => self.save_hidden(task),
+            OpKind::ReadCache => self.read_cache(task),
+            OpKind::WriteCache => self.write_cache(task),
             OpKind::LoadCache => self.load_cache(task),
             OpKind::SaveCache => self.save_cache(task),
             OpKind::CpuCompute => self.attend_beside(task),
             OpKind::Compute => self.compute(task),
             // Its waits are all there is to it.
             OpKind::Barrier => Ok(()),
-            other => Err(Fault(format!("the CPU backend does not {}", other.name()))),
+            OpKind::Decompress => Err(fault("the CPU backend does not decompress")),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Runs a plan on the CPU backend: from prompts to tokens.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use pipo_kernels::Cpu;
@@ -128,6 +129,18 @@ pub enum RunError {
     /// Its data file could not be opened.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// There is no place for a cache on disk.
+    #[error(
+        "{}: cannot make a scratch file for the cache: {source}; \
+         move the store to where files can be made, or set pipo.kv to \"host\"",
+        .folder.display()
+    )]
+    Scratch {
+        /// The store's folder.
+        folder: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The model's sizes contradict each other.
     #[error(transparent)]
     Model(#[from] Fault),

@@ -9,8 +9,8 @@ use pipo_engine::disk::{BlockReader, Buffered, Faulty, ReadError, Trouble};
 use pipo_engine::executor::ExecutionError;
 use pipo_engine::run::{Outcome, RunError};
 use pipo_plan::plan::{Batching, Plan};
-use pipo_plan::strategy::Strategy;
 use pipo_plan::strategy::pipo::{Embedding, Pipo};
+use pipo_plan::strategy::{KvTier, Strategy};
 use pipo_plan::units::Bytes;
 
 use fixture::Fixture;
@@ -179,4 +179,21 @@ fn a_budget_that_is_a_byte_too_small_is_refused_before_anything_is_read() {
             assert_eq!(count.into_inner(), 0);
         }
     }
+}
+
+/// A cache on disk leaves nothing there, whether the run ends well or not.
+#[test]
+fn a_scratch_file_is_gone_with_its_run() {
+    let fixture = fixture(2, 0);
+    let folder = fixture.store.data_path().parent().unwrap();
+    let files = || std::fs::read_dir(folder).unwrap().count();
+    let before = files();
+    let knobs = Pipo { kv: KvTier::Disk, ..Pipo::default() };
+    let plan = fixture.plan(Strategy::Pipo(knobs), Batching::single(2), 4);
+    let outcome = fixture.run(&plan).unwrap();
+    assert!(outcome.notes.iter().any(|note| note.contains("the cache on disk")));
+    assert_eq!(files(), before);
+    let reader = Faulty::new(buffered(fixture), Trouble::Fails, 12);
+    run(plan, fixture, reader).unwrap_err();
+    assert_eq!(files(), before);
 }

@@ -13,6 +13,7 @@ use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::accelerate::Accelerate;
+use pipo_plan::strategy::cpu_split::CpuSplit;
 use pipo_plan::strategy::flexgen::FlexGen;
 use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
 use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as System, lower};
@@ -49,7 +50,7 @@ fn pipo() -> impl Strategy<Value = Pipo> {
     let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
     let granularity = [Granularity::Layer, Granularity::Part, Granularity::Tensor];
     let granularity = prop::sample::select(granularity.to_vec());
-    (sizes, cache, order, granularity, any::<[bool; 5]>()).prop_map(
+    (sizes, cache, order, granularity, any::<[bool; 6]>()).prop_map(
         |(sizes, cache, order, granularity, flags)| {
             let (kv_gpu_layers, kv_slots) = cache;
             let on_cpu = flags[3] && kv_gpu_layers < 3;
@@ -65,7 +66,11 @@ fn pipo() -> impl Strategy<Value = Pipo> {
                 host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
                 order,
                 embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
-                kv: if kv_gpu_layers == 3 { KvTier::Gpu } else { KvTier::Host },
+                kv: match (kv_gpu_layers, flags[5] && !on_cpu) {
+                    (3, _) => KvTier::Gpu,
+                    (_, true) => KvTier::Disk,
+                    (_, false) => KvTier::Host,
+                },
                 kv_gpu_layers,
                 kv_slots,
                 attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
@@ -99,25 +104,42 @@ fn flexgen() -> impl Strategy<Value = FlexGen> {
     })
 }
 
-/// A model, a precision, and a batch.
-fn cases() -> impl Strategy<Value = (usize, usize, Batching)> {
+/// A model, the precisions of its weights and of its cache, and a batch.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    model: usize,
+    weights: usize,
+    kv: Precision,
+    batch: Batching,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
     let chunk = prop::option::of(1..30_u64);
-    (0..MODELS.len(), 0..PRECISIONS.len(), 1..3_u64, 1..4_u64, chunk).prop_map(
-        |(model, precision, micro, count, prefill_chunk)| {
-            (model, precision, Batching { micro, count, prefill_chunk })
-        },
-    )
+    let kv = prop::sample::select(PRECISIONS.to_vec());
+    let batch = (1..3_u64, 1..4_u64, chunk).prop_map(|(micro, count, prefill_chunk)| Batching {
+        micro,
+        count,
+        prefill_chunk,
+    });
+    (0..MODELS.len(), 0..PRECISIONS.len(), kv, batch).prop_map(|(model, weights, kv, batch)| Case {
+        model,
+        weights,
+        kv,
+        batch,
+    })
 }
 
 /// Whatever is streamed from where, in which blocks, through how many slots: not a bit is different from
 /// the resident run, and what was allocated is what the plan's table says, byte for byte.
-fn check_offloaded(
-    fixture: &Fixture,
-    strategy: System,
-    batch: Batching,
-) -> Result<(), TestCaseError> {
-    let offloaded = fixture.plan(strategy, batch, 4);
-    let expected = fixture.run(&fixture.plan(resident(), batch, 4)).unwrap();
+fn check_offloaded(case: Case, strategy: System) -> Result<(), TestCaseError> {
+    let fixture = fixture(case.model, case.weights);
+    let plan = |strategy| {
+        let mut plan = fixture.plan(strategy, case.batch, 4);
+        plan.precision.kv = case.kv;
+        plan
+    };
+    let offloaded = plan(strategy);
+    let expected = fixture.run(&plan(resident())).unwrap();
     let found = fixture.run(&offloaded).unwrap();
     prop_assert_eq!(&found.tokens, &expected.tokens);
     prop_assert_eq!(bits(&found), bits(&expected));
@@ -139,20 +161,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn a_pipo_run_is_the_resident_run_bit_for_bit(
-        knobs in pipo(),
-        (model, precision, batch) in cases(),
-    ) {
-        check_offloaded(fixture(model, precision), System::Pipo(knobs), batch)?;
+    fn a_pipo_run_is_the_resident_run_bit_for_bit(knobs in pipo(), case in cases()) {
+        check_offloaded(case, System::Pipo(knobs))?;
     }
 
     #[test]
     fn a_run_of_accelerate_is_the_resident_run_bit_for_bit(
         knobs in accelerate(),
-        (model, precision, batch) in cases(),
+        case in cases(),
     ) {
-        let batch = Batching::single(batch.micro);
-        check_offloaded(fixture(model, precision), System::Accelerate(knobs), batch)?;
+        let batch = Batching::single(case.batch.micro);
+        check_offloaded(Case { batch, ..case }, System::Accelerate(knobs))?;
     }
 }
 
@@ -160,14 +179,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn a_run_of_flexgen_is_the_resident_run_bit_for_bit(
-        knobs in flexgen(),
-        (model, precision, batch) in cases(),
-    ) {
+    fn a_run_of_flexgen_is_the_resident_run_bit_for_bit(knobs in flexgen(), case in cases()) {
         // FlexGen has no int8.
-        let precision = if PRECISIONS[precision] == Precision::Int8 { 3 } else { precision };
-        let batch = Batching { prefill_chunk: None, ..batch };
-        check_offloaded(fixture(model, precision), System::FlexGen(knobs), batch)?;
+        let int4 = |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
+        let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
+        let batch = Batching { prefill_chunk: None, ..case.batch };
+        let case = Case { weights, kv: int4(case.kv), batch, ..case };
+        check_offloaded(case, System::FlexGen(knobs))?;
     }
 }
 
@@ -228,6 +246,26 @@ fn a_cancelled_run_ends_before_its_weights_are_read() {
     assert!(matches!(error, Err(RunError::Execution(ExecutionError::Cancelled))));
 }
 
+/// The first token of a prompt in chunks, whose later rows read what the cache made of the earlier ones.
+#[test]
+fn a_cache_in_fewer_bits_is_less_exact() {
+    let fixture = fixture(2, 0);
+    let batch = Batching { micro: 2, count: 1, prefill_chunk: Some(5) };
+    let logits = |kv| {
+        let mut plan = fixture.plan(resident(), batch, 1);
+        plan.precision.kv = kv;
+        fixture.run(&plan).unwrap().logits.concat()
+    };
+    let exact = logits(Precision::Fp16);
+    let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let error = |kv| {
+        let apart: Vec<f32> = logits(kv).iter().zip(&exact).map(|(a, b)| a - b).collect();
+        length(&apart) / length(&exact)
+    };
+    let (int8, int4) = (error(Precision::Int8), error(Precision::Int4));
+    assert!(0.0 < int8 && int8 < int4 && int4 < 0.5, "{int8} and {int4}");
+}
+
 #[test]
 fn what_does_not_belong_together_is_refused_before_anything_starts() {
     let fixture = fixture(2, 0);
@@ -243,9 +281,9 @@ fn what_does_not_belong_together_is_refused_before_anything_starts() {
     let mut other = plan();
     other.workload.prompt = 9;
     insta::assert_snapshot!(message(&other), @"the plan is for prompts of 9 tokens, one has 24; tune with --prompt 24");
-    let host = Pipo { kv: KvTier::Disk, ..Pipo::default() };
-    let other = fixture.plan(System::Pipo(host), Batching::single(1), 2);
-    insta::assert_snapshot!(message(&other), @r#"the CPU backend does not run a cache on disk; set pipo.kv to "host" or "gpu""#);
+    let split = CpuSplit::default();
+    let other = fixture.plan(System::CpuSplit(split), Batching::single(1), 2);
+    insta::assert_snapshot!(message(&other), @"the CPU backend does not run the strategy `cpu-split`; use a plan of `pipo`, `flexgen`, `accelerate` or `resident`");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! | | shape |
 //! |---|---|
 //! | `q`, `out` | rows x heads x head dimension |
-//! | `keys`, `values` | positions (capacity) x (kv heads x head dimension), in any format |
+//! | `keys`, `values` | (positions (capacity) x kv heads) x head dimension, in any format |
 //!
+//! Each head of a position is a row of the cache, so that its scales are its own.
 //! Row `r` of `q` is at position `first + r` of one sequence; the cache must already hold that position.
 //! Query head `h` reads kv head `h / (heads / kv_heads)`.
 //!
@@ -59,7 +60,7 @@ pub fn attention(
         heads,
         q,
         position: first + index / heads.kv,
-        kv_head: index % heads.kv,
+        head: index % heads.kv,
         keys,
         values,
         out,
@@ -79,23 +80,23 @@ pub fn reference(
 ) -> Result<(), ShapeError> {
     check(heads, q, first, keys, values, out)?;
     let group = heads.query / heads.kv;
-    let mut cached = vec![0.0; keys.inputs()];
+    let mut cached = vec![0.0; heads.dim];
     for (index, (q, out)) in q.chunks(heads.dim).zip(out.chunks_mut(heads.dim)).enumerate() {
         let position = first + index / heads.query;
-        let from = index % heads.query / group * heads.dim;
+        let head = index % heads.query / group;
         let seen = start(heads, position)..position + 1;
         let mut scores = Vec::with_capacity(seen.len());
         for position in seen.clone() {
-            dequantise_row(keys, position, &mut cached)?;
-            let terms = q.iter().zip(&cached[from..]).map(|(q, k)| f64::from(*q) * f64::from(*k));
+            dequantise_row(keys, position * heads.kv + head, &mut cached)?;
+            let terms = q.iter().zip(&cached).map(|(q, k)| f64::from(*q) * f64::from(*k));
             scores.push(terms.sum::<f64>() * f64::from(heads.scale));
         }
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
         let mut mixed = vec![0.0; heads.dim];
         for (position, score) in seen.zip(scores) {
-            dequantise_row(values, position, &mut cached)?;
-            for (mixed, v) in mixed.iter_mut().zip(&cached[from..]) {
+            dequantise_row(values, position * heads.kv + head, &mut cached)?;
+            for (mixed, v) in mixed.iter_mut().zip(&cached) {
                 *mixed += (score - largest).exp() / sum * f64::from(*v);
             }
         }
@@ -139,11 +140,11 @@ fn check(
     let rows = q.len() / width;
     error::length("q", q.len(), rows * width)?;
     error::length("out", out.len(), q.len())?;
-    error::length("a row of keys", keys.inputs(), heads.kv * heads.dim)?;
-    error::length("a row of values", values.inputs(), heads.kv * heads.dim)?;
+    error::length("a row of keys", keys.inputs(), heads.dim)?;
+    error::length("a row of values", values.inputs(), heads.dim)?;
     if rows > 0 {
         let last = first.saturating_add(rows - 1);
-        error::index("the position", last, keys.outputs().min(values.outputs()))?;
+        error::index("the position", last, keys.outputs().min(values.outputs()) / heads.kv)?;
     }
     Ok(rows)
 }
@@ -153,7 +154,8 @@ struct Group<'a> {
     heads: &'a Heads,
     q: &'a [f32],
     position: usize,
-    kv_head: usize,
+    /// Of the cache.
+    head: usize,
     keys: &'a Matrix<'a>,
     values: &'a Matrix<'a>,
     out: &'a mut [f32],
@@ -164,9 +166,8 @@ impl Job for Group<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Heads { dim, scale, .. } = *self.heads;
+        let Heads { kv, dim, scale, .. } = *self.heads;
         let group = self.q.len() / dim;
-        let from = self.kv_head * dim;
         let padded = dim.next_multiple_of(LANES);
         let mut block = vec![0.0; BLOCK * padded];
         // For each head: the largest score so far, the sum of exponentials, and their sum of values.
@@ -179,7 +180,14 @@ impl Job for Group<'_> {
         while begin <= self.position {
             let end = (begin / BLOCK + 1) * BLOCK;
             let count = end.min(self.position + 1) - begin;
-            decode(simd, self.keys, begin, from, &mut block[..count * padded], [dim, padded]);
+            decode(
+                simd,
+                self.keys,
+                begin * kv + self.head,
+                kv,
+                &mut block[..count * padded],
+                [dim, padded],
+            );
             for head in 0..group {
                 let q = &self.q[head * dim..(head + 1) * dim];
                 let mut top = largest[head];
@@ -204,7 +212,14 @@ impl Job for Group<'_> {
                     }
                 }
             }
-            decode(simd, self.values, begin, from, &mut block[..count * padded], [dim, padded]);
+            decode(
+                simd,
+                self.values,
+                begin * kv + self.head,
+                kv,
+                &mut block[..count * padded],
+                [dim, padded],
+            );
             for head in 0..group {
                 let out = &mut self.out[head * dim..(head + 1) * dim];
                 for index in 0..count {
@@ -222,21 +237,21 @@ impl Job for Group<'_> {
     }
 }
 
-/// Decodes one head of some positions, `padded` floats a position.
+/// Decodes one head of some positions, `padded` floats a position: every `step`th row from `first` on.
 #[inline(always)]
 fn decode<S: Simd>(
     simd: S,
     cache: &Matrix,
-    begin: usize,
-    from: usize,
+    first: usize,
+    step: usize,
     block: &mut [f32],
     [dim, padded]: [usize; 2],
 ) {
     for (index, out) in block.chunks_exact_mut(padded).enumerate() {
-        let out = &mut out[..dim];
-        expand(simd, cache, begin + index, from, out);
+        let (row, out) = (first + index * step, &mut out[..dim]);
+        expand(simd, cache, row, 0, out);
         if cache.format() == crate::Format::Int8 {
-            let factor = cache.row_factor(begin + index);
+            let factor = cache.row_factor(row);
             for out in out {
                 *out *= factor;
             }

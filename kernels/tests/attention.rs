@@ -29,13 +29,13 @@ proptest! {
         shift in 0.0_f32..9.0,
     ) {
         let heads = Heads { query: kv * group, kv, dim, window, scale: 0.3 };
-        let (capacity, width) = (first + rows + 2, kv * dim);
+        let capacity = (first + rows + 2) * kv;
         let cache = |shift| {
-            quantise(format, &values(capacity * width, shift), capacity, width).unwrap().0
+            quantise(format, &values(capacity * dim, shift), capacity, dim).unwrap().0
         };
         let (keys, v) = (cache(shift), cache(shift + 1.0));
-        let keys = Matrix::new(format, capacity, width, &keys).unwrap();
-        let v = Matrix::new(format, capacity, width, &v).unwrap();
+        let keys = Matrix::new(format, capacity, dim, &keys).unwrap();
+        let v = Matrix::new(format, capacity, dim, &v).unwrap();
         let row = heads.query * dim;
         let q = values(rows * row, shift + 2.0);
         let (mut found, mut expected) = (vec![0.0; rows * row], vec![0.0; rows * row]);
@@ -69,8 +69,8 @@ fn a_row_that_sees_itself_alone_returns_its_value() {
 
 #[test]
 fn shapes_are_checked() {
-    let (bytes, _) = quantise(Format::Fp32, &[0.0; 8], 2, 4).unwrap();
-    let cache = Matrix::new(Format::Fp32, 2, 4, &bytes).unwrap();
+    let (bytes, _) = quantise(Format::Fp32, &[0.0; 8], 4, 2).unwrap();
+    let cache = Matrix::new(Format::Fp32, 4, 2, &bytes).unwrap();
     let good = Heads { query: 4, kv: 2, dim: 2, window: None, scale: 1.0 };
     let run = |heads: Heads, count: usize, first: usize| {
         let (q, mut out) = (vec![0.0; count], vec![0.0; count]);

@@ -1,6 +1,6 @@
 //! Attention beside the device: queries and new rows go down, what was attended comes back.
 
-use super::{CpuBackend, cache, fault, length};
+use super::{CpuBackend, cache, fault};
 use crate::decoder::Projected;
 use crate::executor::{Fault, Task};
 
@@ -22,16 +22,13 @@ impl CpuBackend<'_> {
     pub(super) fn save_queries(&self, task: &Task) -> Result<(), Fault> {
         let mut crossing = self.crossing(task)?;
         let mut home = self.home(task)?.write()?;
-        let shape = self.shape(home.len());
+        let shape = self.shape(home.len())?;
         let Projected { queries, keys, values, .. } = std::mem::take(&mut crossing.projected);
         let first = self.before(task);
-        let written = cache::write(shape, &mut home, first..first + 1, &keys, &values)?;
-        let moved = written + 2 * queries.len();
+        let written = shape.write(&mut home, first..first + 1, &keys, &values)?;
+        let bytes = written + 2 * queries.len();
         crossing.queries = queries;
-        if moved == length(task.work.bytes())? {
-            return Ok(());
-        }
-        Err(fault("queries and rows are not the bytes that the schedule moves"))
+        cache::moved(task, bytes)
     }
 
     /// Attention over the cache in host memory.

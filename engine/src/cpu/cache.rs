@@ -1,13 +1,16 @@
-//! The cache: rows of keys and values in 16 bits, on the device or on their way.
+//! The cache: rows of keys and values, on the device or on their way.
 //!
-//! A buffer or slot for one layer and micro-batch holds, sequence by sequence, room for all keys and then
-//! room for all values, each one row a position.
+//! A buffer or slot for one layer and micro-batch holds, sequence by sequence, a plane of all keys and
+//! then one of all values. Each head of a position is a row of a plane, which is stored as a matrix of the
+//! plan's precision is: its weights, and behind those of all rows the scales, where there are any.
 
 use std::ops::Range;
 
-use pipo_kernels::{Format, Matrix};
+use pipo_kernels::Matrix;
+use pipo_kernels::format::{Format, Layout, matrix_bytes, quantise_rows};
 
 use super::{CpuBackend, fault, half, length};
+use crate::decoder::format;
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::store::in_memory;
@@ -15,39 +18,61 @@ use crate::store::in_memory;
 /// How rows lie in a buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
-    /// Bytes of one position's keys, or values.
-    pub(super) row: usize,
-    /// Positions that there is room for.
-    pub(super) context: usize,
+    plane: Layout,
+    kv_heads: usize,
 }
 
 impl Shape {
     /// Bytes of one sequence's keys, or values.
     pub(super) fn plane(self) -> usize {
-        self.row * self.context
+        self.plane.bytes().max(1)
     }
-}
 
-/// Writes new rows of every sequence where they belong in a buffer, and says how many bytes they were.
-pub(super) fn write(
-    shape: Shape,
-    buffer: &mut [u8],
-    positions: Range<usize>,
-    keys: &[f32],
-    values: &[f32],
-) -> Result<usize, Fault> {
-    let place = shape.row * positions.start..shape.row * positions.end;
-    // Two bytes a number.
-    let each = (shape.row / 2 * positions.len()).max(1);
-    let sequences = buffer.chunks_exact_mut(2 * shape.plane().max(1));
-    for ((keys, values), buffer) in keys.chunks(each).zip(values.chunks(each)).zip(sequences) {
-        let (key_plane, value_plane) = buffer.split_at_mut(shape.plane());
-        for (rows, plane) in [(keys, key_plane), (values, value_plane)] {
-            let place = plane.get_mut(place.clone()).filter(|place| place.len() == 2 * rows.len());
-            half::store(rows, place.ok_or_else(|| fault("new rows do not fit into their cache"))?);
-        }
+    /// Where the rows of some positions lie in a plane: their weights, and their scales.
+    pub(super) fn places(self, positions: Range<usize>) -> [Range<usize>; 2] {
+        let rows = positions.start * self.kv_heads..positions.end * self.kv_heads;
+        [self.plane.weights(rows.clone()), self.plane.scales(rows)]
     }
-    Ok(2 * (keys.len() + values.len()))
+
+    /// Writes new rows of every sequence where they belong, and says how many bytes they were.
+    pub(super) fn write(
+        self,
+        buffer: &mut [u8],
+        positions: Range<usize>,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<usize, Fault> {
+        let each = (positions.len() * self.kv_heads * self.plane.inputs).max(1);
+        let sequences = buffer.chunks_exact_mut(2 * self.plane());
+        let mut written = 0;
+        for ((keys, values), buffer) in keys.chunks(each).zip(values.chunks(each)).zip(sequences) {
+            let (of_keys, of_values) = buffer.split_at_mut(self.plane());
+            for (rows, plane) in [(keys, of_keys), (values, of_values)] {
+                written += self.write_rows(plane, positions.clone(), rows)?;
+            }
+        }
+        Ok(written)
+    }
+
+    fn write_rows(
+        self,
+        plane: &mut [u8],
+        positions: Range<usize>,
+        rows: &[f32],
+    ) -> Result<usize, Fault> {
+        let [weights, scales] = self.places(positions);
+        let (all_weights, all_scales) =
+            plane.split_at_mut(self.plane.weights(0..self.plane.outputs).end);
+        let scales = scales.start - all_weights.len()..scales.end - all_weights.len();
+        let weights = all_weights.get_mut(weights).ok_or_else(outside)?;
+        let scales = all_scales.get_mut(scales).ok_or_else(outside)?;
+        if self.plane.format == Format::Fp16 {
+            half::store(rows, weights);
+        } else {
+            quantise_rows(&self.plane, rows, weights, scales)?;
+        }
+        Ok(weights.len() + scales.len())
+    }
 }
 
 impl CpuBackend<'_> {
@@ -58,15 +83,16 @@ impl CpuBackend<'_> {
         buffer: &[u8],
         first: usize,
     ) -> Result<Vec<f32>, Fault> {
-        let shape = self.shape(buffer.len());
+        let shape = self.shape(buffer.len())?;
+        let Layout { format, outputs, inputs, .. } = shape.plane;
         let sequences = in_memory(self.frame.plan.batch.micro).max(1);
         let each = (queries.len() / sequences).max(1);
         let mut attended = Vec::with_capacity(queries.len());
-        let buffers = buffer.chunks_exact(2 * shape.plane().max(1));
+        let buffers = buffer.chunks_exact(2 * shape.plane());
         for (queries, buffer) in queries.chunks(each).zip(buffers) {
             let (keys, values) = buffer.split_at(shape.plane());
-            let matrix = |bytes| Matrix::new(Format::Fp16, shape.context, shape.row / 2, bytes);
-            let (keys, values) = (matrix(keys)?, matrix(values)?);
+            let keys = Matrix::new(format, outputs, inputs, keys)?;
+            let values = Matrix::new(format, outputs, inputs, values)?;
             attended.extend(self.decoder.attend(queries, first, &keys, &values)?);
         }
         half::round(&mut attended);
@@ -75,14 +101,19 @@ impl CpuBackend<'_> {
 
     /// How rows lie in a buffer of so many bytes: where attention is not on the device, a slot has room
     /// for the prompt alone.
-    pub(super) fn shape(&self, buffer: usize) -> Shape {
+    pub(super) fn shape(&self, buffer: usize) -> Result<Shape, Fault> {
         let model = self.decoder.model();
-        let row = in_memory(2 * u64::from(model.kv_heads) * model.head_dim).max(1);
-        let sequences = in_memory(self.frame.plan.batch.micro).max(1);
-        Shape { row, context: buffer / (2 * sequences * row) }
+        let format = format(self.frame.plan.precision.kv);
+        let row =
+            matrix_bytes(format, u64::from(model.kv_heads), model.head_dim).unwrap_or(u64::MAX);
+        let sequences = in_memory(self.frame.plan.batch.micro);
+        let each = in_memory(row).saturating_mul(2).saturating_mul(sequences).max(1);
+        let kv_heads = model.kv_heads as usize;
+        let plane = Layout::new(format, buffer / each * kv_heads, in_memory(model.head_dim))?;
+        Ok(Shape { plane, kv_heads })
     }
 
-    /// Where the cache of a task's layer and micro-batch stays.
+    /// Where the cache of a task's layer and micro-batch stays in memory.
     pub(super) fn home(&self, task: &Task) -> Result<&Buffer, Fault> {
         let layer = self.cache.get(self.unit(task)?.layer);
         let home = layer.and_then(|micros| micros.get(usize::from(task.op.micro)));
@@ -91,9 +122,12 @@ impl CpuBackend<'_> {
 
     /// Everything before this pass, from host memory to the device.
     pub(super) fn load_cache(&self, task: &Task) -> Result<(), Fault> {
-        let home = self.home(task)?.read()?;
+        let home = match task.bound.host {
+            Some(slot) => self.rings.slot(slot)?,
+            None => self.home(task)?,
+        };
         let mut slot = self.slot(task)?.write()?;
-        self.copy(task, &home, &mut slot, 0..self.before(task))
+        self.copy(task, &home.read()?, &mut slot, 0..self.before(task))
     }
 
     /// The rows of this pass, from the device to host memory; with them the queries, where attention is
@@ -102,11 +136,12 @@ impl CpuBackend<'_> {
         if task.bound.cache.is_none() {
             return self.save_queries(task);
         }
+        if self.cache_file.is_some() {
+            return self.save_towards_file(task);
+        }
         let slot = self.slot(task)?.read()?;
         let mut home = self.home(task)?.write()?;
-        let before = self.before(task);
-        let new = if task.pass == 0 { self.prompt() } else { 1 };
-        self.copy(task, &slot, &mut home, before..before + new)
+        self.copy(task, &slot, &mut home, self.new_positions(task))
     }
 
     /// Positions that precede a pass.
@@ -114,11 +149,17 @@ impl CpuBackend<'_> {
         if task.pass == 0 { 0 } else { self.prompt() + task.pass as usize - 1 }
     }
 
+    /// Positions of a pass.
+    pub(super) fn new_positions(&self, task: &Task) -> Range<usize> {
+        let new = if task.pass == 0 { self.prompt() } else { 1 };
+        self.before(task)..self.before(task) + new
+    }
+
     pub(super) fn prompt(&self) -> usize {
         in_memory(self.frame.plan.workload.prompt)
     }
 
-    fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {
+    pub(super) fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {
         let slot = task.bound.cache.ok_or_else(|| fault("a cache has no slot"))?;
         self.rings.slot(slot)
     }
@@ -131,22 +172,29 @@ impl CpuBackend<'_> {
         to: &mut [u8],
         positions: Range<usize>,
     ) -> Result<(), Fault> {
-        let (source, target) = (self.shape(from.len()), self.shape(to.len()));
-        let rows = positions.start * source.row..positions.end * source.row;
+        let (source, target) = (self.shape(from.len())?, self.shape(to.len())?);
         let mut copied = 0;
-        let planes = from
-            .chunks_exact(source.plane().max(1))
-            .zip(to.chunks_exact_mut(target.plane().max(1)));
+        let planes = from.chunks_exact(source.plane()).zip(to.chunks_exact_mut(target.plane()));
         for (from, to) in planes {
-            let (Some(from), Some(to)) = (from.get(rows.clone()), to.get_mut(rows.clone())) else {
-                return Err(fault("the rows of a cache lie outside it"));
-            };
-            to.copy_from_slice(from);
-            copied += rows.len();
+            let places = source.places(positions.clone()).into_iter();
+            for (source, target) in places.zip(target.places(positions.clone())) {
+                let to = to.get_mut(target).ok_or_else(outside)?;
+                to.copy_from_slice(from.get(source).ok_or_else(outside)?);
+                copied += to.len();
+            }
         }
-        if copied == length(task.work.bytes())? {
-            return Ok(());
-        }
-        Err(fault("the rows of a cache are not the bytes that the schedule moves"))
+        moved(task, copied)
     }
+}
+
+/// Checks that so many bytes are those the schedule moves.
+pub(super) fn moved(task: &Task, bytes: usize) -> Result<(), Fault> {
+    if bytes == length(task.work.bytes())? {
+        return Ok(());
+    }
+    Err(fault("the rows of a cache are not the bytes that the schedule moves"))
+}
+
+pub(super) fn outside() -> Fault {
+    fault("the rows of a cache lie outside it")
 }

@@ -8,7 +8,7 @@ use pipo_plan::schedule::{Piece, Tier};
 
 use super::hidden::Rows;
 use super::unit::{Unit, Weights};
-use super::{CpuBackend, Sequence, cache, fault, half};
+use super::{CpuBackend, Sequence, fault, half};
 use crate::decoder::{Inner, Projected, Run};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
@@ -140,8 +140,8 @@ impl CpuBackend<'_> {
             None => self.home(task)?,
         };
         let mut cache = buffer.write()?;
-        let shape = self.shape(cache.len());
-        cache::write(shape, &mut cache, rows.positions(), &projected.keys, &projected.values)?;
+        let shape = self.shape(cache.len())?;
+        shape.write(&mut cache, rows.positions(), &projected.keys, &projected.values)?;
         let attended = self.attend(&projected.queries, &cache, rows.first)?;
         self.decoder.after_attention(run, hidden, &attended).map(Some)
     }

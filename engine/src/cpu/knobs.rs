@@ -1,6 +1,5 @@
 //! What of a plan the backend goes by, and what it refuses.
 
-use pipo_plan::model::Precision;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{DiskIo, Layout, Tier};
 use pipo_plan::strategy::accelerate::{self, Accelerate};
@@ -27,8 +26,8 @@ pub(super) struct Knobs {
     pub(super) shares_table: bool,
     /// The name under which the plan counts the embedding, where it is not among the weights.
     pub(super) embedding: Option<&'static str>,
-    /// For each layer, whether its cache stays on the device.
-    pub(super) cache_on_device: Vec<bool>,
+    /// For each layer, where its cache stays.
+    pub(super) cache: Vec<Tier>,
     /// Whether hidden states stay in host memory.
     pub(super) hidden_in_host: bool,
     /// How weights are read.
@@ -44,9 +43,6 @@ pub(super) struct Segment {
 
 impl Knobs {
     pub(super) fn of(plan: &Plan) -> Result<Self, RunError> {
-        if plan.precision.kv != Precision::Fp16 {
-            return refuse("a cache that is not fp16", "set precision.kv to \"fp16\"");
-        }
         match &plan.strategy {
             Strategy::Resident(knobs) => Ok(Self::resident(plan, knobs)),
             Strategy::Pipo(knobs) => Self::pipo(plan, knobs),
@@ -70,9 +66,7 @@ impl Knobs {
     }
 
     fn pipo(plan: &Plan, knobs: &Pipo) -> Result<Self, RunError> {
-        if knobs.kv == KvTier::Disk {
-            return refuse("a cache on disk", "set pipo.kv to \"host\" or \"gpu\"");
-        }
+        // The plan draws which experts a pass needs; the router may want others, which were not loaded.
         if knobs.experts == ExpertLoads::Routed {
             return refuse("experts loaded as they are routed to", "set pipo.experts to \"all\"");
         }
@@ -94,10 +88,12 @@ impl Knobs {
             FileReads::Buffered => DiskIo::Buffered,
         };
         let way = Way { io, request: knobs.read_block };
-        let cache_on_device = pipo::kv_layers_on_gpu(plan, knobs);
+        let elsewhere = if knobs.kv == KvTier::Disk { Tier::Disk } else { Tier::Pinned };
+        let cache = pipo::kv_layers_on_gpu(plan, knobs).into_iter();
+        let cache = cache.map(|on_device| if on_device { Tier::Gpu } else { elsewhere }).collect();
         let hidden_in_host = knobs.hidden == Processor::Cpu;
         let all = Self::new(frame, placement, way);
-        Ok(Self { embedding, cache_on_device, hidden_in_host, ..all })
+        Ok(Self { embedding, cache, hidden_in_host, ..all })
     }
 
     fn accelerate(plan: &Plan, knobs: &Accelerate) -> Self {
@@ -126,14 +122,14 @@ impl Knobs {
     }
 
     fn new(frame: Frame, placement: Vec<Vec<Segment>>, way: Way) -> Self {
-        let cache_on_device = vec![true; frame.plan.model.layers as usize];
+        let cache = vec![Tier::Gpu; frame.plan.model.layers as usize];
         Self {
             frame,
             placement,
             by_tensor: false,
             shares_table: true,
             embedding: None,
-            cache_on_device,
+            cache,
             hidden_in_host: false,
             way,
         }

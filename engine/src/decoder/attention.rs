@@ -37,7 +37,7 @@ impl Decoder {
         let mut projected = Projected::default();
         self.project(&run, hidden, first..first + rows, &mut projected)?;
         cache.append(&projected.keys, &projected.values);
-        let (keys, values) = cache.matrices()?;
+        let (keys, values) = cache.matrices(self.model().kv_heads as usize)?;
         let attended = self.attend(&projected.queries, first, &keys, &values)?;
         self.after_attention(&run, hidden, &attended)
     }

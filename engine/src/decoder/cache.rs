@@ -32,9 +32,10 @@ impl Cache {
         self.positions += keys.len() / self.width.max(1);
     }
 
-    /// Keys and values, one row a position.
-    pub fn matrices(&self) -> Result<(Matrix<'_>, Matrix<'_>), ShapeError> {
-        let matrix = |bytes| Matrix::new(Format::Fp32, self.positions, self.width, bytes);
+    /// Keys and values, a row for each of the `heads` of a position.
+    pub fn matrices(&self, heads: usize) -> Result<(Matrix<'_>, Matrix<'_>), ShapeError> {
+        let (rows, width) = (self.positions * heads, self.width / heads.max(1));
+        let matrix = |bytes| Matrix::new(Format::Fp32, rows, width, bytes);
         Ok((matrix(&self.keys)?, matrix(&self.values)?))
     }
 }

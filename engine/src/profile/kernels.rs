@@ -142,9 +142,8 @@ fn attend(
 ) -> Result<Attended, ProfileError> {
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
-    let width = heads.kv * dim;
-    let cache: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(context * width);
-    let matrix = || Matrix::new(Format::Fp16, context, width, &cache);
+    let cache: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(context * heads.kv * dim);
+    let matrix = || Matrix::new(Format::Fp16, context * heads.kv, dim, &cache);
     let (keys, values) = (matrix()?, matrix()?);
     let q = vec![0.1; rows * heads.query * dim];
     let mut out = vec![0.0; q.len()];
