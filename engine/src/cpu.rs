@@ -27,6 +27,7 @@ mod beside;
 mod cache;
 mod compute;
 mod half;
+mod hidden;
 mod knobs;
 mod source;
 mod unit;
@@ -45,8 +46,10 @@ pub(crate) struct CpuBackend<'a> {
     decoder: Decoder,
     units: Vec<Unit>,
     rings: Rings,
-    /// For each micro-batch: sequence by sequence, position by position.
+    /// For each micro-batch, where its hidden states stay.
     hidden: Vec<Buffer>,
+    /// Whether that is in host memory.
+    hidden_in_host: bool,
     /// For each layer and micro-batch: sequence by sequence, all keys and then all values. On the device,
     /// or in host memory where the schedule moves them.
     cache: Vec<Vec<Buffer>>,
@@ -61,7 +64,7 @@ pub(crate) struct CpuBackend<'a> {
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
-    _workspace: [Buffer; 2],
+    _held: [Buffer; 3],
 }
 
 /// One sequence of a micro-batch.
@@ -100,11 +103,14 @@ impl<'a> CpuBackend<'a> {
             unit.keep(index, &mut accounts, name, &source)?;
             units.push(unit);
         }
-        let Knobs { frame, cache_on_device, embedding, .. } = knobs;
+        let Knobs { frame, cache_on_device, embedding, hidden_in_host, .. } = knobs;
         let gathers = if embedding.is_some() { plan.batch.count } else { 0 };
-        let hidden =
-            accounts.many(Tier::Gpu, "hidden states", frame.hidden(0), plan.batch.count)?;
-        let results = accounts.rest(Tier::Gpu, "hidden states")?;
+        let tier = if hidden_in_host { Tier::Pinned } else { Tier::Gpu };
+        let hidden = accounts.many(tier, "hidden states", frame.hidden(0), plan.batch.count)?;
+        let [first, second] = [
+            accounts.rest(tier, "hidden states")?,
+            accounts.rest(Tier::Gpu, "hidden states, result")?,
+        ];
         let workspace = accounts.rest(Tier::Gpu, "workspace")?;
         let layer = |on_device: bool| {
             let tier = if on_device { Tier::Gpu } else { Tier::Pinned };
@@ -128,6 +134,7 @@ impl<'a> CpuBackend<'a> {
             units,
             rings,
             hidden,
+            hidden_in_host,
             cache,
             gathered: (0..gathers).map(|_| Mutex::default()).collect(),
             crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
@@ -136,7 +143,7 @@ impl<'a> CpuBackend<'a> {
             observer: request.observer,
             allocated,
             notes,
-            _workspace: [results, workspace],
+            _held: [first, second, workspace],
             frame,
         })
     }
@@ -222,14 +229,13 @@ impl Backend for CpuBackend<'_> {
             OpKind::LoadWeights => self.load_weights(task),
             OpKind::Gather => self.gather(task),
             OpKind::LoadHidden => self.load_hidden(task),
+            OpKind::SaveHidden => self.save_hidden(task),
             OpKind::LoadCache => self.load_cache(task),
             OpKind::SaveCache => self.save_cache(task),
             OpKind::CpuCompute => self.attend_beside(task),
             OpKind::Compute => self.compute(task),
             // Its waits are all there is to it.
             OpKind::Barrier => Ok(()),
-            // New tokens, which are here already.
-            OpKind::SaveHidden if usize::from(task.op.unit) + 1 == self.units.len() => Ok(()),
             other => Err(Fault(format!("the CPU backend does not {}", other.name()))),
         }
     }

@@ -39,6 +39,10 @@ pub struct Settings {
     pub samples: usize,
     /// No further sample of a figure after this, beyond the least number.
     pub patience: Duration,
+    /// Largest matrix whose products are measured, in weights.
+    pub largest: usize,
+    /// Most rows of a product that are measured.
+    pub most_rows: usize,
 }
 
 impl Settings {
@@ -50,7 +54,17 @@ impl Settings {
             file: 1 << 30,
             samples: 7,
             patience: Duration::from_millis(150),
+            largest: usize::MAX,
+            most_rows: usize::MAX,
         }
+    }
+
+    /// What takes some ten seconds, for a first look: fewer samples, small matrices, few rows.
+    #[must_use]
+    pub fn quick(self) -> Self {
+        let file = self.file.min(256 << 20);
+        let (samples, patience) = (3, Duration::from_millis(5));
+        Self { file, samples, patience, largest: 1 << 22, most_rows: 64, ..self }
     }
 }
 
@@ -113,7 +127,7 @@ pub fn profile(
     progress("lanes");
     let handover = lanes::handover(&mut sampler)?;
     progress("kernels");
-    let kernels = kernels::measure(&mut sampler, settings.threads)?;
+    let kernels = kernels::measure(&mut sampler, settings)?;
     progress("disk");
     let disk = disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?;
     let measured = machine::Measured { memory, handover, kernels, disk };

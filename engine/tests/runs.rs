@@ -49,7 +49,7 @@ fn pipo() -> impl Strategy<Value = Pipo> {
     let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
     let granularity = [Granularity::Layer, Granularity::Part, Granularity::Tensor];
     let granularity = prop::sample::select(granularity.to_vec());
-    (sizes, cache, order, granularity, any::<[bool; 4]>()).prop_map(
+    (sizes, cache, order, granularity, any::<[bool; 5]>()).prop_map(
         |(sizes, cache, order, granularity, flags)| {
             let (kv_gpu_layers, kv_slots) = cache;
             let on_cpu = flags[3] && kv_gpu_layers < 3;
@@ -69,6 +69,7 @@ fn pipo() -> impl Strategy<Value = Pipo> {
                 kv_gpu_layers,
                 kv_slots,
                 attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
+                hidden: if flags[4] && !on_cpu { Processor::Cpu } else { Processor::Gpu },
                 fused: flags[0],
                 ..Pipo::default()
             }
@@ -85,13 +86,14 @@ fn accelerate() -> impl Strategy<Value = Accelerate> {
 
 /// Any split of the weights; the relay of each copy thread is 2 GiB, so there is one.
 fn flexgen() -> impl Strategy<Value = FlexGen> {
-    (0..101_u32, 0..101_u32, any::<[bool; 4]>()).prop_map(|(gpu, host, flags)| FlexGen {
+    (0..101_u32, 0..101_u32, any::<[bool; 5]>()).prop_map(|(gpu, host, flags)| FlexGen {
         granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
         weights_gpu: gpu,
         weights_host: host.min(100 - gpu),
         overlap: flags[1],
         pin_weight: flags[2],
         all_heads_cache: flags[3],
+        hidden: if flags[4] { Processor::Cpu } else { Processor::Gpu },
         disk_threads: 1,
         ..FlexGen::default()
     })

@@ -1,6 +1,7 @@
 //! What stands between the two matrices of an MLP.
 
 use crate::error::{self, ShapeError};
+use crate::exponential::exp;
 
 /// `max(x, 0)`; what is not a number stays so.
 pub fn relu(x: &mut [f32]) {
@@ -28,7 +29,7 @@ pub fn gelu_tanh(x: &mut [f32]) {
 }
 
 fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
+    x / (1.0 + exp(-x))
 }
 
 #[cfg(test)]

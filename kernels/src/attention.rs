@@ -14,6 +14,7 @@
 
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
+use crate::exponential::exp;
 use crate::format::{Matrix, dequantise_row};
 use crate::simd::expand::expand;
 use crate::simd::vector::{add_scaled, dot};
@@ -190,12 +191,12 @@ impl Job for Group<'_> {
                     top = if score > top || score.is_nan() { score } else { top };
                 }
                 // Nothing was summed before the first block, and its factor would not be a number.
-                let keep = if largest[head] < top { (largest[head] - top).exp() } else { 1.0 };
-                let mut sum = sums[head] * keep;
-                for score in &mut scores[head][..count] {
-                    *score = (*score - top).exp();
-                    sum += *score;
+                let keep = if largest[head] < top { exp(largest[head] - top) } else { 1.0 };
+                // All of a block, so that it has a length the compiler knows; the rest is not used.
+                for score in &mut scores[head] {
+                    *score = exp(*score - top);
                 }
+                let sum = scores[head][..count].iter().fold(sums[head] * keep, |sum, s| sum + s);
                 (largest[head], sums[head]) = (top, sum);
                 if keep < 1.0 {
                     for out in &mut self.out[head * dim..(head + 1) * dim] {

@@ -17,8 +17,8 @@
 //!   of positions counted from the start of the sequence.
 //!
 //! A fused multiply-add is rounded once wherever it is computed, so the portable, AVX2 and AVX-512
-//! versions agree in every bit; tests hold them to it. What may differ between machines is `exp`, which
-//! comes from the system's mathematics library.
+//! versions agree in every bit; tests hold them to it. The exponential function is our own for the same
+//! reason; sines and cosines of the rotation come from the system's mathematics library.
 //!
 //! # Tolerance
 //!
@@ -31,6 +31,7 @@ pub mod attention;
 pub mod cpu;
 pub mod embedding;
 pub mod error;
+mod exponential;
 pub mod format;
 pub mod linear;
 pub mod norm;

@@ -84,6 +84,9 @@ pub struct Gpu {
     /// Measured matrix products, where there are any: they go before the roofline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<KernelTime>,
+    /// Measured attentions, where there are any: likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attentions: Vec<AttentionTime>,
 }
 
 /// One measured product of `rows` by `inputs` with `inputs` by `outputs`.
@@ -98,6 +101,26 @@ pub struct KernelTime {
     pub outputs: u64,
     /// Length of the sums.
     pub inputs: u64,
+    /// Time on the device.
+    pub time: Figure<Nanos>,
+}
+
+/// One measured attention of `rows` new positions of one sequence over `context` positions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionTime {
+    /// How the cache is stored.
+    pub precision: String,
+    /// New positions.
+    pub rows: u64,
+    /// Positions attended to by the last of them, itself included.
+    pub context: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Features of one head.
+    pub head_dim: u64,
     /// Time on the device.
     pub time: Figure<Nanos>,
 }
@@ -231,6 +254,7 @@ impl Machine {
         all.extend(gpu.decompress.as_ref().map(|f| entry("gpu.decompress", f)));
         all.extend([entry("gpu.launch", &gpu.launch), entry("gpu.sync", &gpu.sync)]);
         all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
+        all.extend(gpu.attentions.iter().map(|a| entry("gpu.attentions.time", &a.time)));
         all.extend([
             entry("link.h2d", &link.h2d),
             entry("link.d2h", &link.d2h),
@@ -281,6 +305,7 @@ impl Machine {
             text.push_str(&line.to_string());
         }
         let mut kernels = self.gpu.kernels.iter();
+        let mut attentions = self.gpu.attentions.iter();
         let mut section = "";
         for figure in self.figures() {
             let (table, key) = figure.path.split_once('.').unwrap_or(("", figure.path));
@@ -298,6 +323,16 @@ impl Machine {
                 let KernelTime { precision, rows, outputs, inputs, .. } = kernel;
                 let _ = writeln!(text, "\n[[gpu.kernels]]\nprecision = {}", quoted(precision));
                 let _ = writeln!(text, "rows = {rows}\noutputs = {outputs}\ninputs = {inputs}");
+            }
+            if key == "attentions.time"
+                && let Some(attention) = attentions.next()
+            {
+                let AttentionTime { precision, rows, context, .. } = attention;
+                let AttentionTime { heads, kv_heads, head_dim, .. } = attention;
+                let _ = writeln!(text, "\n[[gpu.attentions]]\nprecision = {}", quoted(precision));
+                let _ = writeln!(text, "rows = {rows}\ncontext = {context}");
+                let _ =
+                    writeln!(text, "heads = {heads}\nkv_heads = {kv_heads}\nhead_dim = {head_dim}");
             }
             let key = key.rsplit('.').next().unwrap_or(key);
             let _ = write!(text, "{key} = {{ value = {}", figure.value);

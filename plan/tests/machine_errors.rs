@@ -22,14 +22,14 @@ fn message(from: &str, to: &str) -> String {
 #[test]
 fn an_unknown_key() {
     insta::assert_snapshot!(message("sms = { value = 30", "smms = { value = 30"), @r#"
-    error: unknown field `smms`, expected one of `name`, `architecture`, `memory`, `context`, `sms`, `memory_bandwidth`, `matmul`, `attention`, `elementwise`, `dequantise`, `decompress`, `launch`, `sync`, `kernels`
+    error: unknown field `smms`, expected one of `name`, `architecture`, `memory`, `context`, `sms`, `memory_bandwidth`, `matmul`, `attention`, `elementwise`, `dequantise`, `decompress`, `launch`, `sync`, `kernels`, `attentions`
       --> laptop.toml:25:1
        |
     25 | smms = { value = 30, source = "nvidia" }
        | ^^^^
     "#);
     insta::assert_snapshot!(message("value = 30,", "value = 30, fited_to = \"x\","), @r#"
-    error: unknown field `fited_to`, expected one of `value`, `source`, `fitted_to`
+    error: unknown field `fited_to`, expected one of `value`, `source`, `fitted_to`, `spread`
       --> laptop.toml:25:21
        |
     25 | sms = { value = 30, fited_to = "x", source = "nvidia" }

@@ -136,6 +136,7 @@ pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
     all
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
 fn integer<S: Serializer>(time: &Nanos, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(time.0)
 }

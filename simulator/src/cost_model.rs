@@ -8,9 +8,10 @@ use crate::cost::{Capacities, Cost, Costs, Price, Resource};
 use crate::error::Unsupported;
 
 mod arithmetic;
+mod attentions;
 mod kernels;
 
-use kernels::Kernels;
+use arithmetic::Tables;
 
 /// Prices works on a machine profile.
 ///
@@ -20,13 +21,13 @@ use kernels::Kernels;
 #[derive(Debug, Clone)]
 pub struct CostModel<'a> {
     machine: &'a Machine,
-    kernels: Kernels,
+    tables: Tables,
 }
 
 impl<'a> CostModel<'a> {
     /// A cost model of one machine.
     pub fn new(machine: &'a Machine) -> Self {
-        Self { machine, kernels: Kernels::new(&machine.gpu.kernels) }
+        Self { machine, tables: Tables::new(&machine.gpu) }
     }
 
     /// Disk requests in a row: the rate at their size, and one request's overhead at the start. All
@@ -164,7 +165,11 @@ impl Costs for CostModel<'_> {
                 self.decompress(compressed, dense)?.on_cores(threads)
             }
             Work::Gpu(compute) => {
-                arithmetic::on_gpu(&self.machine.gpu, &self.kernels, compute).on_cores(threads)
+                arithmetic::on_gpu(&self.machine.gpu, &self.tables, compute).on_cores(threads)
+            }
+            // Where they play the GPU, the cores do what a GPU is asked in the same way.
+            Work::Cpu(compute) if self.machine.gpu.is_on_host() => {
+                arithmetic::on_gpu(&self.machine.gpu, &self.tables, compute).on_cores(threads)
             }
             Work::Cpu(compute) => arithmetic::on_cpu(&self.machine.host, compute).on_cores(threads),
             Work::Barrier => Cost::fixed(software.barrier.value),

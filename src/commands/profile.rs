@@ -14,6 +14,9 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     let threads = threads.unwrap_or_else(default_threads);
     let mut settings = Settings::new(threads, &args.folder);
     settings.file = args.disk_size.0;
+    if args.quick {
+        settings = settings.quick();
+    }
     let bar = printer.progress("measuring");
     bar.set_length(4);
     let measured = profile(&settings, &mut |_| bar.inc(1));

@@ -1,12 +1,12 @@
 //! The arithmetic of a unit: rows out of a buffer, through the decoder, and back.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pipo_plan::model::Part;
 use pipo_plan::schedule::{Piece, Tier};
 
+use super::hidden::Rows;
 use super::unit::{Unit, Weights};
 use super::{CpuBackend, Sequence, cache, fault, half};
 use crate::decoder::{Inner, Projected, Run};
@@ -14,21 +14,6 @@ use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::run::NewToken;
 use crate::store::in_memory;
-
-/// The rows of a task: of every sequence the positions from `first` on.
-#[derive(Debug, Clone, Copy)]
-struct Rows {
-    first: usize,
-    count: usize,
-    pass: u32,
-    last_chunk: bool,
-}
-
-impl Rows {
-    fn positions(self) -> Range<usize> {
-        self.first..self.first + self.count
-    }
-}
 
 /// What a part that is cut into units has computed so far.
 #[derive(Debug, Default)]
@@ -41,45 +26,6 @@ pub(super) struct Flow {
 pub(super) type Flows = Mutex<BTreeMap<(u16, u16), Flow>>;
 
 impl CpuBackend<'_> {
-    /// Embeds the rows of a pass in host memory.
-    pub(super) fn gather(&self, task: &Task) -> Result<(), Fault> {
-        let unit = self.unit(task)?;
-        let table = unit.kept(Tier::Pageable).ok_or_else(|| fault("there is no embedding"))?;
-        let table = table.read()?;
-        // In host memory it lies as it would in a slot.
-        let weights = Weights { slot: Some(&table), kept: None, embedding: None };
-        let run = unit.run(Part::Embedding, &weights)?;
-        let prompt = self.prompt();
-        let count = if task.pass == 0 { prompt } else { 1 };
-        let first = if task.pass == 0 { 0 } else { prompt + task.pass as usize - 1 };
-        let rows = Rows { first, count, pass: task.pass, last_chunk: true };
-        let tokens = tokens(&self.sequences(task.op.micro)?, rows)?;
-        *self.gathered(task)? = self.decoder.embed_all(&run, &tokens, rows.positions())?;
-        Ok(())
-    }
-
-    /// Embedded rows into the device.
-    pub(super) fn load_hidden(&self, task: &Task) -> Result<(), Fault> {
-        if task.op.unit > 0 {
-            return self.load_attended(task);
-        }
-        if self.gathered.is_empty() {
-            // Only tokens travel, and they are here already.
-            return Ok(());
-        }
-        let gathered = self.gathered(task)?;
-        let mut hidden = self.hidden(task)?.write()?;
-        let sequences = self.sequences(task.op.micro)?.len().max(1);
-        let (from, to) = (gathered.len() / sequences, hidden.len() / sequences);
-        if from == 0 || 2 * from > to {
-            return Err(fault("embedded rows do not fit"));
-        }
-        for (rows, hidden) in gathered.chunks(from).zip(hidden.chunks_mut(to)) {
-            half::store(rows, hidden);
-        }
-        Ok(())
-    }
-
     /// A unit's arithmetic for one chunk of one micro-batch.
     ///
     /// A plan may want dequantised copies of matrices made first; the products here decode as they go,
@@ -199,70 +145,15 @@ impl CpuBackend<'_> {
         let attended = self.attend(&projected.queries, &cache, rows.first)?;
         self.decoder.after_attention(run, hidden, &attended).map(Some)
     }
-
-    fn rows(&self, task: &Task) -> Rows {
-        let shape = self.frame.rows(task.pass, task.op.block);
-        Rows {
-            first: in_memory(shape.context - shape.positions),
-            count: in_memory(shape.positions),
-            pass: task.pass,
-            last_chunk: task.op.block + 1 == self.frame.chunks(task.pass),
-        }
-    }
-
-    /// The rows of every sequence, one sequence after the other.
-    fn load_rows(&self, rows: Rows, hidden: &[u8]) -> Result<Vec<f32>, Fault> {
-        let mut loaded = Vec::with_capacity(hidden.len() / 2);
-        for sequence in hidden.chunks_exact(self.room(hidden)) {
-            half::load(sequence.get(self.place(rows)).ok_or_else(outside)?, &mut loaded);
-        }
-        Ok(loaded)
-    }
-
-    fn store_rows(&self, rows: Rows, numbers: &[f32], hidden: &mut [u8]) -> Result<(), Fault> {
-        let room = self.room(hidden);
-        let each = rows.count * in_memory(self.decoder.model().hidden);
-        for (sequence, numbers) in hidden.chunks_exact_mut(room).zip(numbers.chunks(each.max(1))) {
-            half::store(numbers, sequence.get_mut(self.place(rows)).ok_or_else(outside)?);
-        }
-        Ok(())
-    }
-
-    /// Bytes of one sequence's hidden states.
-    fn room(&self, hidden: &[u8]) -> usize {
-        (hidden.len() / in_memory(self.frame.plan.batch.micro).max(1)).max(1)
-    }
-
-    /// Where rows lie among those of their sequence: in decode the only row is the first one.
-    fn place(&self, rows: Rows) -> Range<usize> {
-        let row = 2 * in_memory(self.decoder.model().hidden);
-        let start = if rows.pass == 0 { rows.first * row } else { 0 };
-        start..start + rows.count * row
-    }
-
-    fn hidden(&self, task: &Task) -> Result<&Buffer, Fault> {
-        let hidden = self.hidden.get(usize::from(task.op.micro));
-        hidden.ok_or_else(|| fault("a micro-batch is not there"))
-    }
-
-    fn gathered(&self, task: &Task) -> Result<MutexGuard<'_, Vec<f32>>, Fault> {
-        let gathered = self.gathered.get(usize::from(task.op.micro));
-        let gathered = gathered.ok_or_else(|| fault("a micro-batch is not there"))?;
-        Ok(gathered.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 /// The tokens that a pass works on, one sequence after the other.
-fn tokens(sequences: &[Sequence], rows: Rows) -> Result<Vec<u32>, Fault> {
+pub(super) fn tokens(sequences: &[Sequence], rows: Rows) -> Result<Vec<u32>, Fault> {
     let mut all = Vec::with_capacity(sequences.len() * rows.count);
     for sequence in sequences {
         all.extend_from_slice(sequence.tokens(rows)?);
     }
     Ok(all)
-}
-
-fn outside() -> Fault {
-    fault("rows lie outside the hidden states")
 }
 
 impl Sequence {

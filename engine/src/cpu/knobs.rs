@@ -29,6 +29,8 @@ pub(super) struct Knobs {
     pub(super) embedding: Option<&'static str>,
     /// For each layer, whether its cache stays on the device.
     pub(super) cache_on_device: Vec<bool>,
+    /// Whether hidden states stay in host memory.
+    pub(super) hidden_in_host: bool,
     /// How weights are read.
     pub(super) way: Way,
 }
@@ -71,9 +73,6 @@ impl Knobs {
         if knobs.kv == KvTier::Disk {
             return refuse("a cache on disk", "set pipo.kv to \"host\" or \"gpu\"");
         }
-        if knobs.hidden == Processor::Cpu {
-            return refuse("hidden states that leave the device", "set pipo.hidden to \"gpu\"");
-        }
         if knobs.experts == ExpertLoads::Routed {
             return refuse("experts loaded as they are routed to", "set pipo.experts to \"all\"");
         }
@@ -96,7 +95,9 @@ impl Knobs {
         };
         let way = Way { io, request: knobs.read_block };
         let cache_on_device = pipo::kv_layers_on_gpu(plan, knobs);
-        Ok(Self { embedding, cache_on_device, ..Self::new(frame, placement, way) })
+        let hidden_in_host = knobs.hidden == Processor::Cpu;
+        let all = Self::new(frame, placement, way);
+        Ok(Self { embedding, cache_on_device, hidden_in_host, ..all })
     }
 
     fn accelerate(plan: &Plan, knobs: &Accelerate) -> Self {
@@ -113,9 +114,6 @@ impl Knobs {
                 "set flexgen.cache_gpu to 100 and cache_host to 0",
             );
         }
-        if knobs.hidden == Processor::Cpu {
-            return refuse("hidden states that leave the device", "set flexgen.hidden to \"gpu\"");
-        }
         let frame = flexgen::frame(plan, knobs);
         // The layout gets the extents of files, which are nothing to this backend.
         let stored = flexgen::place(&frame, knobs, &mut Layout::default());
@@ -123,13 +121,22 @@ impl Knobs {
         let placement = stored.iter().map(|unit| unit.iter().map(segment).collect()).collect();
         let way = Way { io: DiskIo::PageFault, request: flexgen::REQUEST };
         let all = Self::new(frame, placement, way);
-        Ok(Self { by_tensor: true, shares_table: false, ..all })
+        let hidden_in_host = knobs.hidden == Processor::Cpu;
+        Ok(Self { by_tensor: true, shares_table: false, hidden_in_host, ..all })
     }
 
     fn new(frame: Frame, placement: Vec<Vec<Segment>>, way: Way) -> Self {
         let cache_on_device = vec![true; frame.plan.model.layers as usize];
-        let (by_tensor, shares_table, embedding) = (false, true, None);
-        Self { frame, placement, by_tensor, shares_table, embedding, cache_on_device, way }
+        Self {
+            frame,
+            placement,
+            by_tensor: false,
+            shares_table: true,
+            embedding: None,
+            cache_on_device,
+            hidden_in_host: false,
+            way,
+        }
     }
 }
 

@@ -5,11 +5,13 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use pipo_kernels::attention::{Heads, attention};
 use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix, activation, norm, residual};
+use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
 use pipo_plan::units::Bytes;
 
-use super::ProfileError;
+use super::machine::by;
 use super::sampling::{Middle, Sampler};
+use super::{ProfileError, Settings};
 use crate::decoder::format;
 
 /// Outputs and inputs of the matrices, from a small model's to a large one's MLP.
@@ -17,6 +19,15 @@ const SHAPES: [(usize, usize); 4] = [(768, 768), (2048, 2048), (4096, 4096), (11
 
 /// Rows that share a matrix.
 const ROWS: [usize; 8] = [1, 2, 4, 8, 16, 64, 128, 256];
+
+/// Query heads of the attentions: of a model of a billion parameters.
+const QUERY_HEADS: usize = 32;
+
+/// Query heads that share a key, and features of a head.
+const HEADS: [[usize; 2]; 4] = [[1, 64], [1, 128], [4, 64], [4, 128]];
+
+/// New positions, and positions attended to.
+const EXTENTS: [[usize; 2]; 5] = [[128, 128], [32, 32], [1, 512], [1, 128], [1, 24]];
 
 /// Weights are found in no cache: matrices lie one after another in this much memory.
 const ARENA: usize = 384 << 20;
@@ -30,13 +41,18 @@ pub(super) struct Product {
     pub(super) time: Middle,
 }
 
+/// One measured attention.
+pub(super) struct Attended {
+    pub(super) attention: AttentionTime,
+    pub(super) operations: u64,
+    pub(super) time: Middle,
+}
+
 /// What arithmetic takes.
 pub(super) struct Kernels {
     pub(super) products: Vec<Product>,
-    /// Attention over a prompt, and its operations.
-    pub(super) prefill: (u64, Middle),
-    /// Attention of single tokens over a cache, and its operations.
-    pub(super) decode: (u64, Middle),
+    /// Attentions: the first over a prompt, the last of a single token.
+    pub(super) attentions: Vec<Attended>,
     /// What is between the products, and its bytes as a schedule counts them.
     pub(super) elementwise: (Bytes, Middle),
     /// 16-bit numbers out of 4-bit ones, and their bytes.
@@ -45,15 +61,15 @@ pub(super) struct Kernels {
     pub(super) launch: Middle,
 }
 
-pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Kernels, ProfileError> {
-    let cpu = Cpu::new(threads);
+pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kernels, ProfileError> {
+    let cpu = Cpu::new(settings.threads);
     // Any bytes are numbers in every format, but a quarter of all 16-bit patterns are tiny or huge; this
     // one is 0.0078 in fp16 and bf16 alike in every place that is read as 16 bits.
     let arena: Vec<u8> = [0x00, 0x20].into_iter().cycle().take(ARENA).collect();
     let mut products = Vec::new();
     for precision in Precision::ALL {
-        for (outputs, inputs) in SHAPES {
-            for rows in ROWS {
+        for (outputs, inputs) in SHAPES.into_iter().filter(|(o, i)| o * i <= settings.largest) {
+            for rows in ROWS.into_iter().filter(|&rows| rows <= settings.most_rows) {
                 let mut work = Multiply::new(&cpu, &arena, precision, [rows, outputs, inputs]);
                 let size = format!("{precision} {rows} x {outputs} x {inputs}");
                 let time = sampler.time("gpu.kernels", &size, || work.once())?;
@@ -63,10 +79,15 @@ pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Kernels, 
     }
     let mut tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
     let launch = sampler.time("gpu.launch", "1 x 16 x 64", || tiny.once())?;
+    let mut attentions = Vec::new();
+    for [rows, context] in EXTENTS {
+        for [group, dim] in HEADS {
+            attentions.push(attend(sampler, &cpu, [group, dim, rows, context])?);
+        }
+    }
     Ok(Kernels {
         products,
-        prefill: attend(sampler, &cpu, 192, 256)?,
-        decode: attend(sampler, &cpu, 1, 512)?,
+        attentions,
         elementwise: elementwise(sampler, &cpu)?,
         dequantise: dequantise(sampler, &arena)?,
         launch,
@@ -113,26 +134,36 @@ impl<'a> Multiply<'a> {
     }
 }
 
-/// Attention of `rows` rows that end at `context`, in the shape of a model of a billion parameters.
+/// Attention of `rows` rows that end at `context`, over keys of so many query heads each.
 fn attend(
     sampler: &mut Sampler,
     cpu: &Cpu,
-    rows: usize,
-    context: usize,
-) -> Result<(u64, Middle), ProfileError> {
-    let heads = Heads { query: 32, kv: 32, dim: 64, window: None, scale: 0.125 };
-    let width = heads.kv * heads.dim;
+    [group, dim, rows, context]: [usize; 4],
+) -> Result<Attended, ProfileError> {
+    let heads =
+        Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
+    let width = heads.kv * dim;
     let cache: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(context * width);
     let matrix = || Matrix::new(Format::Fp16, context, width, &cache);
     let (keys, values) = (matrix()?, matrix()?);
-    let q = vec![0.1; rows * heads.query * heads.dim];
+    let q = vec![0.1; rows * heads.query * dim];
     let mut out = vec![0.0; q.len()];
-    let size = format!("{rows} rows, {context} positions");
-    let time = sampler.time("gpu.attention", &size, || {
+    let size = format!("{rows} x {context}, {} heads of {dim} over {}", heads.query, heads.kv);
+    let time = sampler.time("gpu.attentions", &size, || {
         attention(cpu, &heads, &q, context - rows, &keys, &values, &mut out)
     })?;
     let seen: usize = (context - rows..context).map(|position| position + 1).sum();
-    Ok((4 * (heads.query * heads.dim * seen) as u64, time))
+    let operations = 4 * (heads.query * dim * seen) as u64;
+    let attention = AttentionTime {
+        precision: Precision::Fp16.name().into(),
+        rows: rows as u64,
+        context: context as u64,
+        heads: heads.query as u64,
+        kv_heads: heads.kv as u64,
+        head_dim: dim as u64,
+        time: by(time.median, time),
+    };
+    Ok(Attended { attention, operations, time })
 }
 
 /// What an MLP does between its products: rows out of 16 bits, norm, gate, residual, rows back.

@@ -8,7 +8,7 @@ use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 
 use super::ProfileError;
 use super::disk::DiskTimes;
-use super::kernels::{Kernels, Product};
+use super::kernels::{Attended, Kernels, Product};
 use super::memory::Copies;
 use super::sampling::Middle;
 use super::system;
@@ -53,13 +53,14 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             sms: Figure::new(threads, CHOSEN),
             memory_bandwidth: by(bandwidth, memory.all.1),
             matmul: fastest(&kernels.products),
-            attention: by(flop_rate(kernels.prefill), kernels.prefill.1),
+            attention: attention(kernels.attentions.first()),
             elementwise: Some(by(rate(kernels.elementwise), kernels.elementwise.1)),
             dequantise: by(rate(kernels.dequantise), kernels.dequantise.1),
             decompress: None,
             launch: by(kernels.launch.median, kernels.launch),
             sync: by(handover.median, handover),
             kernels: kernels.products.iter().map(kernel).collect(),
+            attentions: kernels.attentions.iter().map(|a| a.attention.clone()).collect(),
         },
         link: Link {
             h2d: copies.clone(),
@@ -88,7 +89,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             cores: Figure::new(system.cores, SYSTEM),
             compute: fastest(&kernels.products),
             weights: by(weights.0, weights.1),
-            attention: by(flop_rate(kernels.decode), kernels.decode.1),
+            attention: attention(kernels.attentions.last()),
             page_cache_kept: Figure::new(1.0, ESTIMATE),
         },
         software: Software {
@@ -123,7 +124,7 @@ fn sources(processor: &str) -> BTreeMap<String, String> {
 }
 
 /// A measured figure.
-fn by<T>(value: T, middle: Middle) -> Figure<T> {
+pub(super) fn by<T>(value: T, middle: Middle) -> Figure<T> {
     // Four digits say all that a spread can.
     let spread = (middle.spread * 1e4).round() / 1e4;
     Figure { spread: Some(spread), ..Figure::new(value, MEASURED) }
@@ -182,6 +183,13 @@ fn fastest(products: &[Product]) -> Figure<FlopRate> {
     let best = products.iter().map(rate).max_by_key(|(rate, _)| *rate);
     let (best, time) = best.unwrap_or((FlopRate(1), Middle { median: Nanos::ZERO, spread: 0.0 }));
     by(best, time)
+}
+
+/// The rate of an attention.
+fn attention(measured: Option<&Attended>) -> Figure<FlopRate> {
+    let nothing = (FlopRate(1), Middle { median: Nanos::ZERO, spread: 0.0 });
+    let (rate, time) = measured.map_or(nothing, |a| (flop_rate((a.operations, a.time)), a.time));
+    by(rate, time)
 }
 
 /// What a decode step gets through of 4-bit weights: the largest matrix, one row.

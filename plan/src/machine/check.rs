@@ -12,6 +12,8 @@ type Checked = Result<(), Box<Diagnostic>>;
 const MOST_KERNELS: usize = 100_000;
 /// Rows, outputs and inputs of a kernel that are believed.
 const LARGEST_SHAPE: u64 = 1 << 40;
+/// Rows, positions, heads and features of an attention that are believed.
+const LARGEST_ATTENTION: u64 = 1 << 24;
 
 impl Machine {
     /// Refuses what no machine can be; `document` is the text that the profile was read from.
@@ -42,6 +44,7 @@ impl Machine {
             }
         }
         self.check_kernels(document)?;
+        self.check_attentions(document)?;
         self.check_relations(document)
     }
 
@@ -124,6 +127,40 @@ impl Machine {
                         kernel.precision.escape_debug()
                     ),
                     "keep one time for each shape, the median of several",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_attentions(&self, document: &Document) -> Checked {
+        let attentions = &self.gpu.attentions;
+        if attentions.len() > MOST_KERNELS {
+            let count = attentions.len();
+            return Err(document.at_path(
+                "gpu.attentions",
+                format!("gpu.attentions has {count} rows, at most {MOST_KERNELS} are read"),
+                "keep the shapes of the models you run",
+            ));
+        }
+        for (index, a) in attentions.iter().enumerate() {
+            let sizes = [a.rows, a.context, a.heads, a.kv_heads, a.head_dim];
+            let sane = sizes.iter().all(|n| (1..=LARGEST_ATTENTION).contains(n));
+            let grouped = sane && a.heads.is_multiple_of(a.kv_heads) && a.rows <= a.context;
+            if !grouped || a.time.0 == 0 || a.precision.is_empty() || a.precision.len() > 32 {
+                return Err(document.at_path(
+                    "gpu.attentions",
+                    format!(
+                        "row {} of gpu.attentions is no attention: {} rows of {} positions, {} heads in groups of {}, {} features, {}",
+                        index + 1,
+                        a.rows,
+                        a.context,
+                        a.heads,
+                        a.kv_heads,
+                        a.head_dim,
+                        a.time.value
+                    ),
+                    "sizes must be from 1 to 2^24, kv_heads divide heads, rows be at most the context, and the time not zero",
                 ));
             }
         }

@@ -8,6 +8,7 @@ use pipo_plan::model::Precision;
 use pipo_plan::schedule::{Attention, Compute, Linear};
 use pipo_plan::units::{Bandwidth, FlopRate, Nanos};
 
+use super::attentions::Attentions;
 use super::kernels::Kernels;
 use super::permille;
 use crate::cost::{Cost, Resource};
@@ -36,16 +37,29 @@ fn streaming(bytes: f64, bandwidth: Bandwidth) -> f64 {
     bytes / (bandwidth.as_f64().max(1.0) / 1e9)
 }
 
+/// What was measured of the GPU's kernels.
+#[derive(Debug, Clone)]
+pub(super) struct Tables {
+    kernels: Kernels,
+    attentions: Attentions,
+}
+
+impl Tables {
+    pub(super) fn new(gpu: &Gpu) -> Self {
+        Self { kernels: Kernels::new(&gpu.kernels), attentions: Attentions::new(&gpu.attentions) }
+    }
+}
+
 /// The kernels of a unit, one after another, and the launch gaps between them.
 ///
 /// The GPU counts as busy in the kernels and idle in the gaps.
-pub(super) fn on_gpu(gpu: &Gpu, kernels: &Kernels, compute: &Compute) -> Cost {
+pub(super) fn on_gpu(gpu: &Gpu, tables: &Tables, compute: &Compute) -> Cost {
     let mut sum = Step::default();
     for linear in &compute.linears {
-        sum.add(product(gpu, kernels, linear));
+        sum.add(product(gpu, &tables.kernels, linear));
     }
     if let Some(attention) = &compute.attention {
-        sum.add(attend(gpu, attention));
+        sum.add(attend(gpu, &tables.attentions, attention));
     }
     let elementwise = compute.elementwise.as_f64();
     let rate = gpu.elementwise.as_ref().map_or(gpu.memory_bandwidth.value, |rate| rate.value);
@@ -76,13 +90,17 @@ fn product(gpu: &Gpu, kernels: &Kernels, linear: &Linear) -> Step {
 }
 
 /// Attention over a prompt is bound by arithmetic, of single tokens by reading the cache.
-fn attend(gpu: &Gpu, attention: &Attention) -> Step {
+fn attend(gpu: &Gpu, measured: &Attentions, attention: &Attention) -> Step {
     let stored = attention.cache_bytes().as_f64();
     let dense = Attention { precision: Precision::Fp16, ..*attention }.cache_bytes().as_f64();
     let unfused = is_quantised(attention.precision) && !attention.fused;
     let (flops, bandwidth) = (attention.flops() as f64, gpu.memory_bandwidth.value);
     let read = if unfused { dense } else { stored };
     let mut step = Step::roofline(flops, gpu.attention.value, read, bandwidth);
+    let precision = if unfused { Precision::Fp16 } else { attention.precision };
+    if let Some(nanos) = measured.time(attention, precision) {
+        step.nanos = nanos;
+    }
     if unfused {
         step.add(dequantise(gpu, stored, dense));
     }

@@ -1,0 +1,115 @@
+//! Measured attentions, and what they say about shapes that were not measured.
+
+use pipo_plan::machine::AttentionTime;
+use pipo_plan::model::Precision;
+use pipo_plan::schedule::Attention;
+
+/// A measured table.
+///
+/// An attention takes as long as the nearest measured one, in proportion to its operations. Near means
+/// few factors apart in what decides how fast an operation is: query heads that share a key, features of
+/// a head, new positions, positions attended to. Of two as near the first measured counts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Attentions {
+    measured: Vec<Point>,
+}
+
+#[derive(Debug, Clone)]
+struct Point {
+    precision: String,
+    shape: [f64; 4],
+    /// For one operation.
+    nanos: f64,
+}
+
+impl Attentions {
+    pub(super) fn new(measured: &[AttentionTime]) -> Self {
+        let point = |time: &AttentionTime| {
+            let attention = Attention {
+                sequences: 1,
+                rows: time.rows.max(1),
+                context: time.context.max(time.rows).max(1),
+                heads: time.heads.max(1),
+                kv_heads: time.kv_heads.max(1),
+                head_dim: time.head_dim.max(1),
+                precision: Precision::Fp16,
+                fused: true,
+            };
+            Point {
+                precision: time.precision.clone(),
+                shape: shape(&attention),
+                nanos: time.time.as_f64() / attention.flops().max(1) as f64,
+            }
+        };
+        Self { measured: measured.iter().map(point).collect() }
+    }
+
+    /// Nanoseconds of an attention over a cache of this precision; none without a table for it.
+    pub(super) fn time(&self, attention: &Attention, precision: Precision) -> Option<f64> {
+        let wanted = shape(attention);
+        let distance = |point: &&Point| -> f64 {
+            point.shape.iter().zip(wanted).map(|(a, b)| (a / b).ln().abs()).sum()
+        };
+        let known = self.measured.iter().filter(|point| point.precision == precision.name());
+        let nearest = known.min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
+        Some(nearest.nanos * attention.flops() as f64)
+    }
+}
+
+fn shape(attention: &Attention) -> [f64; 4] {
+    let group = attention.heads as f64 / attention.kv_heads.max(1) as f64;
+    [group, attention.head_dim as f64, attention.rows as f64, attention.context as f64]
+        .map(|size| size.max(1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use pipo_plan::machine::Figure;
+    use pipo_plan::units::Nanos;
+
+    use super::*;
+
+    fn measured(kv_heads: u64, rows: u64, context: u64, nanos: u64) -> AttentionTime {
+        let time = Figure::new(Nanos(nanos), "measured");
+        let (heads, head_dim) = (32, 64);
+        AttentionTime { precision: "fp16".into(), rows, context, heads, kv_heads, head_dim, time }
+    }
+
+    #[test]
+    fn the_nearest_shape_counts_in_proportion_to_operations() {
+        let table = Attentions::new(&[
+            measured(32, 1, 100, 1000),
+            measured(8, 1, 100, 400),
+            measured(32, 64, 64, 9000),
+        ]);
+        let asked = |kv_heads, sequences, rows, context| {
+            let (heads, head_dim, precision) = (32, 64, Precision::Fp16);
+            let attention = Attention {
+                sequences,
+                rows,
+                context,
+                heads,
+                kv_heads,
+                head_dim,
+                precision,
+                fused: true,
+            };
+            table.time(&attention, precision).unwrap().round()
+        };
+        // Twice the sequences and twice the context are four times the operations.
+        assert_eq!(asked(32, 2, 1, 200), 4000.0);
+        assert_eq!(asked(8, 1, 1, 100), 400.0);
+        assert_eq!(asked(32, 1, 64, 64), 9000.0);
+        let attention = Attention {
+            sequences: 1,
+            rows: 1,
+            context: 1,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 1,
+            precision: Precision::Int8,
+            fused: true,
+        };
+        assert_eq!(table.time(&attention, Precision::Int8), None);
+    }
+}
