@@ -55,6 +55,8 @@ pub enum Command {
     ///
     /// All sequences of a plan are equally long, so that prompts of different lengths run one length
     /// after another, each with the plan adapted to it.
+    ///
+    /// Ctrl-C ends the run after the operation under way, a second one at once.
     Run(Run),
     /// Measure prefill and decode, in llama-bench's columns.
     ///

@@ -47,7 +47,7 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
         printer.note(format!("memory   {}", tiers.join("; ")));
     }
     printer.note(format!(
-        "backend  CPU, {} threads a computation; what the plan has on the GPU is in host memory here",
+        "backend  CPU, threads of one computation: {}; what the plan has on the GPU is in host memory here",
         session.threads
     ));
 }
