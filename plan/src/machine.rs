@@ -147,6 +147,9 @@ pub struct Link {
 pub struct Disk {
     /// Reads that bypass the page cache (`O_DIRECT`), by block size, at the working queue depth.
     pub read: Figure<Curve>,
+    /// Several threads at once, where that was measured: more than one thread reaches, or what it reaches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_total: Option<Figure<Bandwidth>>,
     /// Writes that bypass the page cache, by block size.
     pub write: Figure<Curve>,
     /// Reads through the page cache of what it does not hold, by block size.
@@ -184,6 +187,10 @@ pub struct Host {
     pub weights: Figure<Bandwidth>,
     /// Achievable by all cores in attention of single tokens over a long cache.
     pub attention: Figure<FlopRate>,
+    /// Bytes of embedded rows, as 16-bit numbers, that one thread looks up in a second; as fast as `copy`
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<Figure<Bandwidth>>,
     /// Share of the memory left over that serves as page cache for a file read round and round. The rest
     /// goes to other files, and to what the kernel evicts too early; 0 stands for no hits at all.
     pub page_cache_kept: Figure<f64>,
@@ -263,8 +270,9 @@ impl Machine {
             entry("link.pageable_d2h", &link.pageable_d2h),
         ]);
         if let Some(disk) = disk {
+            all.extend([entry("disk.read", &disk.read)]);
+            all.extend(disk.read_total.as_ref().map(|f| entry("disk.read_total", f)));
             all.extend([
-                entry("disk.read", &disk.read),
                 entry("disk.write", &disk.write),
                 entry("disk.buffered_read", &disk.buffered_read),
                 entry("disk.page_fault_read", &disk.page_fault_read),
@@ -282,6 +290,9 @@ impl Machine {
             entry("host.compute", &host.compute),
             entry("host.weights", &host.weights),
             entry("host.attention", &host.attention),
+        ]);
+        all.extend(host.gather.as_ref().map(|f| entry("host.gather", f)));
+        all.extend([
             entry("host.page_cache_kept", &host.page_cache_kept),
             entry("software.barrier", &software.barrier),
             entry("software.disk_request", &software.disk_request),

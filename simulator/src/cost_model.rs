@@ -1,6 +1,6 @@
 //! Prices works on a machine profile.
 
-use pipo_plan::machine::{Curve, Disk, Machine};
+use pipo_plan::machine::{Curve, Disk, Figure, Host, Machine};
 use pipo_plan::schedule::{DiskIo, HostMemory, Work};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
@@ -53,7 +53,11 @@ impl<'a> CostModel<'a> {
             return Cost::default();
         }
         let nanos = rate.time(bytes) + self.machine.software.disk_request.value;
-        Cost::moving(bytes, nanos).drawing(Resource::Disk, 1.0)
+        // What goes faster than all direct reads together (writes into a disk's cache, reads ahead of a
+        // page cache) takes less of the disk for each byte, and must not make room for direct reads.
+        let whole = disk_capacity(self.machine);
+        let each = if rate > whole { whole.as_f64() / rate.as_f64() } else { 1.0 };
+        Cost::moving(bytes, nanos).drawing(Resource::Disk, each)
     }
 
     fn read(&self, bytes: Bytes, request: Bytes, io: DiskIo) -> Result<Price, Unsupported> {
@@ -152,8 +156,10 @@ impl Costs for CostModel<'_> {
                 let disk = self.disk("writes the cache to a disk")?;
                 self.requests(bytes, request, &disk.write).drawing(Resource::Dram, 1.0)
             }
-            &Work::HostCopy { bytes } | &Work::Gather { bytes } => {
-                memcpy(bytes, self.machine.host.copy.value)
+            &Work::HostCopy { bytes } => memcpy(bytes, self.machine.host.copy.value),
+            &Work::Gather { bytes } => {
+                let Host { gather, copy, .. } = &self.machine.host;
+                memcpy(bytes, gather.as_ref().unwrap_or(copy).value)
             }
             &Work::H2d { bytes, memory } => {
                 self.copy(bytes, memory, &link.h2d.value, &link.pageable_h2d.value)
@@ -180,16 +186,11 @@ impl Costs for CostModel<'_> {
     /// A resource's capacity is never below the best that one operation alone gets from it: a profile
     /// in which the two were measured apart would otherwise slow an operation that is alone.
     fn capacities(&self) -> Capacities {
-        let Machine { gpu, link, disk, host, .. } = self.machine;
+        let Machine { gpu, link, host, .. } = self.machine;
         let duplex = link.duplex.value.max(link.h2d.best()).max(link.d2h.best());
-        let disk = disk.as_ref().map_or(Bandwidth::ZERO, |disk| {
-            let direct = disk.direct_to_gpu.as_ref().map_or(Bandwidth::ZERO, |rate| rate.value);
-            let buffered = disk.buffered_read.best().max(disk.page_fault_read.value);
-            disk.read.best().max(disk.write.best()).max(buffered).max(direct)
-        });
         let shared = Capacities::UNLIMITED
             .with(Resource::LinkDuplex, duplex.per_nano())
-            .with(Resource::Disk, disk.per_nano())
+            .with(Resource::Disk, disk_capacity(self.machine).per_nano())
             .with(Resource::Dram, host.memory_bandwidth.per_nano())
             .with(Resource::Hbm, gpu.memory_bandwidth.per_nano());
         if gpu.is_on_host() { shared.with_cores(f64::from(host.cores.value)) } else { shared }
@@ -198,6 +199,16 @@ impl Costs for CostModel<'_> {
     fn handover(&self) -> Nanos {
         self.machine.software.handover.as_ref().map_or(Nanos::ZERO, |time| time.value)
     }
+}
+
+/// What all direct reads of a disk reach together, at least what one of them reaches alone.
+fn disk_capacity(machine: &Machine) -> Bandwidth {
+    machine.disk.as_ref().map_or(Bandwidth::ZERO, |disk| {
+        let rate = |figure: &Option<Figure<Bandwidth>>| {
+            figure.as_ref().map_or(Bandwidth::ZERO, |rate| rate.value)
+        };
+        disk.read.best().max(rate(&disk.read_total)).max(rate(&disk.direct_to_gpu))
+    })
 }
 
 /// One thread's copy within host memory.

@@ -1,6 +1,6 @@
 //! `pipo verify`: runs a plan and a baseline for real, beside what was predicted of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
@@ -181,10 +181,10 @@ fn write(output: &Path, cases: &[Case]) -> anyhow::Result<Vec<String>> {
         .map(|((name, note), timeline)| Compared { name, note, timeline })
         .collect();
     let title = cases.first().map_or("", |case| case.plan.model.name.as_str());
-    let picture = output.with_extension("svg");
+    let picture = beside(output, "svg");
     let subtitle = "predicted and measured, on one time axis";
     output::write(&picture, &svg::comparison(title, subtitle, &compared))?;
-    let perfetto = output.with_extension("trace.json");
+    let perfetto = beside(output, "trace.json");
     let processes: Vec<trace::Process> = named
         .iter()
         .zip(&timelines)
@@ -192,6 +192,13 @@ fn write(output: &Path, cases: &[Case]) -> anyhow::Result<Vec<String>> {
         .collect();
     output::write(&perfetto, &trace::chrome(&processes))?;
     Ok([picture, perfetto].iter().map(|path| path.display().to_string()).collect())
+}
+
+/// The file's name with an ending added: a dot in it belongs to the name.
+fn beside(output: &Path, ending: &str) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(format!(".{ending}"));
+    name.into()
 }
 
 fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {

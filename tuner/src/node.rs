@@ -180,7 +180,8 @@ impl<'a> Stand<'a> {
         };
         if let Some(disk) = &machine.disk {
             let best = disk.read.best().max(disk.buffered_read.best()).per_nano();
-            let whole_disk = self.problem.pricer.capacity(Resource::Disk);
+            // A buffered read that is faster than the whole disk draws less of it for each byte.
+            let whole_disk = self.problem.pricer.capacity(Resource::Disk).max(best);
             let reading = |bytes: f64| {
                 let lanes = Demand::on(LaneKind::DiskRead, bytes / best);
                 lanes.plus(&Demand::of(Resource::Disk, bytes / whole_disk))

@@ -4,14 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use pipo_plan::units::Bytes;
 use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, not_direct};
-use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct};
-use crate::store::in_memory;
+use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE};
 
 /// Sizes of one request.
 const REQUESTS: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
@@ -22,6 +23,8 @@ const STRETCH: usize = 64 << 20;
 /// What reading and writing take, for a stretch in requests of each size.
 pub(super) struct DiskTimes {
     pub(super) direct: Vec<(Bytes, Middle)>,
+    /// Several threads, each a stretch.
+    pub(super) together: Middle,
     pub(super) written: Vec<(Bytes, Middle)>,
     pub(super) buffered: Vec<(Bytes, Middle)>,
     /// In requests as a memory map makes them, cold and then from the page cache.
@@ -36,7 +39,12 @@ pub(super) struct DiskTimes {
 impl DiskTimes {
     /// Bytes that each time is of.
     pub(super) const STRETCH: Bytes = Bytes(STRETCH as u64);
+    /// Bytes that the time of several threads is of.
+    pub(super) const TOGETHER: Bytes = Bytes((THREADS * STRETCH) as u64);
 }
+
+/// Threads that read at once.
+const THREADS: usize = 4;
 
 /// A memory map is read ahead by so much.
 const READ_AHEAD: usize = 128 << 10;
@@ -47,131 +55,191 @@ pub(super) fn measure(
     size: u64,
     notes: &mut Vec<String>,
 ) -> Result<DiskTimes, ProfileError> {
-    let failed = |action| {
-        move |source: io::Error| ProfileError::Scratch { action, path: folder.into(), source }
-    };
-    // Whole stretches, at least two, so that going round never reads the same one twice in a row.
-    let size = (size / STRETCH as u64).max(2) * STRETCH as u64;
-    let scratch = tempfile::NamedTempFile::new_in(folder).map_err(failed("create a file in"))?;
-    let mut buffer = AlignedBuf::zeroed(STRETCH).ok_or(ProfileError::Memory(STRETCH))?;
-    // Not all zeros, which some disks do not store.
-    for (index, byte) in buffer.iter_mut().enumerate() {
-        *byte = (index.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0];
-    }
-    fill(scratch.path(), size, &buffer).map_err(failed("write a file in"))?;
-    let forget = || forget(scratch.path()).map_err(failed("read a file in"));
-    forget()?;
-
-    let mut walk = Walk { next: 0, size };
-    let mut direct = Vec::new();
-    for request in REQUESTS {
-        let reader: Box<dyn BlockReader> = match Direct::open(scratch.path(), request) {
-            Ok(reader) => Box::new(reader),
-            Err(why) => {
-                let note = not_direct(folder, &why);
-                if !notes.contains(&note) {
-                    notes.push(note);
-                }
-                Box::new(Buffered::open(scratch.path(), request)?)
-            }
-        };
-        let exact = Bytes(request as u64).exact();
-        let read = || reader.read(walk.step(), &mut buffer);
-        direct.push((Bytes(request as u64), sampler.time("disk.read", &exact, read)?));
-    }
-    let mut page = AlignedBuf::zeroed(4096).ok_or(ProfileError::Memory(4096))?;
-    let request = match Direct::open(scratch.path(), 4096) {
-        Ok(reader) => {
-            let mut at = 0;
-            sampler.time("software.disk_request", "4KiB", || {
-                at = (at + 97 * 4096) % size;
-                reader.read(at / 4096 * 4096, &mut page)
-            })?
-        }
-        Err(_) => Middle { median: pipo_plan::units::Nanos(1000), spread: 0.0 },
-    };
-    let mut buffered = Vec::new();
-    for request in REQUESTS {
-        let reader = Buffered::open(scratch.path(), request)?;
-        let exact = Bytes(request as u64).exact();
-        let middle = cold(sampler, "disk.buffered_read", &exact, &forget, || {
-            reader.read(walk.step(), &mut buffer).map_err(ProfileError::from)
-        })?;
-        buffered.push((Bytes(request as u64), middle));
-    }
-    let mapped = Buffered::open(scratch.path(), READ_AHEAD)?;
-    let exact = Bytes(STRETCH as u64).exact();
-    let first = cold(sampler, "disk.page_fault_read", &exact, &forget, || {
-        mapped.read(walk.step(), &mut buffer).map_err(ProfileError::from)
-    })?;
-    let again = sampler
-        .time("disk.page_fault_hit", &exact, || mapped.read(0, &mut buffer))
-        .map_err(ProfileError::from)?;
-    let mut written = Vec::new();
-    for request in REQUESTS {
-        let exact = Bytes(request as u64).exact();
-        let file = writer(scratch.path()).map_err(failed("write a file in"))?;
-        let write = || write(&file, walk.step(), &buffer, request);
-        let middle =
-            sampler.time("disk.write", &exact, write).map_err(failed("write a file in"))?;
-        written.push((Bytes(request as u64), middle));
-    }
-    let free = statvfs(folder).map_err(|error| failed("inspect")(error.into()))?;
+    let scratch = Scratch::new(folder, size)?;
+    scratch.forget()?;
+    let direct = scratch.direct(sampler, notes)?;
+    let together = scratch.together(sampler)?;
+    let request = scratch.request(sampler)?;
+    let buffered = scratch.buffered(sampler)?;
+    let (mapped, mapped_again) = scratch.mapped(sampler)?;
+    let written = scratch.written(sampler)?;
+    let free = statvfs(folder).map_err(|error| scratch.failed("inspect", error.into()))?;
     let capacity = Bytes(free.f_bavail.saturating_mul(free.f_frsize).max(1));
-    Ok(DiskTimes {
-        direct,
-        written,
-        buffered,
-        mapped: first,
-        mapped_again: again,
-        request,
-        capacity,
-    })
+    Ok(DiskTimes { direct, together, written, buffered, mapped, mapped_again, request, capacity })
 }
 
-/// Goes round a file in stretches.
-struct Walk {
-    next: u64,
+/// A file to read and write, removed when it is dropped.
+struct Scratch {
+    file: tempfile::NamedTempFile,
     size: u64,
+    /// Where the next stretch begins: each read meets another one.
+    next: AtomicU64,
 }
 
-impl Walk {
-    fn step(&mut self) -> u64 {
-        let at = self.next;
-        self.next = (at + STRETCH as u64) % self.size;
-        at
+impl Scratch {
+    fn new(folder: &Path, size: u64) -> Result<Self, ProfileError> {
+        let failed = |source| ProfileError::Scratch {
+            action: "create a file in",
+            path: folder.into(),
+            source,
+        };
+        let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        // Whole stretches, several of them, so that going round never meets the same one soon.
+        let size = (size / STRETCH as u64).max(4) * STRETCH as u64;
+        let mut stretch = buffer()?;
+        // Not all zeros, which some disks do not store.
+        for (index, byte) in stretch.iter_mut().enumerate() {
+            *byte = (index.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0];
+        }
+        let scratch = Self { file, size, next: AtomicU64::new(0) };
+        scratch.fill(&stretch).map_err(|source| scratch.failed("write", source))?;
+        Ok(scratch)
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> ProfileError {
+        ProfileError::Scratch { action, path: self.file.path().into(), source }
+    }
+
+    fn fill(&self, stretch: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).open(self.file.path())?;
+        for _ in 0..self.size / stretch.len() as u64 {
+            file.write_all(stretch)?;
+        }
+        file.sync_all()
+    }
+
+    /// Asks the system to drop what it keeps of the file; clean pages it drops at once.
+    fn forget(&self) -> Result<(), ProfileError> {
+        let drop = || {
+            let file = File::open(self.file.path())?;
+            file.sync_all()?;
+            Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+        };
+        drop().map_err(|source| self.failed("read", source))
+    }
+
+    fn step(&self) -> u64 {
+        self.next.fetch_add(STRETCH as u64, Ordering::Relaxed) % self.size
+    }
+
+    /// Reads past the page cache where that is possible, through it where not.
+    fn reader(&self, request: usize) -> Result<Box<dyn BlockReader>, ProfileError> {
+        match Direct::open(self.file.path(), request) {
+            Ok(reader) => Ok(Box::new(reader)),
+            Err(_) => Ok(Box::new(Buffered::open(self.file.path(), request)?)),
+        }
+    }
+
+    /// One thread, by the size of a request. The sizes take turns, because a disk that others use too is
+    /// not equally fast at all times.
+    fn direct(
+        &self,
+        sampler: &mut Sampler,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+        if let Err(why) = Direct::open(self.file.path(), REQUESTS[0]) {
+            let folder = self.file.path().parent().unwrap_or(Path::new("."));
+            notes.push(not_direct(folder, &why));
+        }
+        let readers = REQUESTS.map(|request| self.reader(request));
+        let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut into = buffer()?;
+        self.in_turn(sampler, "disk.read", |index| {
+            let start = Instant::now();
+            readers[index].read(self.step(), &mut into)?;
+            Ok(start.elapsed())
+        })
+    }
+
+    /// Several threads at once, 4 MiB a request: what the disk has in all.
+    fn together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
+        let reader = self.reader(4 << 20)?;
+        let mut buffers = (0..THREADS).map(|_| buffer()).collect::<Result<Vec<_>, _>>()?;
+        sampler.measure("disk.read_total", &DiskTimes::TOGETHER.exact(), || {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                let reads = buffers.iter_mut().map(|into| {
+                    let (offset, reader) = (self.step(), &reader);
+                    scope.spawn(move || reader.read(offset, into))
+                });
+                let reads: Vec<_> = reads.collect();
+                for read in reads {
+                    read.join().map_err(|_| ProfileError::Memory(STRETCH))??;
+                }
+                Ok::<(), ProfileError>(())
+            })?;
+            Ok(start.elapsed())
+        })
+    }
+
+    /// One direct read of a page.
+    fn request(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
+        let reader = self.reader(PAGE)?;
+        let mut page = AlignedBuf::zeroed(PAGE).ok_or(ProfileError::Memory(PAGE))?;
+        let mut at = 0;
+        sampler.time("software.disk_request", "4KiB", || {
+            at = (at + 97 * PAGE as u64) % self.size;
+            Ok(reader.read(at, &mut page)?)
+        })
+    }
+
+    /// Through a page cache that does not hold what is read.
+    fn buffered(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+        let readers = REQUESTS.map(|request| Buffered::open(self.file.path(), request));
+        let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut into = buffer()?;
+        self.in_turn(sampler, "disk.buffered_read", |index| {
+            self.forget()?;
+            let start = Instant::now();
+            readers[index].read(self.step(), &mut into)?;
+            Ok(start.elapsed())
+        })
+    }
+
+    /// In requests as a memory map makes them: cold, and then from the page cache.
+    fn mapped(&self, sampler: &mut Sampler) -> Result<(Middle, Middle), ProfileError> {
+        let reader = Buffered::open(self.file.path(), READ_AHEAD)?;
+        let mut into = buffer()?;
+        let exact = DiskTimes::STRETCH.exact();
+        let first = sampler.measure("disk.page_fault_read", &exact, || {
+            self.forget()?;
+            let start = Instant::now();
+            reader.read(self.step(), &mut into)?;
+            Ok::<_, ProfileError>(start.elapsed())
+        })?;
+        let again = sampler.time("disk.page_fault_hit", &exact, || reader.read(0, &mut into))?;
+        Ok((first, again))
+    }
+
+    fn written(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+        let file = writer(self.file.path()).map_err(|source| self.failed("write", source))?;
+        let from = buffer()?;
+        self.in_turn(sampler, "disk.write", |index| {
+            let mut at = self.step();
+            let start = Instant::now();
+            for piece in from.chunks(REQUESTS[index]) {
+                file.write_all_at(piece, at).map_err(|source| self.failed("write", source))?;
+                at += piece.len() as u64;
+            }
+            Ok(start.elapsed())
+        })
+    }
+
+    /// A stretch in requests of each size, size after size, and again.
+    fn in_turn(
+        &self,
+        sampler: &mut Sampler,
+        figure: &str,
+        one: impl FnMut(usize) -> Result<Duration, ProfileError>,
+    ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+        let sizes = REQUESTS.map(|request| Bytes(request as u64));
+        let middles = sampler.in_turn(figure, &sizes.map(Bytes::exact), one)?;
+        Ok(sizes.into_iter().zip(middles).collect())
     }
 }
 
-/// Times `work` with the page cache emptied of the file before each sample.
-fn cold(
-    sampler: &mut Sampler,
-    figure: &str,
-    size: &str,
-    forget: &impl Fn() -> Result<(), ProfileError>,
-    mut work: impl FnMut() -> Result<(), ProfileError>,
-) -> Result<Middle, ProfileError> {
-    sampler.measure(figure, size, || {
-        forget()?;
-        let start = std::time::Instant::now();
-        work()?;
-        Ok(start.elapsed())
-    })
-}
-
-fn fill(path: &Path, size: u64, stretch: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(path)?;
-    for _ in 0..size / stretch.len() as u64 {
-        file.write_all(stretch)?;
-    }
-    file.sync_all()
-}
-
-/// Asks the system to drop what it keeps of a file; clean pages it drops at once.
-fn forget(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    file.sync_all()?;
-    Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+fn buffer() -> Result<AlignedBuf, ProfileError> {
+    AlignedBuf::zeroed(STRETCH).ok_or(ProfileError::Memory(STRETCH))
 }
 
 /// Past the page cache where that is possible, through it where not.
@@ -181,13 +249,4 @@ fn writer(path: &Path) -> io::Result<File> {
         return Ok(file);
     }
     OpenOptions::new().write(true).open(path)
-}
-
-fn write(file: &File, offset: u64, from: &[u8], request: usize) -> io::Result<()> {
-    let mut at = offset;
-    for piece in from[..in_memory(STRETCH as u64)].chunks(request) {
-        file.write_all_at(piece, at)?;
-        at += piece.len() as u64;
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use pipo_kernels::attention::{Heads, attention};
 use pipo_kernels::linear::linear;
-use pipo_kernels::{Cpu, Format, Matrix, activation, norm, residual};
+use pipo_kernels::{Cpu, Format, Matrix, activation, embedding, norm, residual};
 use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
 use pipo_plan::units::Bytes;
@@ -19,6 +19,9 @@ const SHAPES: [(usize, usize); 4] = [(768, 768), (2048, 2048), (4096, 4096), (11
 
 /// Rows that share a matrix.
 const ROWS: [usize; 8] = [1, 2, 4, 8, 16, 64, 128, 256];
+
+/// More than the caches of one core hold.
+const COLD: usize = 32 << 20;
 
 /// Query heads of the attentions: of a model of a billion parameters.
 const QUERY_HEADS: usize = 32;
@@ -55,6 +58,8 @@ pub(super) struct Kernels {
     pub(super) attentions: Vec<Attended>,
     /// What is between the products, and its bytes as a schedule counts them.
     pub(super) elementwise: (Bytes, Middle),
+    /// Rows of an embedding, and their bytes as 16-bit numbers.
+    pub(super) gather: (Bytes, Middle),
     /// 16-bit numbers out of 4-bit ones, and their bytes.
     pub(super) dequantise: (Bytes, Middle),
     /// A product of next to nothing.
@@ -89,6 +94,7 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
         products,
         attentions,
         elementwise: elementwise(sampler, &cpu)?,
+        gather: gather(sampler, &arena)?,
         dequantise: dequantise(sampler, &arena)?,
         launch,
     })
@@ -103,7 +109,6 @@ struct Multiply<'a> {
     bytes: usize,
     at: usize,
     x: Vec<f32>,
-    out: Vec<f32>,
 }
 
 impl<'a> Multiply<'a> {
@@ -118,7 +123,6 @@ impl<'a> Multiply<'a> {
             bytes: crate::store::in_memory(bytes.0),
             at: 0,
             x: vec![0.5; rows * inputs],
-            out: vec![0.0; rows * outputs],
         }
     }
 
@@ -128,8 +132,10 @@ impl<'a> Multiply<'a> {
             if self.at + 2 * self.bytes > self.arena.len() { 0 } else { self.at + self.bytes };
         let matrix = &self.arena[self.at..self.at + self.bytes];
         let matrix = Matrix::new(self.format, outputs, inputs, matrix)?;
-        linear(self.cpu, &self.x, rows, &matrix, None, &mut self.out)?;
-        std::hint::black_box(&self.out);
+        // As the decoder does: a result of its own, in memory that was not used before.
+        let mut out = vec![0.0; rows * outputs];
+        linear(self.cpu, &self.x, rows, &matrix, None, &mut out)?;
+        std::hint::black_box(&out);
         Ok(())
     }
 }
@@ -142,14 +148,21 @@ fn attend(
 ) -> Result<Attended, ProfileError> {
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
-    let cache: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(context * heads.kv * dim);
-    let matrix = || Matrix::new(Format::Fp16, context * heads.kv, dim, &cache);
-    let (keys, values) = (matrix()?, matrix()?);
+    // Each time another cache, so that none is found where the one before was.
+    let plane = 2 * context * heads.kv * dim;
+    let planes = COLD.div_ceil(2 * plane) * 2;
+    let caches: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(planes * plane / 2);
+    let mut caches = caches.chunks_exact(2 * plane).cycle();
     let q = vec![0.1; rows * heads.query * dim];
-    let mut out = vec![0.0; q.len()];
     let size = format!("{rows} x {context}, {} heads of {dim} over {}", heads.query, heads.kv);
-    let time = sampler.time("gpu.attentions", &size, || {
-        attention(cpu, &heads, &q, context - rows, &keys, &values, &mut out)
+    let time = sampler.time("gpu.attentions", &size, || -> Result<(), ProfileError> {
+        let cache = caches.next().unwrap_or_default();
+        let (keys, values) = cache.split_at(cache.len() / 2);
+        let matrix = |bytes| Matrix::new(Format::Fp16, context * heads.kv, dim, bytes);
+        let mut out = vec![0.0; q.len()];
+        attention(cpu, &heads, &q, context - rows, &matrix(keys)?, &matrix(values)?, &mut out)?;
+        std::hint::black_box(&out);
+        Ok(())
     })?;
     let seen: usize = (context - rows..context).map(|position| position + 1).sum();
     let operations = 4 * (heads.query * dim * seen) as u64;
@@ -170,15 +183,14 @@ fn elementwise(sampler: &mut Sampler, cpu: &Cpu) -> Result<(Bytes, Middle), Prof
     let (rows, hidden, inner) = (16, 2048, 5632);
     let mut stored = vec![f16::from_f32(0.5).to_bits(); rows * hidden];
     let weight = vec![1.0; hidden];
-    let mut normed = vec![0.0; rows * hidden];
-    let mut gate = vec![0.3; rows * inner];
     let up = vec![0.7; rows * inner];
     let size = format!("{rows} rows of {hidden} and {inner}");
     let time = sampler.time("gpu.elementwise", &size, || -> Result<(), ProfileError> {
         let mut x = vec![0.0; rows * hidden];
         stored.reinterpret_cast::<f16>().convert_to_f32_slice(&mut x);
+        let mut normed = vec![0.0; rows * hidden];
         norm::rms_norm(cpu, &x, &weight, 1e-5, &mut normed)?;
-        gate.fill(0.3);
+        let mut gate = vec![0.3; rows * inner];
         activation::silu_gated(&mut gate, &up)?;
         residual::add(&mut x, &normed)?;
         stored.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&x);
@@ -204,4 +216,22 @@ fn dequantise(sampler: &mut Sampler, arena: &[u8]) -> Result<(Bytes, Middle), Pr
         Ok::<(), ProfileError>(())
     })?;
     Ok((Bytes(2 * (outputs * inputs) as u64), time))
+}
+
+/// Rows of a 4-bit embedding that lie far apart.
+fn gather(sampler: &mut Sampler, arena: &[u8]) -> Result<(Bytes, Middle), ProfileError> {
+    let (rows, outputs, inputs) = (32_u32, 50_272_u32, 2048);
+    let bytes = Precision::Int4.matrix_bytes(u64::from(outputs), inputs as u64);
+    let bytes = &arena[..crate::store::in_memory(bytes.0)];
+    let table = Matrix::new(Format::Int4, outputs as usize, inputs, bytes)?;
+    let mut first = 0;
+    let time = sampler.time("host.gather", &format!("{rows} x {inputs}"), || {
+        first = (first + 1) % 997;
+        let tokens: Vec<u32> = (0..rows).map(|row| (row * 1571 + first) % outputs).collect();
+        let mut out = vec![0.0; tokens.len() * inputs];
+        embedding::lookup(&table, &tokens, &mut out)?;
+        std::hint::black_box(&out);
+        Ok::<(), ProfileError>(())
+    })?;
+    Ok((Bytes(2 * u64::from(rows) * inputs as u64), time))
 }

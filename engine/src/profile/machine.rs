@@ -36,8 +36,10 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
     let (size, both) = memory.beside;
     let duplex = rate((Bytes(2 * size.0), both)).max(copies.value.best());
     let weights = single_row(&kernels);
-    // Reads and writes are counted apart.
-    let bandwidth = twice(rate(memory.all)).max(twice(copy.value)).max(weights.0);
+    let all = memory.all.map(|all| (rate(all), all.1));
+    let (bandwidth, all) = if all[0].0 > all[1].0 { all[0] } else { all[1] };
+    // A copy reads and writes; what one operation alone reaches is there for all of them together.
+    let bandwidth = bandwidth.max(twice(copy.value)).max(weights.0);
     let machine = Machine {
         name: "host-cpu".into(),
         description: format!(
@@ -51,7 +53,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             memory: Figure::new(system.memory, SYSTEM),
             context: Figure::new(Bytes::ZERO, SYSTEM),
             sms: Figure::new(threads, CHOSEN),
-            memory_bandwidth: by(bandwidth, memory.all.1),
+            memory_bandwidth: by(bandwidth, all),
             matmul: fastest(&kernels.products),
             attention: attention(kernels.attentions.first()),
             elementwise: Some(by(rate(kernels.elementwise), kernels.elementwise.1)),
@@ -71,6 +73,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
         },
         disk: Some(Disk {
             read: curve(&disk.direct, Some(DiskTimes::STRETCH))?,
+            read_total: Some(by(rate((DiskTimes::TOGETHER, disk.together)), disk.together)),
             write: curve(&disk.written, Some(DiskTimes::STRETCH))?,
             buffered_read: curve(&disk.buffered, Some(DiskTimes::STRETCH))?,
             page_fault_read: by(rate((DiskTimes::STRETCH, disk.mapped)), disk.mapped),
@@ -84,12 +87,13 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
         host: Host {
             memory: Figure::new(system.memory, SYSTEM),
             reserved: Figure::new(system.memory - system.available, SYSTEM),
-            memory_bandwidth: by(bandwidth, memory.all.1),
+            memory_bandwidth: by(bandwidth, all),
             copy,
             cores: Figure::new(system.cores, SYSTEM),
             compute: fastest(&kernels.products),
             weights: by(weights.0, weights.1),
             attention: attention(kernels.attentions.last()),
+            gather: Some(by(rate(kernels.gather), kernels.gather.1)),
             page_cache_kept: Figure::new(1.0, ESTIMATE),
         },
         software: Software {

@@ -1,9 +1,11 @@
 //! Copies within host memory, which is what a link is where host memory plays the GPU's.
 
 use std::convert::Infallible;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use pipo_kernels::Cpu;
+use pipo_kernels::linear::linear;
+use pipo_kernels::{Cpu, Format, Matrix};
 use pipo_plan::units::Bytes;
 
 use super::ProfileError;
@@ -22,8 +24,9 @@ pub(super) struct Copies {
     pub(super) one: Vec<(Bytes, Middle)>,
     /// One thread, the largest size, while another does the same.
     pub(super) beside: (Bytes, Middle),
-    /// All cores at once, the sum of their pieces.
-    pub(super) all: (Bytes, Middle),
+    /// Bytes that are read and written in all while all cores copy, and while one multiplies and one
+    /// copies.
+    pub(super) all: [(Bytes, Middle); 2],
     /// Checking the checksum of one block.
     pub(super) checksum: (Bytes, Middle),
 }
@@ -39,7 +42,8 @@ pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, P
     let largest = SIZES[SIZES.len() - 1];
     let beside = (Bytes(largest as u64), beside(sampler, largest, &from, &mut to));
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);
-    let all = (Bytes(largest as u64), all(sampler, largest, cores, &from, &mut to));
+    let copied = all(sampler, largest, cores, &from, &mut to);
+    let all = [(Bytes(2 * largest as u64), copied), (MIXED, mixed(sampler, &from, &mut to)?)];
     let block = 4 << 20;
     let mut at = 0;
     let check = || {
@@ -101,4 +105,46 @@ fn all(sampler: &mut Sampler, size: usize, cores: usize, from: &[u8], to: &mut [
     };
     let Ok(middle) = sampler.time("host.memory_bandwidth", &Bytes(size as u64).exact(), copy);
     middle
+}
+
+/// What a time of [`mixed`] is for.
+const MIXED: Bytes = Bytes(1 << 30);
+
+/// One core multiplies a row by 16-bit weights, which reads, while another copies: closer to what lanes do
+/// than copies alone. The sample is the time for [`MIXED`] bytes of both.
+fn mixed(sampler: &mut Sampler, from: &[u8], to: &mut [u8]) -> Result<Middle, ProfileError> {
+    const COPY: usize = 8 << 20;
+    let (outputs, inputs) = (4096, 4096);
+    let matrix = 2 * outputs * inputs;
+    let cpu = Cpu::new(1);
+    let (x, mut out) = (vec![0.5; inputs], vec![0.0; outputs]);
+    let mut at = 0;
+    sampler.measure("host.memory_bandwidth", "1GiB, multiplying and copying", || {
+        let stop = AtomicBool::new(false);
+        let (cpu, x, out, stop) = (&cpu, &x, &mut out, &stop);
+        std::thread::scope(|scope| {
+            let multiplying = scope.spawn(move || {
+                let mut bytes = 0;
+                let mut weights = from.chunks_exact(matrix).cycle();
+                while let Some(weights) = weights.next().filter(|_| !stop.load(Ordering::Relaxed)) {
+                    let weights = Matrix::new(Format::Fp16, outputs, inputs, weights)?;
+                    linear(cpu, x, 1, &weights, None, out)?;
+                    bytes += matrix;
+                }
+                Ok::<usize, ProfileError>(bytes)
+            });
+            let start = Instant::now();
+            let mut copied = 0;
+            while start.elapsed() < Duration::from_millis(60) {
+                at = next(at, COPY);
+                to[at..at + COPY].copy_from_slice(&from[at..at + COPY]);
+                copied += 2 * COPY;
+            }
+            let time = start.elapsed();
+            stop.store(true, Ordering::Relaxed);
+            let read = multiplying.join().map_err(|_| ProfileError::Memory(matrix))??;
+            let share = MIXED.as_f64() / (copied + read) as f64;
+            Ok(time.mul_f64(share))
+        })
+    })
 }

@@ -83,17 +83,41 @@ impl Sampler {
         let begin = Instant::now();
         let mut times = Vec::new();
         while times.len() < self.least || (times.len() < MOST && begin.elapsed() < self.patience) {
-            let time = one()?;
-            let time = Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1));
+            let time = nanos(one()?);
             times.push(time);
             self.samples.push(Sample { figure: figure.into(), size: size.into(), time });
         }
         Ok(Middle::of(times))
     }
 
+    /// Takes samples of several sizes in turn from `one`, which is given the index of the size. Each size
+    /// is warmed up once, and gets twice the least number of samples.
+    pub(super) fn in_turn<E>(
+        &mut self,
+        figure: &str,
+        sizes: &[String],
+        mut one: impl FnMut(usize) -> Result<Duration, E>,
+    ) -> Result<Vec<Middle>, E> {
+        let mut times = vec![Vec::new(); sizes.len()];
+        for round in 0..=2 * self.least {
+            for (index, (size, times)) in sizes.iter().zip(&mut times).enumerate() {
+                let time = nanos(one(index)?);
+                if round > 0 {
+                    times.push(time);
+                    self.samples.push(Sample { figure: figure.into(), size: size.clone(), time });
+                }
+            }
+        }
+        Ok(times.into_iter().map(Middle::of).collect())
+    }
+
     pub(super) fn into_samples(self) -> Vec<Sample> {
         self.samples
     }
+}
+
+fn nanos(time: Duration) -> Nanos {
+    Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1))
 }
 
 #[cfg(test)]

@@ -8,32 +8,32 @@ use pipo_plan::schedule::Linear;
 
 /// A measured table.
 ///
-/// The time of a product is looked up at the measured matrix whose number of weights is nearest, as a
-/// ratio (of two as near, the smaller), and scaled by the ratio. Between two measured row counts the
-/// logarithm of the time is linear in the logarithm of the rows, which is exact where weights bind (a
-/// constant) and where arithmetic binds (a proportion). Fewer rows than any measured take as long as
-/// the fewest, because the weights are read all the same; more rows than any take in proportion.
+/// The time of a product is looked up at the nearest measured matrix and scaled by the ratio of weights.
+/// How fast a product is depends on the length of its sums first, and on their number less: near means few
+/// factors apart in inputs, a factor in outputs counting half (of two as near, the smaller). Between two
+/// measured row counts the logarithm of the time is linear in the logarithm of the rows, which is exact
+/// where weights bind (a constant) and where arithmetic binds (a proportion). Fewer rows than any measured
+/// take as long as the fewest, because the weights are read all the same; more rows than any take in
+/// proportion.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kernels {
-    /// By precision, then by number of weights; each with its rows and times, by rising rows.
-    tables: BTreeMap<String, BTreeMap<u64, Vec<(f64, f64)>>>,
+    /// By precision, then by outputs and inputs; each with its rows and times, by rising rows.
+    tables: BTreeMap<String, BTreeMap<(u64, u64), Vec<(f64, f64)>>>,
 }
 
 impl Kernels {
     pub(super) fn new(measured: &[KernelTime]) -> Self {
-        let mut tables: BTreeMap<String, BTreeMap<u64, Vec<(f64, f64)>>> = BTreeMap::new();
+        let mut kernels = Self::default();
         for kernel in measured {
-            let weights = kernel.outputs.saturating_mul(kernel.inputs).max(1);
+            let matrix = (kernel.outputs.max(1), kernel.inputs.max(1));
             let point = (kernel.rows.max(1) as f64, kernel.time.as_f64().max(1.0));
-            let table = tables.entry(kernel.precision.clone()).or_default();
-            table.entry(weights).or_default().push(point);
+            let table = kernels.tables.entry(kernel.precision.clone()).or_default();
+            table.entry(matrix).or_default().push(point);
         }
-        for points in tables.values_mut().flat_map(BTreeMap::values_mut) {
+        for points in kernels.tables.values_mut().flat_map(BTreeMap::values_mut) {
             points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-            // Two shapes with equally many weights may be measured at the same rows: keep the faster.
-            points.dedup_by(|next, kept| next.0.total_cmp(&kept.0).is_eq());
         }
-        Self { tables }
+        kernels
     }
 
     /// Nanoseconds of one copy of a product with weights of this precision; none without a table.
@@ -46,11 +46,15 @@ impl Kernels {
             other => other,
         };
         let table = self.tables.get(precision.name()).or(self.tables.get(stand_in.name()))?;
+        let apart =
+            |wanted: u64, measured: u64| (wanted.max(1) as f64 / measured as f64).ln().abs();
+        let distance = |&(outputs, inputs): &(u64, u64)| {
+            apart(linear.inputs, inputs) + apart(linear.outputs, outputs) / 2.0
+        };
+        let (&(outputs, inputs), points) =
+            table.iter().min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)))?;
         let weights = linear.outputs as f64 * linear.inputs as f64;
-        let distance = |measured: u64| (weights.max(1.0) / measured as f64).ln().abs();
-        let (&measured, points) =
-            table.iter().min_by(|a, b| distance(*a.0).total_cmp(&distance(*b.0)))?;
-        Some(at_rows(points, linear.rows as f64) * weights / measured as f64)
+        Some(at_rows(points, linear.rows as f64) * weights / (outputs as f64 * inputs as f64))
     }
 }
 
