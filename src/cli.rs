@@ -293,7 +293,7 @@ pub struct Verify {
     /// Runs of each, in turn; the one in the middle is reported.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub runs: usize,
-    /// Where the picture and the trace go: FILE.svg, FILE.trace.json.
+    /// Where the picture, the trace and the table go: FILE.svg, FILE.trace.json, FILE.csv.
     #[arg(short, long, default_value = "verify", value_name = "FILE")]
     pub output: PathBuf,
 }

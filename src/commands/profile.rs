@@ -4,6 +4,7 @@ use std::path::Path;
 
 use pipo_engine::profile::{Profile, Sample, Settings, profile};
 use pipo_engine::run::default_threads;
+use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 use serde_json::json;
 
 use crate::cli::Profile as Args;
@@ -31,11 +32,11 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     }
     let row = |entry: &pipo_plan::machine::Entry| {
         let spread = entry.spread.map_or(String::new(), |s| format!("{:.1} %", 100.0 * s));
-        let value: Vec<&str> = entry.value.split_whitespace().collect();
-        vec![entry.path.to_owned(), value.join(" ").replace('"', ""), spread]
+        vec![entry.path.to_owned(), readable(&entry.value), spread]
     };
     let figures = machine.figures();
-    let shown = figures.iter().filter(|entry| entry.path != "gpu.kernels.time");
+    let tables = ["gpu.kernels.time", "gpu.attentions.time"];
+    let shown = figures.iter().filter(|entry| !tables.contains(&entry.path));
     printer.section("Figures (spread: half the distance between the quartiles)");
     printer.table(&["figure", "value", "spread"], &shown.map(row).collect::<Vec<_>>());
     kernels(&machine, printer);
@@ -50,6 +51,22 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
         "samples": samples.len(),
         "wrote": [&args.output, &beside],
     }))
+}
+
+/// A value of a profile with its quantities rounded; the file has them exactly.
+fn readable(value: &str) -> String {
+    let rounded = |text: &str| {
+        let bytes = text.parse::<Bytes>().map(|bytes| bytes.to_string());
+        let rate = text.parse::<Bandwidth>().map(|rate| rate.to_string());
+        let flops = text.parse::<FlopRate>().map(|rate| rate.to_string());
+        let time = text.parse::<Nanos>().map(|time| time.to_string());
+        bytes.or(rate).or(flops).or(time).unwrap_or_else(|_| text.to_owned())
+    };
+    let pieces = value.split('"').enumerate();
+    let pieces =
+        pieces.map(|(n, piece)| if n % 2 == 1 { rounded(piece) } else { piece.to_owned() });
+    let text: String = pieces.collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Products by precision and rows: what each shape reaches.

@@ -1,7 +1,6 @@
 //! `pipo verify`: runs a plan and a baseline for real, beside what was predicted of them.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use pipo_engine::run::{Outcome, Request, default_threads, random_prompts, run};
@@ -9,6 +8,8 @@ use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
+use pipo_plan::strategy::Strategy;
+use pipo_plan::strategy::pipo::FileReads;
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Nanos;
 use pipo_results::accuracy::{Figures, Line, lines};
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Verify;
 use crate::commands::{report, simulate};
+use crate::interrupt;
 use crate::output::{self, Printer};
 
 /// A plan with what was predicted of it, and what was measured.
@@ -85,6 +87,12 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             Err(why) => notes.push(format!("no baseline: {why:#}")),
         }
     }
+    if reads_through_page_cache(&cases) && cases[0].plan.budget.host < machine.host.memory.value {
+        notes.push(format!(
+            "weights are read through the page cache, which this run cannot hold to the budget of {}: what is left of {} keeps them",
+            cases[0].plan.budget.host, machine.host.memory.value
+        ));
+    }
     measure(&mut cases, &store, threads, args.runs.max(1), printer)?;
     let written = write(&args.output, &cases)?;
     for note in &notes {
@@ -119,6 +127,17 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
     }))
 }
 
+/// Whether a plan has weights on disk and reads them through the page cache.
+fn reads_through_page_cache(cases: &[Case]) -> bool {
+    cases.iter().any(|case| {
+        let buffered = match &case.plan.strategy {
+            Strategy::Pipo(knobs) => knobs.reads == FileReads::Buffered,
+            _ => true,
+        };
+        buffered && !case.predicted.layout.extents.is_empty()
+    })
+}
+
 /// The best plan of another system for the same request and budget.
 fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> {
     let mut workload = plan.workload.clone();
@@ -138,6 +157,7 @@ fn measure(
     runs: usize,
     printer: &Printer,
 ) -> anyhow::Result<()> {
+    let cancelled = interrupt::flag()?;
     let bar = printer.progress("running");
     bar.set_length((runs * cases.len()) as u64);
     for _ in 0..runs {
@@ -150,7 +170,7 @@ fn measure(
                 case.plan.seed,
             );
             let request = Request { threads, ..Request::new(&case.plan, store, &prompts) };
-            case.measured.push(run(&request, &AtomicBool::new(false))?);
+            case.measured.push(run(&request, cancelled).map_err(interrupt::or)?);
             bar.inc(1);
         }
     }
@@ -191,7 +211,33 @@ fn write(output: &Path, cases: &[Case]) -> anyhow::Result<Vec<String>> {
         .map(|((name, _), timeline)| trace::Process { name, timeline })
         .collect();
     output::write(&perfetto, &trace::chrome(&processes))?;
-    Ok([picture, perfetto].iter().map(|path| path.display().to_string()).collect())
+    let table = beside(output, "csv");
+    output::write(&table, &csv(cases)?)?;
+    Ok([picture, perfetto, table].iter().map(|path| path.display().to_string()).collect())
+}
+
+/// Every figure of every case, and the request of every run.
+fn csv(cases: &[Case]) -> anyhow::Result<String> {
+    let mut text = String::from("case,model,strategy,figure,predicted,measured\n");
+    for case in cases {
+        let start = format!("{},{},{}", case.name, case.plan.model.name, case.plan.strategy.name());
+        for line in lines(&case.predicted_figures(), &case.measured_figures()?) {
+            let (predicted, measured) =
+                (seconds(&line, line.predicted), seconds(&line, line.measured));
+            text += &format!("{start},{},{predicted},{measured}\n", line.figure);
+        }
+        let predicted = case.predicted_figures().request.seconds();
+        for (run, outcome) in (1..).zip(&case.measured) {
+            let measured = case.request(outcome).seconds();
+            text += &format!("{start},request of run {run},{predicted},{measured}\n");
+        }
+    }
+    Ok(text)
+}
+
+/// Times in seconds, other figures as they are.
+fn seconds(line: &Line, value: f64) -> f64 {
+    if line.is_time { value / 1e9 } else { value }
 }
 
 /// The file's name with an ending added: a dot in it belongs to the name.

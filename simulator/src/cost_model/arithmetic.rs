@@ -73,8 +73,8 @@ pub(super) fn on_gpu(gpu: &Gpu, tables: &Tables, compute: &Compute) -> Cost {
 /// A matrix product. Where quantised weights are not fused into it, a kernel first writes them out as
 /// 16 bits, which the product then reads.
 fn product(gpu: &Gpu, kernels: &Kernels, linear: &Linear) -> Step {
-    let quantised = is_quantised(linear.precision);
-    let precision = if quantised && !linear.fused { Precision::Fp16 } else { linear.precision };
+    let unfused = is_unfused(gpu, linear.precision, linear.fused);
+    let precision = if unfused { Precision::Fp16 } else { linear.precision };
     let copies = f64::from(linear.copies);
     let bytes = copies * (weight_bytes(linear, precision) + activation_bytes(linear));
     let bandwidth = gpu.memory_bandwidth.value;
@@ -93,7 +93,7 @@ fn product(gpu: &Gpu, kernels: &Kernels, linear: &Linear) -> Step {
 fn attend(gpu: &Gpu, measured: &Attentions, attention: &Attention) -> Step {
     let stored = attention.cache_bytes().as_f64();
     let dense = Attention { precision: Precision::Fp16, ..*attention }.cache_bytes().as_f64();
-    let unfused = is_quantised(attention.precision) && !attention.fused;
+    let unfused = is_unfused(gpu, attention.precision, attention.fused);
     let (flops, bandwidth) = (attention.flops() as f64, gpu.memory_bandwidth.value);
     let read = if unfused { dense } else { stored };
     let mut step = Step::roofline(flops, gpu.attention.value, read, bandwidth);
@@ -144,8 +144,10 @@ fn cost(sum: Step, nanos: f64, bandwidth: Bandwidth, memory: Resource) -> Cost {
     Cost { nanos, payload, ..Cost::default() }.drawing(memory, 1.0)
 }
 
-fn is_quantised(precision: Precision) -> bool {
-    !matches!(precision, Precision::Fp16 | Precision::Bf16)
+/// Whether a 16-bit copy is written first. The kernels for host cores have no such thing: they decode
+/// weights in registers whatever a plan says, so that no result depends on it.
+fn is_unfused(gpu: &Gpu, precision: Precision, fused: bool) -> bool {
+    !matches!(precision, Precision::Fp16 | Precision::Bf16) && !fused && !gpu.is_on_host()
 }
 
 /// Of one copy.

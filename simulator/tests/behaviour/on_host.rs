@@ -1,7 +1,8 @@
 //! A machine whose host cores and memory play the GPU's: what lanes do to each other there.
 
 use pipo_plan::machine::{Figure, Gpu, Machine, catalog};
-use pipo_plan::schedule::{Compute, DiskIo, HostMemory, Work};
+use pipo_plan::model::Precision;
+use pipo_plan::schedule::{Compute, DiskIo, HostMemory, Linear, Work};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 use pipo_simulator::{CostModel, Costs, Resource};
 
@@ -69,4 +70,22 @@ fn beside_a_real_gpu_cores_are_not_short() {
     assert_eq!(model.capacities().cores(), f64::MAX);
     assert_eq!(model.handover(), Nanos::ZERO);
     assert_eq!(CostModel::new(&host()).handover(), Nanos(5000));
+}
+
+#[test]
+fn weights_are_decoded_in_the_product_whatever_a_plan_says() {
+    let machine = host();
+    let price = |fused| {
+        let linear = Linear {
+            rows: 1,
+            outputs: 4096,
+            inputs: 4096,
+            copies: 1,
+            precision: Precision::Int4,
+            fused,
+        };
+        let compute = Compute { linears: vec![linear], ..Compute::default() };
+        CostModel::new(&machine).price(&Work::Gpu(compute)).unwrap().cost.nanos
+    };
+    assert_eq!(price(false), price(true));
 }
