@@ -1,0 +1,129 @@
+//! `pipo profile` and `pipo verify` as a user types them, on a golden model.
+
+#![allow(clippy::unwrap_used, reason = "a command that cannot be started must stop the test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn pipo(folder: &Path, line: &str) -> Output {
+    let mut command = Command::cargo_bin("pipo").unwrap();
+    command.current_dir(folder).args(line.split_whitespace()).output().unwrap()
+}
+
+/// Runs a line that must succeed.
+fn good(folder: &Path, line: &str) -> String {
+    let output = pipo(folder, line);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "`pipo {line}` failed: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a line that must fail, and returns what it says.
+fn bad(folder: &Path, line: &str) -> String {
+    let output = pipo(folder, line);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "`pipo {line}`: {error}");
+    error
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A folder with the golden model in `store/`, the published profile of a machine without a GPU, and a
+/// plan for both that keeps little on the device.
+fn prepared() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let model = repository("engine/tests/golden/llama3");
+    fs::copy(repository("results/published/cpu-accuracy/machine.toml"), at.join("machine.toml"))
+        .unwrap();
+    good(at, &format!("import {} --weights fp16 -o store", model.display()));
+    good(
+        at,
+        &format!(
+            "tune --model {} --weights fp16 --machine machine.toml --prompt 16 --new-tokens 4 \
+             --batch 2 --strategy pipo --gpu-mem 150kB -o plan.toml",
+            model.display()
+        ),
+    );
+    folder
+}
+
+#[test]
+fn a_machine_is_measured_in_full_and_can_be_planned_for() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let report = good(at, "--threads 1 --json profile --quick --disk-size 256MiB -o host.toml");
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let machine = good(at, "machines host.toml");
+    for figure in ["gpu.kernels.time", "link.h2d", "disk.read", "host.gather", "software.handover"]
+    {
+        assert!(machine.contains(figure), "{figure} is not in {machine}");
+    }
+    // Every sample is kept, and nothing but the two files stays.
+    let samples = fs::read_to_string(at.join("host.samples.csv")).unwrap();
+    assert_eq!(samples.lines().count() as u64 - 1, report["samples"].as_u64().unwrap());
+    assert!(samples.lines().skip(1).all(|line| {
+        line.rsplit(',').next().unwrap().parse::<u64>().is_ok_and(|nanoseconds| nanoseconds > 0)
+    }));
+    assert_eq!(fs::read_dir(at).unwrap().count(), 2);
+    good(at, "tune --model opt-125m --machine host.toml --gpu-mem 60MB --batch 1 --effort 1");
+}
+
+#[test]
+fn a_plan_and_a_baseline_are_run_beside_their_predictions() {
+    let folder = prepared();
+    let at = folder.path();
+    let line = "--threads 1 --json verify plan.toml --machine machine.toml --model store --runs 2";
+    let report: Value = serde_json::from_str(&good(at, line)).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    let names: Vec<&str> = cases.iter().map(|case| case["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["plan", "accelerate"], "{report}");
+    for case in cases {
+        assert_eq!(case["request_runs_ns"].as_array().unwrap().len(), 2);
+        for side in ["predicted", "measured"] {
+            assert!(case[side]["request_ns"].as_u64().unwrap() > 0);
+            assert!(case[side]["prefill_ns"].as_u64() <= case[side]["request_ns"].as_u64());
+        }
+        // The same operations on the same lanes: only times differ.
+        let lanes = |side: &str| -> Vec<String> {
+            let busy = case[side]["busy"].as_array().unwrap();
+            busy.iter().map(|lane| lane["lane"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(lanes("predicted"), lanes("measured"));
+    }
+    let text = good(at, &line.replace("--json ", ""));
+    assert_eq!(text.matches("exact").count(), 6, "{text}");
+    assert!(text.contains("times was predicted"), "{text}");
+    for file in ["verify.svg", "verify.trace.json", "verify.csv"] {
+        assert!(at.join(file).is_file(), "{file} was not written");
+    }
+    let trace: Value =
+        serde_json::from_str(&fs::read_to_string(at.join("verify.trace.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let processes = events.iter().filter(|event| event["name"] == "process_name");
+    assert_eq!(processes.count(), 4);
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let folder = prepared();
+    let at = folder.path();
+    let error = bad(at, "verify plan.toml --machine rtx3060-laptop --model store");
+    assert!(error.contains("make one with `pipo profile`"), "{error}");
+    let error = bad(at, "--threads 2 verify plan.toml --machine machine.toml --model store");
+    assert!(error.contains("was measured with 1 threads"), "{error}");
+    let error = bad(at, "--threads 1 verify plan.toml --machine machine.toml --model nowhere");
+    assert!(error.contains("nowhere"), "{error}");
+    // A baseline that cannot be is said, and the plan is run all the same.
+    let line = "--threads 1 verify plan.toml --machine machine.toml --model store --baseline resident --runs 1";
+    let text = good(at, line);
+    assert!(text.contains("no baseline: "), "{text}");
+    assert!(text.contains("1 runs: request from"), "{text}");
+}
