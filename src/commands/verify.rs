@@ -1,5 +1,6 @@
 //! `pipo verify`: runs a plan and a baseline for real, beside what was predicted of them.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -224,12 +225,12 @@ fn csv(cases: &[Case]) -> anyhow::Result<String> {
         for line in lines(&case.predicted_figures(), &case.measured_figures()?) {
             let (predicted, measured) =
                 (seconds(&line, line.predicted), seconds(&line, line.measured));
-            text += &format!("{start},{},{predicted},{measured}\n", line.figure);
+            let _ = writeln!(text, "{start},{},{predicted},{measured}", line.figure);
         }
         let predicted = case.predicted_figures().request.seconds();
         for (run, outcome) in (1..).zip(&case.measured) {
             let measured = case.request(outcome).seconds();
-            text += &format!("{start},request of run {run},{predicted},{measured}\n");
+            let _ = writeln!(text, "{start},request of run {run},{predicted},{measured}");
         }
     }
     Ok(text)

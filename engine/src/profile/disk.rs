@@ -144,7 +144,7 @@ impl Scratch {
         let readers = REQUESTS.map(|request| self.reader(request));
         let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut into = buffer()?;
-        self.in_turn(sampler, "disk.read", |index| {
+        in_turn(sampler, "disk.read", |index| {
             let start = Instant::now();
             readers[index].read(self.step(), &mut into)?;
             Ok(start.elapsed())
@@ -188,7 +188,7 @@ impl Scratch {
         let readers = REQUESTS.map(|request| Buffered::open(self.file.path(), request));
         let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut into = buffer()?;
-        self.in_turn(sampler, "disk.buffered_read", |index| {
+        in_turn(sampler, "disk.buffered_read", |index| {
             self.forget()?;
             let start = Instant::now();
             readers[index].read(self.step(), &mut into)?;
@@ -214,7 +214,7 @@ impl Scratch {
     fn written(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let file = writer(self.file.path()).map_err(|source| self.failed("write", source))?;
         let from = buffer()?;
-        self.in_turn(sampler, "disk.write", |index| {
+        in_turn(sampler, "disk.write", |index| {
             let mut at = self.step();
             let start = Instant::now();
             for piece in from.chunks(REQUESTS[index]) {
@@ -224,18 +224,17 @@ impl Scratch {
             Ok(start.elapsed())
         })
     }
+}
 
-    /// A stretch in requests of each size, size after size, and again.
-    fn in_turn(
-        &self,
-        sampler: &mut Sampler,
-        figure: &str,
-        one: impl FnMut(usize) -> Result<Duration, ProfileError>,
-    ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
-        let sizes = REQUESTS.map(|request| Bytes(request as u64));
-        let middles = sampler.in_turn(figure, &sizes.map(Bytes::exact), one)?;
-        Ok(sizes.into_iter().zip(middles).collect())
-    }
+/// A stretch in requests of each size, size after size, and again.
+fn in_turn(
+    sampler: &mut Sampler,
+    figure: &str,
+    one: impl FnMut(usize) -> Result<Duration, ProfileError>,
+) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+    let sizes = REQUESTS.map(|request| Bytes(request as u64));
+    let middles = sampler.in_turn(figure, &sizes.map(Bytes::exact), one)?;
+    Ok(sizes.into_iter().zip(middles).collect())
 }
 
 fn buffer() -> Result<AlignedBuf, ProfileError> {

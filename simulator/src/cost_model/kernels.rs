@@ -6,6 +6,12 @@ use pipo_plan::machine::KernelTime;
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::Linear;
 
+/// Outputs and inputs.
+type Matrix = (u64, u64);
+
+/// Rows, and nanoseconds.
+type Point = (f64, f64);
+
 /// A measured table.
 ///
 /// The time of a product is looked up at the nearest measured matrix and scaled by the ratio of weights.
@@ -18,7 +24,7 @@ use pipo_plan::schedule::Linear;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kernels {
     /// By precision, then by outputs and inputs; each with its rows and times, by rising rows.
-    tables: BTreeMap<String, BTreeMap<(u64, u64), Vec<(f64, f64)>>>,
+    tables: BTreeMap<String, BTreeMap<Matrix, Vec<Point>>>,
 }
 
 impl Kernels {
@@ -48,7 +54,7 @@ impl Kernels {
         let table = self.tables.get(precision.name()).or(self.tables.get(stand_in.name()))?;
         let apart =
             |wanted: u64, measured: u64| (wanted.max(1) as f64 / measured as f64).ln().abs();
-        let distance = |&(outputs, inputs): &(u64, u64)| {
+        let distance = |&(outputs, inputs): &Matrix| {
             apart(linear.inputs, inputs) + apart(linear.outputs, outputs) / 2.0
         };
         let (&(outputs, inputs), points) =
@@ -58,7 +64,7 @@ impl Kernels {
     }
 }
 
-fn at_rows(points: &[(f64, f64)], rows: f64) -> f64 {
+fn at_rows(points: &[Point], rows: f64) -> f64 {
     let above = points.partition_point(|&(measured, _)| measured < rows);
     match (above.checked_sub(1).map(|below| points[below]), points.get(above)) {
         (Some((r0, t0)), Some(&(r1, t1))) => {
