@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -68,9 +69,13 @@ pub(super) fn measure(
     Ok(DiskTimes { direct, together, written, buffered, mapped, mapped_again, request, capacity })
 }
 
-/// A file to read and write, removed when it is dropped.
+/// A file to read and write. It has no name where the system has a path for open files, so that nothing
+/// stays behind however the process ends.
 struct Scratch {
-    file: tempfile::NamedTempFile,
+    _unnamed: Option<File>,
+    _named: Option<tempfile::NamedTempFile>,
+    path: PathBuf,
+    folder: PathBuf,
     size: u64,
     /// Where the next stretch begins: each read meets another one.
     next: AtomicU64,
@@ -83,7 +88,15 @@ impl Scratch {
             path: folder.into(),
             source,
         };
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        let unnamed = tempfile::tempfile_in(folder).map_err(failed)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", unnamed.as_raw_fd()));
+        let (unnamed, named, path) = if path.exists() {
+            (Some(unnamed), None, path)
+        } else {
+            let named = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+            let path = named.path().to_owned();
+            (None, Some(named), path)
+        };
         // Whole stretches, several of them, so that going round never meets the same one soon.
         let size = (size / STRETCH as u64).max(4) * STRETCH as u64;
         let mut stretch = buffer()?;
@@ -91,17 +104,24 @@ impl Scratch {
         for (index, byte) in stretch.iter_mut().enumerate() {
             *byte = (index.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0];
         }
-        let scratch = Self { file, size, next: AtomicU64::new(0) };
-        scratch.fill(&stretch).map_err(|source| scratch.failed("write", source))?;
+        let scratch = Self {
+            _unnamed: unnamed,
+            _named: named,
+            path,
+            folder: folder.into(),
+            size,
+            next: AtomicU64::new(0),
+        };
+        scratch.fill(&stretch).map_err(|source| scratch.failed("write in", source))?;
         Ok(scratch)
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> ProfileError {
-        ProfileError::Scratch { action, path: self.file.path().into(), source }
+        ProfileError::Scratch { action, path: self.folder.clone(), source }
     }
 
     fn fill(&self, stretch: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).open(self.file.path())?;
+        let mut file = OpenOptions::new().write(true).open(&self.path)?;
         for _ in 0..self.size / stretch.len() as u64 {
             file.write_all(stretch)?;
         }
@@ -111,11 +131,11 @@ impl Scratch {
     /// Asks the system to drop what it keeps of the file; clean pages it drops at once.
     fn forget(&self) -> Result<(), ProfileError> {
         let drop = || {
-            let file = File::open(self.file.path())?;
+            let file = File::open(&self.path)?;
             file.sync_all()?;
             Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
         };
-        drop().map_err(|source| self.failed("read", source))
+        drop().map_err(|source| self.failed("read in", source))
     }
 
     fn step(&self) -> u64 {
@@ -124,9 +144,9 @@ impl Scratch {
 
     /// Reads past the page cache where that is possible, through it where not.
     fn reader(&self, request: usize) -> Result<Box<dyn BlockReader>, ProfileError> {
-        match Direct::open(self.file.path(), request) {
+        match Direct::open(&self.path, request) {
             Ok(reader) => Ok(Box::new(reader)),
-            Err(_) => Ok(Box::new(Buffered::open(self.file.path(), request)?)),
+            Err(_) => Ok(Box::new(Buffered::open(&self.path, request)?)),
         }
     }
 
@@ -137,9 +157,8 @@ impl Scratch {
         sampler: &mut Sampler,
         notes: &mut Vec<String>,
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
-        if let Err(why) = Direct::open(self.file.path(), REQUESTS[0]) {
-            let folder = self.file.path().parent().unwrap_or(Path::new("."));
-            notes.push(not_direct(folder, &why));
+        if let Err(why) = Direct::open(&self.path, REQUESTS[0]) {
+            notes.push(not_direct(&self.folder, &why));
         }
         let readers = REQUESTS.map(|request| self.reader(request));
         let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -185,7 +204,7 @@ impl Scratch {
 
     /// Through a page cache that does not hold what is read.
     fn buffered(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
-        let readers = REQUESTS.map(|request| Buffered::open(self.file.path(), request));
+        let readers = REQUESTS.map(|request| Buffered::open(&self.path, request));
         let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut into = buffer()?;
         in_turn(sampler, "disk.buffered_read", |index| {
@@ -198,7 +217,7 @@ impl Scratch {
 
     /// In requests as a memory map makes them: cold, and then from the page cache.
     fn mapped(&self, sampler: &mut Sampler) -> Result<(Middle, Middle), ProfileError> {
-        let reader = Buffered::open(self.file.path(), READ_AHEAD)?;
+        let reader = Buffered::open(&self.path, READ_AHEAD)?;
         let mut into = buffer()?;
         let exact = DiskTimes::STRETCH.exact();
         let first = sampler.measure("disk.page_fault_read", &exact, || {
@@ -212,13 +231,13 @@ impl Scratch {
     }
 
     fn written(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
-        let file = writer(self.file.path()).map_err(|source| self.failed("write", source))?;
+        let file = writer(&self.path).map_err(|source| self.failed("write in", source))?;
         let from = buffer()?;
         in_turn(sampler, "disk.write", |index| {
             let mut at = self.step();
             let start = Instant::now();
             for piece in from.chunks(REQUESTS[index]) {
-                file.write_all_at(piece, at).map_err(|source| self.failed("write", source))?;
+                file.write_all_at(piece, at).map_err(|source| self.failed("write in", source))?;
                 at += piece.len() as u64;
             }
             Ok(start.elapsed())
