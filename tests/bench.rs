@@ -3,30 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a command that cannot be started must stop the test")]
 
 use std::path::Path;
-use std::process::Output;
 
-use assert_cmd::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn pipo(folder: &Path, line: &str) -> Output {
-    let mut command = Command::cargo_bin("pipo").unwrap();
-    command.current_dir(folder).args(line.split_whitespace()).output().unwrap()
-}
+use shell::{bad, good};
 
-fn good(folder: &Path, line: &str) -> String {
-    let output = pipo(folder, line);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "`pipo {line}` failed: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn bad(folder: &Path, line: &str, code: i32) -> String {
-    let output = pipo(folder, line);
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "`pipo {line}`: {error}");
-    error
-}
+mod shell;
 
 /// A golden model in `store/`, and a plan of PIPO for two sequences of it.
 fn tuned() -> TempDir {

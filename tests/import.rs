@@ -4,32 +4,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 
-use assert_cmd::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn pipo(folder: &Path, line: &str) -> Output {
-    let mut command = Command::cargo_bin("pipo").unwrap();
-    command.current_dir(folder).args(line.split_whitespace()).output().unwrap()
-}
+use shell::{bad, good};
 
-/// Runs a line that must succeed.
-fn good(folder: &Path, line: &str) -> String {
-    let output = pipo(folder, line);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "`pipo {line}` failed: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs a line that must fail with a code, and returns what it says.
-fn bad(folder: &Path, line: &str, code: i32) -> String {
-    let output = pipo(folder, line);
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "`pipo {line}`: {error}");
-    error
-}
+mod shell;
 
 /// Names of everything in a folder, hidden files too.
 fn listed(folder: &Path) -> Vec<String> {

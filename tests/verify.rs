@@ -4,32 +4,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 
-use assert_cmd::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn pipo(folder: &Path, line: &str) -> Output {
-    let mut command = Command::cargo_bin("pipo").unwrap();
-    command.current_dir(folder).args(line.split_whitespace()).output().unwrap()
-}
+use shell::{bad, good};
 
-/// Runs a line that must succeed.
-fn good(folder: &Path, line: &str) -> String {
-    let output = pipo(folder, line);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "`pipo {line}` failed: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs a line that must fail, and returns what it says.
-fn bad(folder: &Path, line: &str) -> String {
-    let output = pipo(folder, line);
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "`pipo {line}`: {error}");
-    error
-}
+mod shell;
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -115,11 +96,11 @@ fn a_plan_and_a_baseline_are_run_beside_their_predictions() {
 fn what_cannot_be_compared_is_refused() {
     let folder = prepared();
     let at = folder.path();
-    let error = bad(at, "verify plan.toml --machine rtx3060-laptop --model store");
+    let error = bad(at, "verify plan.toml --machine rtx3060-laptop --model store", 1);
     assert!(error.contains("make one with `pipo profile`"), "{error}");
-    let error = bad(at, "--threads 2 verify plan.toml --machine machine.toml --model store");
+    let error = bad(at, "--threads 2 verify plan.toml --machine machine.toml --model store", 1);
     assert!(error.contains("was measured with 1 threads"), "{error}");
-    let error = bad(at, "--threads 1 verify plan.toml --machine machine.toml --model nowhere");
+    let error = bad(at, "--threads 1 verify plan.toml --machine machine.toml --model nowhere", 1);
     assert!(error.contains("nowhere"), "{error}");
     // A baseline that cannot be is said, and the plan is run all the same.
     let line = "--threads 1 verify plan.toml --machine machine.toml --model store --baseline resident --runs 1";

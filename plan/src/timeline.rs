@@ -79,3 +79,38 @@ pub struct Timeline {
     /// When everything had ended.
     pub end: Nanos,
 }
+
+/// The times that a run is judged by, predicted or measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Until the last token of every sequence.
+    pub request: Nanos,
+    /// Until the first new token of every sequence.
+    pub prefill: Nanos,
+    /// The median decode step; zero where there is none.
+    pub step: Nanos,
+}
+
+impl Times {
+    /// From the end of each pass as a user sees it.
+    pub fn of(passes: &[PassEnd]) -> Self {
+        let last = |phase: fn(Phase) -> bool| {
+            let ends = passes.iter().filter(|p| phase(p.phase)).map(|p| p.end);
+            ends.max().unwrap_or(Nanos::ZERO)
+        };
+        let ends = passes.windows(2).filter(|pair| pair[1].phase == Phase::Decode);
+        let steps: Vec<Nanos> = ends.map(|pair| pair[1].end - pair[0].end).collect();
+        Self {
+            request: last(|_| true),
+            prefill: last(|phase| phase == Phase::Prefill),
+            step: median(steps),
+        }
+    }
+}
+
+/// The middle value, the lower of the two where there are two; zero of nothing.
+pub fn median(mut values: Vec<Nanos>) -> Nanos {
+    values.sort_unstable();
+    let middle = values.len().saturating_sub(1) / 2;
+    values.get(middle).copied().unwrap_or(Nanos::ZERO)
+}

@@ -5,7 +5,7 @@
 
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{LaneKind, Phase};
-use pipo_plan::timeline::{PassEnd, Timeline};
+use pipo_plan::timeline::{Timeline, Times};
 use pipo_plan::units::Nanos;
 use serde::{Serialize, Serializer};
 
@@ -50,19 +50,15 @@ pub struct LaneBusy {
 impl Figures {
     /// Reads them off the timeline of a plan's run.
     pub fn of(timeline: &Timeline, plan: &Plan) -> Self {
-        let last = |wanted: fn(Phase) -> bool| {
-            let ends =
-                timeline.passes.iter().filter(|pass| wanted(pass.phase)).map(|pass| pass.end);
-            ends.max().unwrap_or_default()
-        };
-        let (request, prefill) = (last(|_| true), last(|phase| phase == Phase::Prefill));
-        let steps = steps(&timeline.passes);
+        let Times { request, prefill, step } = Times::of(&timeline.passes);
+        let decodes = timeline.passes.iter().filter(|pass| pass.phase == Phase::Decode);
+        let steps = decodes.count() as u64;
         let sequences = plan.batch.sequences();
         let per_second = |tokens: u64, time: Nanos| {
             if time == Nanos::ZERO { 0.0 } else { tokens as f64 / time.seconds() }
         };
         let lanes = busy(timeline);
-        let all: Nanos = lanes.iter().map(|&(_, time)| time).fold(Nanos::ZERO, |a, b| a + b);
+        let all: Nanos = lanes.iter().map(|&(_, time)| time).sum();
         let kinds = LaneKind::ALL.into_iter().filter_map(|kind| {
             let busiest =
                 lanes.iter().filter(|(of, _)| *of == kind).map(|&(_, time)| time).max()?;
@@ -71,9 +67,9 @@ impl Figures {
         Self {
             request,
             prefill,
-            step: median(&steps),
+            step,
             tokens_per_second: per_second(sequences * plan.workload.new_tokens, request),
-            decode_tokens_per_second: per_second(sequences * steps.len() as u64, request - prefill),
+            decode_tokens_per_second: per_second(sequences * steps, request - prefill),
             prefill_tokens_per_second: per_second(sequences * plan.workload.prompt, prefill),
             busy: kinds.collect(),
             overlap: all.as_f64() / timeline.end.as_f64().max(1.0),
@@ -139,19 +135,6 @@ pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
 fn integer<S: Serializer>(time: &Nanos, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(time.0)
-}
-
-/// Times between the ends of decode steps.
-fn steps(passes: &[PassEnd]) -> Vec<Nanos> {
-    let pairs = passes.windows(2).filter(|pair| pair[1].phase == Phase::Decode);
-    pairs.map(|pair| pair[1].end - pair[0].end).collect()
-}
-
-/// The middle value, the lower of the two where there are two; zero of nothing.
-fn median(values: &[Nanos]) -> Nanos {
-    let mut values = values.to_vec();
-    values.sort_unstable();
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default()
 }
 
 /// Busy time of each lane.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use pipo_engine::run::{Outcome, Request, default_threads, random_prompts, run};
+use pipo_engine::run::{Outcome, Request, default_threads, run};
 use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
@@ -20,6 +20,7 @@ use pipo_tuner::{Evaluation, Request as Tuning, evaluate, tune};
 use serde_json::{Value, json};
 
 use crate::cli::Verify;
+use crate::commands::run::prompts;
 use crate::commands::{report, simulate};
 use crate::interrupt;
 use crate::output::{self, Printer};
@@ -164,12 +165,7 @@ fn measure(
     for _ in 0..runs {
         for case in &mut *cases {
             store.forget_cached();
-            let prompts = random_prompts(
-                case.plan.model.vocab,
-                case.plan.batch.sequences(),
-                case.plan.workload.prompt,
-                case.plan.seed,
-            );
+            let prompts = prompts::random(&case.plan, case.plan.seed)?;
             let request = Request { threads, ..Request::new(&case.plan, store, &prompts) };
             case.measured.push(run(&request, cancelled).map_err(interrupt::or)?);
             bar.inc(1);

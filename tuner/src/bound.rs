@@ -29,11 +29,11 @@
 //! bound on the request is in `pipeline`.
 
 use pipo_plan::schedule::LaneKind;
+use pipo_plan::timeline::{Times, median};
 use pipo_plan::units::Nanos;
 
 use crate::base::Base;
 use crate::demand::{Demand, at_least};
-use crate::evaluate::{Times, median};
 use crate::node::Stand;
 use crate::score::Score;
 

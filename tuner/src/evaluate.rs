@@ -5,7 +5,7 @@ use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{Builder, LaneKind, Pass, Phase, Schedule};
 use pipo_plan::strategy::{LowerError, lower};
-use pipo_plan::timeline::{PassEnd, Timeline};
+use pipo_plan::timeline::{PassEnd, Timeline, Times};
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_simulator::{
     CostModel, Costs, Options, PageCache, SimulationError, Summary, simulate_with,
@@ -166,38 +166,6 @@ impl Fitted {
 /// What is in memory on a machine before a plan allocates anything.
 pub(crate) fn overheads(machine: &Machine) -> Overheads {
     Overheads { gpu_context: *machine.gpu.context, host_reserved: *machine.host.reserved }
-}
-
-/// The times that a plan is judged by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Times {
-    pub(crate) request: Nanos,
-    pub(crate) prefill: Nanos,
-    pub(crate) step: Nanos,
-}
-
-impl Times {
-    /// From the end of each pass as a user sees it.
-    pub(crate) fn of(passes: &[PassEnd]) -> Self {
-        let last = |phase: fn(Phase) -> bool| {
-            let ends = passes.iter().filter(|p| phase(p.phase)).map(|p| p.end);
-            ends.max().unwrap_or(Nanos::ZERO)
-        };
-        let ends = passes.windows(2).filter(|pair| pair[1].phase == Phase::Decode);
-        let steps: Vec<Nanos> = ends.map(|pair| pair[1].end - pair[0].end).collect();
-        Self {
-            request: last(|_| true),
-            prefill: last(|phase| phase == Phase::Prefill),
-            step: median(steps),
-        }
-    }
-}
-
-/// The middle value, the lower of the two where there are two; zero of nothing.
-pub(crate) fn median(mut values: Vec<Nanos>) -> Nanos {
-    values.sort_unstable();
-    let middle = values.len().saturating_sub(1) / 2;
-    values.get(middle).copied().unwrap_or(Nanos::ZERO)
 }
 
 /// A quotient, or zero where there is nothing to divide by.

@@ -2,10 +2,9 @@
 
 use std::cmp::Ordering;
 
+use pipo_plan::timeline::Times;
 use pipo_plan::units::Nanos;
 use pipo_plan::workload::{Objective, Workload};
-
-use crate::evaluate::Times;
 
 /// A figure of merit; smaller is better.
 ///

@@ -11,12 +11,13 @@
 use std::cmp::Ordering;
 
 use pipo_plan::plan::Plan;
+use pipo_plan::timeline::Times;
 use pipo_plan::units::Bytes;
 use pipo_simulator::Summary;
 use rayon::prelude::*;
 
 use crate::TuneError;
-use crate::evaluate::{EvaluateError, Fitted, Times};
+use crate::evaluate::{EvaluateError, Fitted};
 use crate::frontier::{Frontier, Left};
 use crate::node::{Node, Stand};
 use crate::problem::Problem;
