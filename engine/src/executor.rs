@@ -11,6 +11,14 @@
 //! that its slot is free. There is no global synchronisation: a lane that can go on is woken by the
 //! operation that made it ready, and by nothing else.
 //!
+//! # Lanes that a device works off
+//!
+//! A backend may have lanes whose operations it only hands to a queue of a device ([`Queue`]), which waits
+//! by itself for what other queues do. Such an operation is issued as soon as everything it waits for has
+//! been issued to a queue or has ended, and its slot will be free by then: the device never waits for the
+//! host between two operations that were issued in time. A second thread for each such lane waits for the
+//! ends and reads off when operations really ran. Lanes of the host see of the device only what has ended.
+//!
 //! The rules are those of the simulator (see [`pipo_plan::schedule`]), so that a measured timeline and
 //! a predicted one differ in times alone.
 //!
@@ -24,9 +32,9 @@
 //!   ended and [`PATIENCE`] has passed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pipo_plan::schedule::{Op, OpId, Schedule, Work};
+use pipo_plan::schedule::{LaneKind, Op, OpId, Schedule, Work};
 use pipo_plan::timeline::Timeline;
 
 mod bind;
@@ -43,6 +51,15 @@ use state::State;
 /// How often an idle lane looks whether the run was cancelled.
 pub const PATIENCE: Duration = Duration::from_millis(20);
 
+/// How many operations a lane issues to its queue before the first of them has ended. Enough to hide the
+/// issuing, and few enough that the launches of them all find room in a driver's queue, where a launch
+/// that does not would hold up those of other lanes.
+pub const AHEAD: usize = 16;
+
+/// The same for a lane that several queues of the schedule share: what is issued first runs first, even if
+/// it has to wait for another lane and something else could have run. So the choice is made late.
+pub const AHEAD_OF_CHOICE: usize = 2;
+
 /// One operation, as a backend gets it.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<'a> {
@@ -56,12 +73,35 @@ pub struct Task<'a> {
     pub work: &'a Work,
     /// The slots it reads and writes.
     pub bound: Bound,
+    /// On a lane with a queue: operations of other queues that had not ended when it was issued. The
+    /// device must wait for them.
+    pub after: &'a [OpId],
+}
+
+/// When an operation ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interval {
+    /// Its begin.
+    pub start: Instant,
+    /// Its end, not before.
+    pub end: Instant,
+}
+
+/// Works off the operations of a lane on a device, in the order in which they were performed.
+pub trait Queue: Sync {
+    /// Waits until an operation has ended. Called once for each, in their order.
+    fn wait(&self, task: &Task) -> Result<Interval, Fault>;
 }
 
 /// Does the work of operations. Called by several lanes at once, by each for one operation at a time.
 pub trait Backend: Sync {
-    /// Does one operation and returns when it has ended.
+    /// Does one operation and returns when it has ended; on a lane with a queue, when it was issued.
     fn perform(&self, task: &Task) -> Result<(), Fault>;
+
+    /// What works off the operations of lanes of a kind, where that is not the lane's own thread.
+    fn queue(&self, _lane: LaneKind) -> Option<&dyn Queue> {
+        None
+    }
 }
 
 /// Runs a schedule and returns what ran when.
@@ -74,13 +114,18 @@ pub fn execute(
     backend: &dyn Backend,
     cancelled: &AtomicBool,
 ) -> Result<Timeline, ExecutionError> {
-    let state = State::new(schedule)?;
-    let lanes = Lanes::new(state, schedule.layout.lanes.len());
+    let queues = schedule.layout.lanes.iter().map(|lane| backend.queue(lane.kind));
+    let queues: Vec<Option<&dyn Queue>> = queues.collect();
+    let state = State::new(schedule, &|lane| queues.get(lane).is_some_and(Option::is_some))?;
+    let lanes = Lanes::new(state, queues.len());
     let stop = || cancelled.load(Ordering::Relaxed);
     std::thread::scope(|scope| {
-        for lane in 0..schedule.layout.lanes.len() {
+        for (lane, queue) in queues.into_iter().enumerate() {
             let lanes = &lanes;
             scope.spawn(move || lanes.run(lane, backend, &stop));
+            if let Some(queue) = queue {
+                scope.spawn(move || lanes.follow(lane, queue));
+            }
         }
     });
     lanes.finish()

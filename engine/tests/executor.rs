@@ -1,11 +1,12 @@
 //! What must be true of every run, checked on what a backend saw.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
-use pipo_engine::executor::{Backend, ExecutionError, Fault, Task, execute};
+use pipo_engine::executor::{Backend, ExecutionError, Fault, Interval, Queue, Task, execute};
 use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::schedule::{
@@ -14,7 +15,8 @@ use pipo_plan::schedule::{
 use pipo_plan::strategy::flexgen::FlexGen;
 use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
 use pipo_plan::strategy::{Granularity, KvTier, Processor, Strategy as System, lower};
-use pipo_plan::units::Bytes;
+use pipo_plan::timeline::Timeline;
+use pipo_plan::units::{Bytes, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use proptest::prelude::*;
 
@@ -30,15 +32,108 @@ impl Recorder {
     }
 }
 
-impl Backend for Recorder {
-    fn perform(&self, task: &Task) -> Result<(), Fault> {
-        self.note(task.id, true);
+impl Recorder {
+    fn perform_one(&self, id: OpId) {
+        self.note(id, true);
         // Operations of different lengths, so that lanes really overtake one another.
-        for _ in 0..task.id.0 % 7 {
+        for _ in 0..id.0 % 7 {
             std::thread::yield_now();
         }
-        self.note(task.id, false);
+        self.note(id, false);
+    }
+}
+
+impl Backend for Recorder {
+    fn perform(&self, task: &Task) -> Result<(), Fault> {
+        self.perform_one(task.id);
         Ok(())
+    }
+}
+
+/// A backend whose GPU lanes are queues, each worked off by a thread that knows what it was told: the
+/// operations before it, and those that `after` names.
+#[derive(Default)]
+struct Device {
+    recorder: Recorder,
+    queues: Mutex<BTreeMap<u8, mpsc::Sender<(OpId, Vec<OpId>)>>>,
+    ended: Mutex<BTreeMap<OpId, Interval>>,
+    end: Condvar,
+    /// Lane of each queue of the schedule.
+    lanes: Vec<u8>,
+    /// The operation that fails on the device.
+    fails: Option<OpId>,
+    waited: Mutex<BTreeSet<OpId>>,
+}
+
+impl Device {
+    fn is_queue(lane: LaneKind) -> bool {
+        matches!(lane, LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h)
+    }
+
+    fn run(schedule: &Schedule, fails: Option<OpId>) -> (Result<Timeline, ExecutionError>, Self) {
+        let lanes = schedule.layout.queues.iter().map(|lane| lane.0).collect();
+        let device = Self { lanes, fails, ..Self::default() };
+        let result = std::thread::scope(|scope| {
+            for (lane, number) in schedule.layout.lanes.iter().zip(0..) {
+                if Self::is_queue(lane.kind) {
+                    let (sender, receiver) = mpsc::channel();
+                    device.queues.lock().unwrap().insert(number, sender);
+                    let device = &device;
+                    scope.spawn(move || {
+                        receiver.iter().for_each(|(id, after)| device.work(id, &after))
+                    });
+                }
+            }
+            let result = run(schedule, &device);
+            device.queues.lock().unwrap().clear();
+            result
+        });
+        (result, device)
+    }
+
+    fn work(&self, id: OpId, after: &[OpId]) {
+        let mut ended = self.ended.lock().unwrap();
+        while !after.iter().all(|wait| ended.contains_key(wait)) {
+            ended = self.end.wait(ended).unwrap();
+        }
+        drop(ended);
+        let start = Instant::now();
+        self.recorder.perform_one(id);
+        self.ended.lock().unwrap().insert(id, Interval { start, end: Instant::now() });
+        self.end.notify_all();
+    }
+}
+
+impl Backend for Device {
+    fn perform(&self, task: &Task) -> Result<(), Fault> {
+        match self.queues.lock().unwrap().get(&self.lanes[usize::from(task.op.queue.0)]) {
+            Some(queue) => queue.send((task.id, task.after.to_vec())).unwrap(),
+            None => {
+                assert_eq!(task.after, []);
+                self.recorder.perform_one(task.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
+        Self::is_queue(lane).then_some(self)
+    }
+}
+
+impl Queue for Device {
+    fn wait(&self, task: &Task) -> Result<Interval, Fault> {
+        if self.fails == Some(task.id) {
+            return Err(Fault("the device is lost".into()));
+        }
+        let mut ended = self.ended.lock().unwrap();
+        assert!(self.waited.lock().unwrap().insert(task.id), "each is waited for once");
+        loop {
+            if let Some(&interval) = ended.get(&task.id) {
+                return Ok(interval);
+            }
+            ended = self.end.wait(ended).unwrap();
+        }
     }
 }
 
@@ -168,17 +263,43 @@ proptest! {
         let recorder = Recorder::default();
         let timeline = run(&schedule, &recorder).unwrap();
         check(&schedule, &recorder.events.into_inner().unwrap());
-        let ops: usize = passes(&schedule).iter().map(|p| p.ops.len()).sum();
-        prop_assert_eq!((timeline.spans.len(), timeline.passes.len()), (ops, 4));
-        prop_assert!(timeline.passes.is_sorted_by_key(|p| p.end));
-        for pair in timeline.spans.windows(2) {
-            prop_assert!((pair[0].start, pair[0].op) <= (pair[1].start, pair[1].op));
-        }
-        for span in &timeline.spans {
-            prop_assert!(span.start <= span.end && span.end <= timeline.end);
-            prop_assert!(span.blame.op() < Some(span.op) || span.blame.op().is_some());
+        check_timeline(&schedule, &timeline)?;
+        let (timeline, device) = Device::run(&schedule, None);
+        check(&schedule, &device.recorder.events.into_inner().unwrap());
+        check_timeline(&schedule, &timeline.unwrap())?;
+    }
+}
+
+fn check_timeline(schedule: &Schedule, timeline: &Timeline) -> Result<(), TestCaseError> {
+    let ops: usize = passes(schedule).iter().map(|p| p.ops.len()).sum();
+    prop_assert_eq!((timeline.spans.len(), timeline.passes.len()), (ops, 4));
+    prop_assert!(timeline.passes.is_sorted_by_key(|p| p.end));
+    for pair in timeline.spans.windows(2) {
+        prop_assert!((pair[0].start, pair[0].op) <= (pair[1].start, pair[1].op));
+    }
+    for span in &timeline.spans {
+        prop_assert!(span.start <= span.end && span.end <= timeline.end);
+        prop_assert!(span.blame.op() < Some(span.op) || span.blame.op().is_some());
+    }
+    for lane in 0..schedule.layout.lanes.len() {
+        let of_lane = timeline.spans.iter().filter(|span| usize::from(span.lane.0) == lane);
+        let mut end = Nanos::ZERO;
+        for span in of_lane {
+            prop_assert!(end <= span.start, "a lane runs one operation at a time");
+            end = span.end;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_failure_on_a_device_ends_the_run_and_is_named() {
+    let schedule = streamed();
+    let gpu = |op: &pipo_plan::schedule::Op| op.kind == OpKind::Compute;
+    let (first, ops) = passes(&schedule).into_iter().nth(1).map(|p| (p.first, p.ops)).unwrap();
+    let at = u32::try_from(ops.iter().position(gpu).unwrap()).unwrap();
+    let (result, _) = Device::run(&schedule, Some(OpId(first + at)));
+    insta::assert_snapshot!(result.unwrap_err(), @"compute on GPU 0, layer 0 attention, block 0, micro-batch 0, pass 1: the device is lost");
 }
 
 #[test]

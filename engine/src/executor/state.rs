@@ -10,6 +10,7 @@ use pipo_plan::units::Nanos;
 
 use super::bind::{Binder, Bound};
 use super::error::{ExecutionError, Fault};
+use super::{AHEAD, AHEAD_OF_CHOICE, Interval, Task};
 
 /// When something ended, and which operation it was.
 type Ended = (Nanos, OpId);
@@ -20,6 +21,8 @@ struct Live {
     bound: Vec<Bound>,
     /// For each operation that takes a slot, how many took it before.
     turns: Vec<u32>,
+    /// What has been issued to a queue.
+    issued: Vec<bool>,
     ended: Vec<Option<Nanos>>,
     /// Operations that have not ended.
     left: usize,
@@ -34,23 +37,51 @@ struct Live {
 struct SlotUse {
     promised: u32,
     taken: u32,
+    /// How often who gives it back was issued to a queue, or ended: what queues go by.
+    released: u32,
+    released_by: Option<OpId>,
     freed: u32,
     freed_by: Option<Ended>,
 }
 
 /// An operation that a lane has begun.
 pub(super) struct Started {
-    pub(super) id: OpId,
-    pub(super) pass: u32,
-    pub(super) op: Op,
-    pub(super) work: Arc<Work>,
-    pub(super) bound: Bound,
+    id: OpId,
+    pass: u32,
+    op: Op,
+    work: Arc<Work>,
+    bound: Bound,
+    after: Vec<OpId>,
+    span: usize,
+}
+
+impl Started {
+    pub(super) fn task(&self) -> Task<'_> {
+        let Self { id, pass, op, work, bound, after, .. } = self;
+        Task { id: *id, pass: *pass, op, work, bound: *bound, after }
+    }
 }
 
 struct LaneState {
     queues: Vec<usize>,
-    running: Option<(OpId, usize)>,
+    /// Whether a queue of a device works its operations off.
+    queued: bool,
+    /// What is being performed.
+    performing: Option<Arc<Started>>,
+    /// What was issued to the queue and has not ended, the oldest first.
+    issued: VecDeque<Arc<Started>>,
     last: Option<Ended>,
+}
+
+impl LaneState {
+    fn is_idle(&self) -> bool {
+        self.performing.is_none() && self.issued.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        let ahead = if self.queues.len() > 1 { AHEAD_OF_CHOICE } else { AHEAD };
+        self.performing.is_none() && self.issued.len() < ahead
+    }
 }
 
 /// The state of a run.
@@ -72,7 +103,10 @@ pub(super) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    pub(super) fn new(schedule: &'a Schedule) -> Result<Self, ExecutionError> {
+    pub(super) fn new(
+        schedule: &'a Schedule,
+        queued: &dyn Fn(usize) -> bool,
+    ) -> Result<Self, ExecutionError> {
         let layout = &schedule.layout;
         let lanes = layout.lanes.len();
         if layout.queues.iter().any(|lane| usize::from(lane.0) >= lanes) {
@@ -86,7 +120,8 @@ impl<'a> State<'a> {
         let lane = |lane: usize| {
             let mine = |&queue: &usize| usize::from(layout.queues[queue].0) == lane;
             let queues = (0..layout.queues.len()).filter(mine).collect();
-            LaneState { queues, running: None, last: None }
+            let queued = queued(lane);
+            LaneState { queues, queued, performing: None, issued: VecDeque::new(), last: None }
         };
         let slots =
             |ring: &pipo_plan::schedule::Ring| vec![SlotUse::default(); usize::from(ring.slots)];
@@ -123,18 +158,19 @@ impl<'a> State<'a> {
 
     /// Whether a lane that is idle could start something.
     pub(super) fn can_start(&self, lane: usize) -> bool {
-        self.lanes[lane].running.is_none() && self.first_ready(lane).is_some()
+        self.lanes[lane].has_room() && self.first_ready(lane).is_some()
     }
 
     /// Begins the operation that a lane has to run next, if there is one.
-    pub(super) fn start(&mut self, lane: usize) -> Option<Started> {
-        let (queue, id) = self.first_ready(lane)?;
+    pub(super) fn start(&mut self, lane: usize) -> Option<Arc<Started>> {
+        let (queue, id) = self.first_ready(lane).filter(|_| self.lanes[lane].has_room())?;
         self.queues[queue].pop_front();
         let now = self.now();
         let blame = self.blame(lane, id, now);
         let (live, index) = self.find(id)?;
         let op = live.pass.ops[index];
         let (pass, bound) = (live.pass.number, live.bound[index]);
+        let after = if self.lanes[lane].queued { self.after(lane, id) } else { Vec::new() };
         let work = self.works[op.work.0 as usize].clone();
         if let Some(slot) = op.takes {
             self.slots[usize::from(slot.ring.0)][usize::from(slot.index)].taken += 1;
@@ -144,7 +180,10 @@ impl<'a> State<'a> {
             self.schedule.layout.lanes[lane].kind,
             LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h
         );
-        self.lanes[lane].running = Some((id, self.spans.len()));
+        let span = self.spans.len();
+        let started = Arc::new(Started { id, pass, op, work, bound, after, span });
+        self.lanes[lane].performing = Some(Arc::clone(&started));
+        let bytes = started.work.bytes();
         self.spans.push(Span {
             op: id,
             lane: of_lane,
@@ -155,22 +194,65 @@ impl<'a> State<'a> {
             block: op.block,
             start: now,
             end: now,
-            bytes: work.bytes(),
+            bytes,
             gpu_permille: if on_gpu { 1000 } else { 0 },
             blame,
         });
-        Some(Started { id, pass, op, work, bound })
+        Some(started)
     }
 
-    /// Ends what a lane runs, and emits passes that may follow.
-    pub(super) fn end(&mut self, lane: usize) {
-        let now = self.now();
-        let Some((id, span)) = self.lanes[lane].running.take() else { return };
+    /// What a lane performs has been done: it has ended, or it is in the lane's queue.
+    pub(super) fn performed(&mut self, lane: usize) {
+        let Some(started) = self.lanes[lane].performing.take() else { return };
+        for slot in started.op.frees.into_iter().flatten() {
+            let used = &mut self.slots[usize::from(slot.ring.0)][usize::from(slot.index)];
+            used.released += 1;
+            used.released_by = Some(started.id);
+        }
+        if !self.lanes[lane].queued {
+            let now = self.now();
+            self.spans[started.span].end = now;
+            return self.end(lane, started.id, now, &started.op);
+        }
+        if let Some((live, index)) = self.index(started.id) {
+            self.live[live].issued[index] = true;
+        }
+        self.lanes[lane].issued.push_back(started);
+    }
+
+    /// The oldest operation in a lane's queue.
+    pub(super) fn oldest(&self, lane: usize) -> Option<Arc<Started>> {
+        self.lanes[lane].issued.front().cloned()
+    }
+
+    /// Whether the ends of everything that the oldest operation in a lane's queue waited for have been
+    /// noted: the device was told of them, but another thread notes them.
+    pub(super) fn can_end(&self, lane: usize) -> bool {
+        let Some(started) = self.lanes[lane].issued.front() else { return false };
+        let Some((live, index)) = self.find(started.id) else { return false };
+        let mut waits = live.pass.waits(&started.op).iter();
+        let freed = |slot| self.slot(slot).freed >= live.turns[index];
+        waits.all(|&wait| self.has_ended(wait)) && started.op.takes.is_none_or(freed)
+    }
+
+    /// The oldest operation in a lane's queue has ended.
+    pub(super) fn end_oldest(&mut self, lane: usize, interval: Interval) {
+        let Some(started) = self.lanes[lane].issued.pop_front() else { return };
+        let blame = self.blame(lane, started.id, Nanos(u64::MAX));
+        // Clocks of host and device are compared to a few microseconds: a lane stays serial all the same.
+        let free = self.lanes[lane].last.map_or(Nanos::ZERO, |(end, _)| end);
+        let start = self.at(interval.start).max(free);
+        let end = self.at(interval.end).max(start);
+        let span = &mut self.spans[started.span];
+        (span.start, span.end, span.blame) = (start, end, blame);
+        self.end(lane, started.id, end, &started.op);
+    }
+
+    /// Notes an end, and emits passes that may follow.
+    fn end(&mut self, lane: usize, id: OpId, now: Nanos, op: &Op) {
         self.lanes[lane].last = Some((now, id));
-        self.spans[span].end = now;
         let Some(index) = self.index(id) else { return };
         let live = &mut self.live[index.0];
-        let op = live.pass.ops[index.1];
         live.ended[index.1] = Some(now);
         live.left -= 1;
         if op.ends_pass {
@@ -189,21 +271,21 @@ impl<'a> State<'a> {
         }
     }
 
-    /// What a lane runs has failed.
-    pub(super) fn failed(&mut self, lane: usize, fault: Fault) {
-        let operation = self.running(lane);
+    /// An operation has failed.
+    pub(super) fn failed(&mut self, started: &Started, fault: Fault) {
+        let operation = self.describe(started.id);
         self.fail(ExecutionError::Failed { operation, fault });
     }
 
-    /// What a lane runs has panicked.
-    pub(super) fn panicked(&mut self, lane: usize, message: String) {
-        let operation = self.running(lane);
+    /// An operation has panicked.
+    pub(super) fn panicked(&mut self, started: &Started, message: String) {
+        let operation = self.describe(started.id);
         self.fail(ExecutionError::Panicked { operation, message });
     }
 
     /// Who waits for what, if nothing runs and nothing can start.
     pub(super) fn stuck(&self) -> Option<ExecutionError> {
-        let idle = self.lanes.iter().all(|lane| lane.running.is_none());
+        let idle = self.lanes.iter().all(LaneState::is_idle);
         if !idle || (0..self.lanes.len()).any(|lane| self.first_ready(lane).is_some()) {
             return None;
         }
@@ -259,6 +341,7 @@ impl<'a> State<'a> {
         let mut live = Live {
             bound: Vec::with_capacity(pass.ops.len()),
             turns: Vec::with_capacity(pass.ops.len()),
+            issued: vec![false; pass.ops.len()],
             ended: vec![None; pass.ops.len()],
             left: pass.ops.len(),
             gate: self.last_retired,
@@ -302,23 +385,55 @@ impl<'a> State<'a> {
     }
 
     fn now(&self) -> Nanos {
-        Nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        self.at(Instant::now())
     }
 
-    /// Among the ready heads of a lane's queues, the first in program order.
+    fn at(&self, instant: Instant) -> Nanos {
+        let since = instant.saturating_duration_since(self.origin);
+        Nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Among the ready heads of a lane's queues, the first in program order; on a lane with a queue, what
+    /// need not wait there goes before what must.
     fn first_ready(&self, lane: usize) -> Option<(usize, OpId)> {
-        let heads = self.lanes[lane].queues.iter().filter_map(|&queue| {
-            let &id = self.queues[queue].front()?;
-            self.is_ready(id).then_some((queue, id))
-        });
-        heads.min_by_key(|&(_, id)| id)
+        let LaneState { queues, queued, .. } = &self.lanes[lane];
+        let first = |queued| {
+            let heads = queues.iter().filter_map(|&queue| {
+                let &id = self.queues[queue].front()?;
+                self.is_ready(id, queued).then_some((queue, id))
+            });
+            heads.min_by_key(|&(_, id)| id)
+        };
+        first(false).or_else(|| first(true).filter(|_| *queued))
     }
 
-    fn is_ready(&self, id: OpId) -> bool {
+    /// Whether an operation can be performed; one that goes to a queue waits there for other queues.
+    fn is_ready(&self, id: OpId, queued: bool) -> bool {
         let Some((live, index)) = self.find(id) else { return false };
         let op = &live.pass.ops[index];
-        let ended = live.pass.waits(op).iter().all(|&wait| self.has_ended(wait));
-        ended && op.takes.is_none_or(|slot| self.slot(slot).freed == live.turns[index])
+        let over = |&wait: &OpId| self.has_ended(wait) || queued && self.is_issued(wait);
+        let free = |slot| {
+            let SlotUse { released, freed, .. } = *self.slot(slot);
+            (if queued { released } else { freed }) == live.turns[index]
+        };
+        live.pass.waits(op).iter().all(over) && op.takes.is_none_or(free)
+    }
+
+    /// What the device has to wait for before it starts an operation: what is in other lanes' queues.
+    fn after(&self, lane: usize, id: OpId) -> Vec<OpId> {
+        let Some((live, index)) = self.find(id) else { return Vec::new() };
+        let op = &live.pass.ops[index];
+        let releases = op.takes.and_then(|slot| self.slot(slot).released_by);
+        let here = |id: OpId| {
+            let mine = |started: &Arc<Started>| started.id == id;
+            self.lanes[lane].issued.iter().any(mine)
+        };
+        let all = live.pass.waits(op).iter().copied().chain(releases);
+        all.filter(|&id| !self.has_ended(id) && !here(id)).collect()
+    }
+
+    fn is_issued(&self, id: OpId) -> bool {
+        self.find(id).is_some_and(|(live, index)| live.issued[index])
     }
 
     fn slot(&self, slot: Slot) -> &SlotUse {
@@ -359,10 +474,6 @@ impl<'a> State<'a> {
         // Of several that ended together the first in this order, as in the simulator.
         let last = conditions.into_iter().flatten().filter(|(at, _)| *at <= now);
         last.rev().max_by_key(|(at, _)| *at).map_or(Blame::Start, |(_, blame)| blame)
-    }
-
-    fn running(&self, lane: usize) -> String {
-        self.lanes[lane].running.map_or_else(String::new, |(id, _)| self.describe(id))
     }
 
     fn describe(&self, id: OpId) -> String {
