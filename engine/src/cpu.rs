@@ -5,49 +5,40 @@
 //! on how the model was cut into units nor on where its pieces were computed.
 //!
 //! It runs the strategies `pipo`, `flexgen`, `accelerate` and `resident`. What it does not run is refused
-//! by name before anything starts: see `knobs.rs`.
+//! by name before anything starts: see `backend/knobs.rs`.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pipo_kernels::Cpu;
-use pipo_kernels::sample::Sampler;
 use pipo_plan::schedule::{Layout, OpKind, Tier};
-use pipo_plan::strategy::frame::Frame;
 use pipo_plan::units::Bytes;
 
+use crate::backend::accounts::Accounts;
+use crate::backend::knobs::Knobs;
+use crate::backend::source::Source;
+use crate::backend::unit::Unit;
+use crate::backend::{self, Host, bound, fault, length};
 use crate::decoder::Decoder;
 use crate::executor::{Backend, ExecutionError, Fault, Task};
 use crate::memory::{Buffer, Rings};
-use crate::run::{NewToken, Request, RunError, sampler};
-use crate::store::in_memory;
+use crate::run::{Request, RunError};
 
-mod accounts;
 mod beside;
 mod cache;
 mod cache_file;
 mod compute;
 mod half;
 mod hidden;
-mod knobs;
-mod source;
-mod unit;
 
-use accounts::Accounts;
 use beside::Crossing;
 use cache_file::CacheFile;
 use compute::Flows;
-use knobs::Knobs;
-use source::Source;
-use unit::Unit;
 
 /// A plan on the CPU.
 pub(crate) struct CpuBackend<'a> {
-    source: Source<'a>,
-    frame: Frame,
+    host: Host<'a>,
     decoder: Decoder,
-    units: Vec<Unit>,
-    rings: Rings,
     /// For each micro-batch, where its hidden states stay.
     hidden: Vec<Buffer>,
     /// Whether that is in host memory.
@@ -63,23 +54,10 @@ pub(crate) struct CpuBackend<'a> {
     /// For each micro-batch: an attention under way that is not on the device.
     crossings: Vec<Mutex<Crossing>>,
     flows: Flows,
-    sequences: Vec<Mutex<Vec<Sequence>>>,
-    observer: &'a (dyn Fn(NewToken) + Sync),
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
     _held: [Buffer; 3],
-}
-
-/// One sequence of a micro-batch.
-#[derive(Debug, Clone)]
-struct Sequence {
-    /// Its place among the prompts.
-    number: usize,
-    sampler: Sampler,
-    prompt: Vec<u32>,
-    new: Vec<u32>,
-    logits: Vec<f32>,
 }
 
 impl<'a> CpuBackend<'a> {
@@ -128,20 +106,11 @@ impl<'a> CpuBackend<'a> {
         let cache = cache.into_iter().map(layer).collect::<Result<_, _>>()?;
         let rings = Rings::new(layout)?;
         let allocated = accounts.close()?;
-        let micro = in_memory(plan.batch.micro);
-        let sequence = |(number, prompt): (usize, &Vec<u32>)| {
-            let sampler = sampler(request.sampling, number)?;
-            let (new, logits) = (Vec::new(), Vec::new());
-            Ok(Sequence { number, sampler, prompt: prompt.clone(), new, logits })
-        };
-        let sequences = request.prompts.iter().enumerate().map(sequence);
-        let sequences: Vec<Sequence> = sequences.collect::<Result<_, RunError>>()?;
-        let sequences = sequences.chunks(micro.max(1));
+        let sequences = backend::sequences(request)?;
+        let observer = request.observer;
         Ok(Self {
-            source,
+            host: Host { source, frame, units, rings, sequences, observer },
             decoder,
-            units,
-            rings,
             hidden,
             hidden_in_host,
             cache,
@@ -149,12 +118,9 @@ impl<'a> CpuBackend<'a> {
             gathered: (0..gathers).map(|_| Mutex::default()).collect(),
             crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
             flows: Flows::default(),
-            sequences: sequences.map(|micro| Mutex::new(micro.to_vec())).collect(),
-            observer: request.observer,
             allocated,
             notes,
             _held: [first, second, workspace],
-            frame,
         })
     }
 
@@ -170,72 +136,39 @@ impl<'a> CpuBackend<'a> {
 
     /// After the run: whether every byte that was used has been checked.
     pub(crate) fn finish(&self) -> Result<(), RunError> {
-        self.units.iter().try_for_each(Unit::finish)
+        self.host.finish()
     }
 
     /// New tokens and last logits of every sequence.
     pub(crate) fn into_results(self) -> (Vec<Vec<u32>>, Vec<Vec<f32>>) {
-        let micros = self.sequences.into_iter();
-        let all = micros.flat_map(|m| m.into_inner().unwrap_or_else(PoisonError::into_inner));
-        all.map(|sequence| (sequence.new, sequence.logits)).unzip()
-    }
-
-    /// One block of a unit's weights from the store into a host slot.
-    fn read_weights(&self, task: &Task) -> Result<(), Fault> {
-        let mut slot = self.rings.slot(bound(task.bound.host, "a host slot")?)?.write()?;
-        let length = length(task.work.bytes())?;
-        let into =
-            slot.get_mut(..length).ok_or_else(|| fault("a block is larger than its slot"))?;
-        self.source.serves(task.work)?;
-        let unit = self.unit(task)?;
-        unit.read(&self.source, unit.block(task.op)?, into)
-    }
-
-    /// One block from pageable host memory into a pinned slot.
-    fn stage_weights(&self, task: &Task) -> Result<(), Fault> {
-        let mut slot = self.rings.slot(bound(task.bound.host, "a host slot")?)?.write()?;
-        let length = length(task.work.bytes())?;
-        let into =
-            slot.get_mut(..length).ok_or_else(|| fault("a block is larger than its slot"))?;
-        let unit = self.unit(task)?;
-        unit.copy(&self.units, unit.block(task.op)?, into)
+        self.host.into_results()
     }
 
     /// One block from host memory into the device.
     fn load_weights(&self, task: &Task) -> Result<(), Fault> {
-        let mut slot = self.rings.slot(bound(task.bound.weights, "a device slot")?)?.write()?;
-        let unit = self.unit(task)?;
+        let mut slot =
+            self.host.rings.slot(bound(task.bound.weights, "a device slot")?)?.write()?;
+        let unit = self.host.unit(task)?;
         let (start, length) = (unit.block(task.op)?, length(task.work.bytes())?);
         let into = start.checked_add(length).and_then(|end| slot.get_mut(start..end));
         let into = into.ok_or_else(|| fault("a block lies outside its slot"))?;
         match task.bound.host {
             Some(host) => {
-                let host = self.rings.slot(host)?.read()?;
+                let host = self.host.rings.slot(host)?.read()?;
                 let from = host.get(..length);
                 into.copy_from_slice(from.ok_or_else(|| fault("a block is larger than its slot"))?);
                 Ok(())
             }
-            None => unit.copy(&self.units, start, into),
+            None => unit.copy(&self.host.units, start, into),
         }
-    }
-
-    fn unit(&self, task: &Task) -> Result<&Unit, Fault> {
-        let unit = self.units.get(usize::from(task.op.unit));
-        unit.ok_or_else(|| fault("the schedule names a unit that is not there"))
-    }
-
-    fn sequences(&self, micro: u16) -> Result<MutexGuard<'_, Vec<Sequence>>, Fault> {
-        let sequences = self.sequences.get(usize::from(micro));
-        let sequences = sequences.ok_or_else(|| fault("a micro-batch is not there"))?;
-        Ok(sequences.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Backend for CpuBackend<'_> {
     fn perform(&self, task: &Task) -> Result<(), Fault> {
         match task.op.kind {
-            OpKind::ReadWeights => self.read_weights(task),
-            OpKind::StageWeights => self.stage_weights(task),
+            OpKind::ReadWeights => self.host.read_weights(task),
+            OpKind::StageWeights => self.host.stage_weights(task),
             OpKind::LoadWeights => self.load_weights(task),
             OpKind::Gather => self.gather(task),
             OpKind::LoadHidden => self.load_hidden(task),
@@ -251,16 +184,4 @@ impl Backend for CpuBackend<'_> {
             OpKind::Decompress => Err(fault("the CPU backend does not decompress")),
         }
     }
-}
-
-fn fault(what: &str) -> Fault {
-    Fault(format!("{what}; this is an error in pipo, please report it"))
-}
-
-fn bound<T>(slot: Option<T>, what: &str) -> Result<T, Fault> {
-    slot.ok_or_else(|| fault(&format!("the operation is not bound to {what}")))
-}
-
-fn length(bytes: Bytes) -> Result<usize, Fault> {
-    usize::try_from(bytes.0).map_err(|_| fault("a size cannot be addressed"))
 }

@@ -13,59 +13,30 @@
 //!                   rows of k and v
 //! ```
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use pipo_kernels::rotary::{self, Rotary};
-use pipo_kernels::{Cpu, Format, Matrix, ShapeError, embedding, linear, norm};
-use pipo_plan::model::{Model, Part, Precision};
+use pipo_kernels::{Cpu, Matrix, ShapeError, embedding, linear, norm};
+use pipo_plan::model::{Model, Part};
 
 use crate::arithmetic::{Arithmetic, Scaling};
 use crate::executor::Fault;
-use crate::store::{Layout, Placed, in_memory};
+use crate::store::{Layout, in_memory};
 
 mod attention;
 mod cache;
 mod mlp;
+mod tensors;
 
 pub use attention::Projected;
 pub use cache::Cache;
 pub use mlp::Inner;
-
-/// The bytes of a part's run, or of those of its tensors that are there.
-#[derive(Debug, Clone, Default)]
-pub struct Run<'a> {
-    /// Where each stretch begins in the run, and its bytes.
-    stretches: Vec<(u64, &'a [u8])>,
-}
-
-impl<'a> From<&'a [u8]> for Run<'a> {
-    /// All of it.
-    fn from(bytes: &'a [u8]) -> Self {
-        Self { stretches: vec![(0, bytes)] }
-    }
-}
-
-impl<'a> FromIterator<(u64, &'a [u8])> for Run<'a> {
-    fn from_iter<I: IntoIterator<Item = (u64, &'a [u8])>>(stretches: I) -> Self {
-        Self { stretches: stretches.into_iter().collect() }
-    }
-}
-
-impl<'a> Run<'a> {
-    fn get(&self, placed: &Placed) -> Option<&'a [u8]> {
-        self.stretches.iter().find_map(|&(start, bytes)| {
-            let from = in_memory(placed.offset.checked_sub(start)?);
-            bytes.get(from..from.checked_add(in_memory(placed.length))?)
-        })
-    }
-}
+pub use tensors::{Bytes, Owner, Run, Stored, Tensors, format};
 
 /// A model's arithmetic on this machine's CPU.
 #[derive(Debug)]
 pub struct Decoder {
-    layout: Layout,
-    tensors: BTreeMap<Part, Vec<Placed>>,
+    tensors: Tensors,
     epsilon: f32,
     rotary: Option<Rotary>,
     cpu: Cpu,
@@ -80,24 +51,9 @@ impl From<ShapeError> for Fault {
 impl Decoder {
     /// The decoder of a store's model.
     pub fn new(layout: &Layout, arithmetic: &Arithmetic, cpu: Cpu) -> Result<Self, Fault> {
-        let rotation = arithmetic.rotation.as_ref();
-        let rotary = rotation.map(|rotation| {
-            let scaling = match rotation.scaling {
-                Scaling::None => rotary::Scaling::None,
-                Scaling::Linear { factor } => rotary::Scaling::Linear { factor },
-                Scaling::Llama3 { factor, low, high, original } => rotary::Scaling::Llama3 {
-                    factor,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_positions: original,
-                },
-            };
-            Rotary::new(in_memory(layout.model().head_dim), f64::from(rotation.theta), scaling)
-        });
-        let of_part = |part| (part, layout.tensors(part).collect());
+        let rotary = rotary_of(layout.model(), arithmetic);
         Ok(Self {
-            layout: layout.clone(),
-            tensors: Part::ALL.into_iter().map(of_part).collect(),
+            tensors: Tensors::new(layout),
             epsilon: arithmetic.norm_epsilon,
             rotary: rotary.transpose()?,
             cpu,
@@ -106,13 +62,13 @@ impl Decoder {
 
     /// The model.
     pub fn model(&self) -> &Model {
-        self.layout.model()
+        self.tensors.model()
     }
 
     /// Hidden states of some tokens of one sequence, of which the first is at position `first`.
     pub fn embed<'a>(
         &self,
-        run: impl Into<Run<'a>>,
+        run: impl Into<Run<&'a [u8]>>,
         tokens: &[u32],
         first: usize,
     ) -> Result<Vec<f32>, Fault> {
@@ -122,7 +78,7 @@ impl Decoder {
     /// Hidden states of the tokens of several sequences, each at the same positions.
     pub fn embed_all(
         &self,
-        run: &Run,
+        run: &Run<&[u8]>,
         tokens: &[u32],
         positions: Range<usize>,
     ) -> Result<Vec<f32>, Fault> {
@@ -146,8 +102,8 @@ impl Decoder {
     /// Logits of some rows of hidden states. A head that is tied to the embedding needs its run.
     pub fn logits<'a>(
         &self,
-        run: impl Into<Run<'a>>,
-        embedding: impl Into<Run<'a>>,
+        run: impl Into<Run<&'a [u8]>>,
+        embedding: impl Into<Run<&'a [u8]>>,
         hidden: &[f32],
     ) -> Result<Vec<f32>, Fault> {
         let (run, embedding) = (run.into(), embedding.into());
@@ -164,36 +120,56 @@ impl Decoder {
         weights.linear("head", &hidden, rows)
     }
 
-    fn weights<'a>(&'a self, part: Part, run: &'a Run<'a>) -> Weights<'a> {
-        Weights { decoder: self, part, run, expert: None }
+    fn weights<'a>(&'a self, part: Part, run: &'a Run<&'a [u8]>) -> Weights<'a> {
+        Weights { decoder: self, owner: Owner { part, expert: None }, run }
     }
+}
+
+/// The rotation of a model's heads, where it has one.
+pub(crate) fn rotary_of(
+    model: &Model,
+    arithmetic: &Arithmetic,
+) -> Option<Result<Rotary, ShapeError>> {
+    let rotation = arithmetic.rotation.as_ref()?;
+    let scaling = match rotation.scaling {
+        Scaling::None => rotary::Scaling::None,
+        Scaling::Linear { factor } => rotary::Scaling::Linear { factor },
+        Scaling::Llama3 { factor, low, high, original } => rotary::Scaling::Llama3 {
+            factor,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_positions: original,
+        },
+    };
+    Some(Rotary::new(in_memory(model.head_dim), f64::from(rotation.theta), scaling))
 }
 
 /// One run of the store, by the names of its tensors.
 #[derive(Clone, Copy)]
 struct Weights<'a> {
     decoder: &'a Decoder,
-    part: Part,
-    run: &'a Run<'a>,
-    /// Whose matrices are meant, in a mixture of experts.
-    expert: Option<u32>,
+    owner: Owner,
+    run: &'a Run<&'a [u8]>,
 }
 
 impl<'a> Weights<'a> {
-    fn find(&self, name: &str) -> Option<&'a Placed> {
-        let tensors = self.decoder.tensors.get(&self.part)?;
-        tensors.iter().find(|t| t.tensor.name == name && t.expert == self.expert)
+    /// Those of one expert.
+    fn of_expert(self, expert: Option<u32>) -> Self {
+        Self { owner: Owner { expert, ..self.owner }, ..self }
     }
 
     /// Whether the model has such a tensor, and its bytes are there.
     fn has(&self, name: &str) -> bool {
-        self.find(name).is_some_and(|placed| self.run.get(placed).is_some())
+        self.decoder.tensors.has(self.owner, self.run, name)
+    }
+
+    fn get(&self, name: &str) -> Result<Stored<&'a [u8]>, Fault> {
+        self.decoder.tensors.get(self.owner, self.run, name)
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix<'a>, Fault> {
-        let (format, placed, bytes) = self.stored(name)?;
-        let (outputs, inputs) = (placed.tensor.outputs, placed.tensor.inputs);
-        Ok(Matrix::new(format, in_memory(outputs), in_memory(inputs), bytes)?)
+        let Stored { format, outputs, inputs, bytes } = self.get(name)?;
+        Ok(Matrix::new(format, outputs, inputs, bytes)?)
     }
 
     /// A bias or the weights of a norm, if they are there.
@@ -203,18 +179,11 @@ impl<'a> Weights<'a> {
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, Fault> {
         // A vector has one column in 16 bits, and so the same bytes as a matrix of one row.
-        let (format, placed, bytes) = self.stored(name)?;
-        let mut values = vec![0.0; in_memory(placed.tensor.outputs)];
+        let Stored { format, outputs, bytes, .. } = self.get(name)?;
+        let mut values = vec![0.0; outputs];
         let row = Matrix::new(format, 1, values.len(), bytes)?;
         pipo_kernels::format::dequantise_row(&row, 0, &mut values)?;
         Ok(values)
-    }
-
-    fn stored(&self, name: &str) -> Result<(Format, &'a Placed, &'a [u8]), Fault> {
-        let missing = |what: &str| Fault(format!("the {} has no {what} `{name}`", self.part));
-        let placed = self.find(name).ok_or_else(|| missing("tensor"))?;
-        let bytes = self.run.get(placed).ok_or_else(|| missing("bytes for"))?;
-        Ok((format(self.decoder.layout.precision_of(&placed.tensor)), placed, bytes))
     }
 
     /// A product as far as it can be made here: all of it, or, where the matrix was in the step before,
@@ -252,15 +221,5 @@ impl<'a> Weights<'a> {
             None => norm::rms_norm(cpu, x, &weight, *epsilon, &mut out)?,
         }
         Ok(out)
-    }
-}
-
-/// How the kernels call a precision of the store.
-pub fn format(precision: Precision) -> Format {
-    match precision {
-        Precision::Fp16 => Format::Fp16,
-        Precision::Bf16 => Format::Bf16,
-        Precision::Int8 => Format::Int8,
-        Precision::Int4 => Format::Int4,
     }
 }

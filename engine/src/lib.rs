@@ -14,6 +14,8 @@
 
 pub mod adapt;
 pub mod arithmetic;
+mod backend;
+
 mod cpu;
 pub mod decoder;
 pub mod disk;

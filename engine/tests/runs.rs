@@ -283,7 +283,7 @@ fn what_does_not_belong_together_is_refused_before_anything_starts() {
     insta::assert_snapshot!(message(&other), @"the plan is for prompts of 9 tokens, one has 24; tune with --prompt 24");
     let split = CpuSplit::default();
     let other = fixture.plan(System::CpuSplit(split), Batching::single(1), 2);
-    insta::assert_snapshot!(message(&other), @"the CPU backend does not run the strategy `cpu-split`; use a plan of `pipo`, `flexgen`, `accelerate` or `resident`");
+    insta::assert_snapshot!(message(&other), @"the engine does not run the strategy `cpu-split`; use a plan of `pipo`, `flexgen`, `accelerate` or `resident`");
 }
 
 #[test]

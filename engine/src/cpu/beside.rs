@@ -1,6 +1,7 @@
 //! Attention beside the device: queries and new rows go down, what was attended comes back.
 
-use super::{CpuBackend, cache, fault};
+use super::CpuBackend;
+use crate::backend::{fault, moved};
 use crate::decoder::Projected;
 use crate::executor::{Fault, Task};
 
@@ -22,20 +23,20 @@ impl CpuBackend<'_> {
     pub(super) fn save_queries(&self, task: &Task) -> Result<(), Fault> {
         let mut crossing = self.crossing(task)?;
         let mut home = self.home(task)?.write()?;
-        let shape = self.shape(home.len())?;
+        let shape = self.host.shape(home.len())?;
         let Projected { queries, keys, values, .. } = std::mem::take(&mut crossing.projected);
-        let first = self.before(task);
+        let first = self.host.before(task);
         let written = shape.write(&mut home, first..first + 1, &keys, &values)?;
         let bytes = written + 2 * queries.len();
         crossing.queries = queries;
-        cache::moved(task, bytes)
+        moved(task, bytes)
     }
 
     /// Attention over the cache in host memory.
     pub(super) fn attend_beside(&self, task: &Task) -> Result<(), Fault> {
         let mut crossing = self.crossing(task)?;
         let home = self.home(task)?.read()?;
-        crossing.attended = self.attend(&crossing.queries, &home, self.before(task))?;
+        crossing.attended = self.attend(&crossing.queries, &home, self.host.before(task))?;
         Ok(())
     }
 

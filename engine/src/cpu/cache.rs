@@ -1,39 +1,17 @@
 //! The cache: rows of keys and values, on the device or on their way.
-//!
-//! A buffer or slot for one layer and micro-batch holds, sequence by sequence, a plane of all keys and
-//! then one of all values. Each head of a position is a row of a plane, which is stored as a matrix of the
-//! plan's precision is: its weights, and behind those of all rows the scales, where there are any.
 
 use std::ops::Range;
 
 use pipo_kernels::Matrix;
-use pipo_kernels::format::{Format, Layout, matrix_bytes, quantise_rows};
+use pipo_kernels::format::{Format, Layout, quantise_rows};
 
-use super::{CpuBackend, fault, half, length};
-use crate::decoder::format;
+use super::{CpuBackend, half};
+use crate::backend::cache_rows::{Shape, outside};
+use crate::backend::{fault, moved};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
-use crate::store::in_memory;
-
-/// How rows lie in a buffer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    plane: Layout,
-    kv_heads: usize,
-}
 
 impl Shape {
-    /// Bytes of one sequence's keys, or values.
-    pub(super) fn plane(self) -> usize {
-        self.plane.bytes().max(1)
-    }
-
-    /// Where the rows of some positions lie in a plane: their weights, and their scales.
-    pub(super) fn places(self, positions: Range<usize>) -> [Range<usize>; 2] {
-        let rows = positions.start * self.kv_heads..positions.end * self.kv_heads;
-        [self.plane.weights(rows.clone()), self.plane.scales(rows)]
-    }
-
     /// Writes new rows of every sequence where they belong, and says how many bytes they were.
     pub(super) fn write(
         self,
@@ -83,9 +61,9 @@ impl CpuBackend<'_> {
         buffer: &[u8],
         first: usize,
     ) -> Result<Vec<f32>, Fault> {
-        let shape = self.shape(buffer.len())?;
+        let shape = self.host.shape(buffer.len())?;
         let Layout { format, outputs, inputs, .. } = shape.plane;
-        let sequences = in_memory(self.frame.plan.batch.micro).max(1);
+        let sequences = self.host.micro();
         let each = (queries.len() / sequences).max(1);
         let mut attended = Vec::with_capacity(queries.len());
         let buffers = buffer.chunks_exact(2 * shape.plane());
@@ -99,23 +77,9 @@ impl CpuBackend<'_> {
         Ok(attended)
     }
 
-    /// How rows lie in a buffer of so many bytes: where attention is not on the device, a slot has room
-    /// for the prompt alone.
-    pub(super) fn shape(&self, buffer: usize) -> Result<Shape, Fault> {
-        let model = self.decoder.model();
-        let format = format(self.frame.plan.precision.kv);
-        let row =
-            matrix_bytes(format, u64::from(model.kv_heads), model.head_dim).unwrap_or(u64::MAX);
-        let sequences = in_memory(self.frame.plan.batch.micro);
-        let each = in_memory(row).saturating_mul(2).saturating_mul(sequences).max(1);
-        let kv_heads = model.kv_heads as usize;
-        let plane = Layout::new(format, buffer / each * kv_heads, in_memory(model.head_dim))?;
-        Ok(Shape { plane, kv_heads })
-    }
-
     /// Where the cache of a task's layer and micro-batch stays in memory.
     pub(super) fn home(&self, task: &Task) -> Result<&Buffer, Fault> {
-        let layer = self.cache.get(self.unit(task)?.layer);
+        let layer = self.cache.get(self.host.unit(task)?.layer);
         let home = layer.and_then(|micros| micros.get(usize::from(task.op.micro)));
         home.ok_or_else(|| fault("a cache is not there"))
     }
@@ -123,11 +87,11 @@ impl CpuBackend<'_> {
     /// Everything before this pass, from host memory to the device.
     pub(super) fn load_cache(&self, task: &Task) -> Result<(), Fault> {
         let home = match task.bound.host {
-            Some(slot) => self.rings.slot(slot)?,
+            Some(slot) => self.host.rings.slot(slot)?,
             None => self.home(task)?,
         };
         let mut slot = self.slot(task)?.write()?;
-        self.copy(task, &home.read()?, &mut slot, 0..self.before(task))
+        self.copy(task, &home.read()?, &mut slot, 0..self.host.before(task))
     }
 
     /// The rows of this pass, from the device to host memory; with them the queries, where attention is
@@ -141,27 +105,12 @@ impl CpuBackend<'_> {
         }
         let slot = self.slot(task)?.read()?;
         let mut home = self.home(task)?.write()?;
-        self.copy(task, &slot, &mut home, self.new_positions(task))
-    }
-
-    /// Positions that precede a pass.
-    pub(super) fn before(&self, task: &Task) -> usize {
-        if task.pass == 0 { 0 } else { self.prompt() + task.pass as usize - 1 }
-    }
-
-    /// Positions of a pass.
-    pub(super) fn new_positions(&self, task: &Task) -> Range<usize> {
-        let new = if task.pass == 0 { self.prompt() } else { 1 };
-        self.before(task)..self.before(task) + new
-    }
-
-    pub(super) fn prompt(&self) -> usize {
-        in_memory(self.frame.plan.workload.prompt)
+        self.copy(task, &slot, &mut home, self.host.new_positions(task))
     }
 
     pub(super) fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {
         let slot = task.bound.cache.ok_or_else(|| fault("a cache has no slot"))?;
-        self.rings.slot(slot)
+        self.host.rings.slot(slot)
     }
 
     /// Copies some positions of every sequence, and checks that they are the bytes the schedule moves.
@@ -172,7 +121,7 @@ impl CpuBackend<'_> {
         to: &mut [u8],
         positions: Range<usize>,
     ) -> Result<(), Fault> {
-        let (source, target) = (self.shape(from.len())?, self.shape(to.len())?);
+        let (source, target) = (self.host.shape(from.len())?, self.host.shape(to.len())?);
         let mut copied = 0;
         let planes = from.chunks_exact(source.plane()).zip(to.chunks_exact_mut(target.plane()));
         for (from, to) in planes {
@@ -185,16 +134,4 @@ impl CpuBackend<'_> {
         }
         moved(task, copied)
     }
-}
-
-/// Checks that so many bytes are those the schedule moves.
-pub(super) fn moved(task: &Task, bytes: usize) -> Result<(), Fault> {
-    if bytes == length(task.work.bytes())? {
-        return Ok(());
-    }
-    Err(fault("the rows of a cache are not the bytes that the schedule moves"))
-}
-
-pub(super) fn outside() -> Fault {
-    fault("the rows of a cache lie outside it")
 }

@@ -11,8 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::cache::{Shape, moved, outside};
-use super::{CpuBackend, fault, length};
+use super::CpuBackend;
+use crate::backend::cache_rows::{Shape, outside};
+use crate::backend::{fault, length, moved};
 use crate::executor::{Fault, Task};
 use crate::run::RunError;
 
@@ -50,10 +51,10 @@ impl CpuBackend<'_> {
     pub(super) fn read_cache(&self, task: &Task) -> Result<(), Fault> {
         let file = self.cache_file()?;
         let slot = task.bound.host.ok_or_else(|| fault("a cache has no slot"))?;
-        let mut slot = self.rings.slot(slot)?.write()?;
-        let shape = self.shape(slot.len())?;
+        let mut slot = self.host.rings.slot(slot)?.write()?;
+        let shape = self.host.shape(slot.len())?;
         let mut read = 0;
-        let before = 0..self.before(task);
+        let before = 0..self.host.before(task);
         for (at, place) in self.stretches(file, task, shape, before)? {
             let into = slot.get_mut(place).ok_or_else(outside)?;
             let result = file.file.read_exact_at(into, at);
@@ -67,10 +68,10 @@ impl CpuBackend<'_> {
     pub(super) fn save_towards_file(&self, task: &Task) -> Result<(), Fault> {
         let file = self.cache_file()?;
         let slot = self.slot(task)?.read()?;
-        let shape = self.shape(slot.len())?;
+        let shape = self.host.shape(slot.len())?;
         let mut rows = Vec::with_capacity(length(task.work.bytes())?);
         for plane in slot.chunks_exact(shape.plane()) {
-            for place in shape.places(self.new_positions(task)) {
+            for place in shape.places(self.host.new_positions(task)) {
                 rows.extend_from_slice(plane.get(place).ok_or_else(outside)?);
             }
         }
@@ -88,8 +89,8 @@ impl CpuBackend<'_> {
         drop(leaving);
         let rows = rows.ok_or_else(|| fault("rows are written that were not saved"))?;
         let mut rest = &rows[..];
-        let shape = self.shape(file.room)?;
-        for (at, place) in self.stretches(file, task, shape, self.new_positions(task))? {
+        let shape = self.host.shape(file.room)?;
+        for (at, place) in self.stretches(file, task, shape, self.host.new_positions(task))? {
             let (now, later) = rest.split_at_checked(place.len()).ok_or_else(outside)?;
             let result = file.file.write_all_at(now, at);
             result.map_err(|error| file.fault("write", now.len(), at, &error))?;
@@ -106,8 +107,8 @@ impl CpuBackend<'_> {
         shape: Shape,
         positions: Range<usize>,
     ) -> Result<Vec<(u64, Range<usize>)>, Fault> {
-        let micros = usize::from(self.frame.micros());
-        let cache = self.unit(task)?.layer * micros + usize::from(task.op.micro);
+        let micros = usize::from(self.host.frame.micros());
+        let cache = self.host.unit(task)?.layer * micros + usize::from(task.op.micro);
         let begin = cache as u64 * file.room as u64;
         let planes = file.room / shape.plane();
         let mut stretches = Vec::new();

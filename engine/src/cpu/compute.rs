@@ -6,13 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use pipo_plan::model::Part;
 use pipo_plan::schedule::{Piece, Tier};
 
-use super::hidden::Rows;
-use super::unit::{Unit, Weights};
-use super::{CpuBackend, Sequence, fault, half};
+use super::{CpuBackend, half};
+use crate::backend::Rows;
+use crate::backend::sequence::tokens;
+use crate::backend::unit::{Unit, Weights};
 use crate::decoder::{Inner, Projected, Run};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
-use crate::run::NewToken;
 use crate::store::in_memory;
 
 /// What a part that is cut into units has computed so far.
@@ -31,10 +31,10 @@ impl CpuBackend<'_> {
     /// A plan may want dequantised copies of matrices made first; the products here decode as they go,
     /// because a rounded copy would give other numbers. Room for it is held all the same.
     pub(super) fn compute(&self, task: &Task) -> Result<(), Fault> {
-        let unit = self.unit(task)?;
-        let slot = task.bound.weights.map(|slot| self.rings.slot(slot)?.read()).transpose()?;
+        let unit = self.host.unit(task)?;
+        let slot = task.bound.weights.map(|slot| self.host.rings.slot(slot)?.read()).transpose()?;
         let kept = unit.kept(Tier::Gpu).map(Buffer::read).transpose()?;
-        let embedding = self.units.first().and_then(|unit| unit.kept(Tier::Gpu));
+        let embedding = self.host.units.first().and_then(|unit| unit.kept(Tier::Gpu));
         let embedding = embedding.map(Buffer::read).transpose()?;
         let weights = Weights {
             slot: slot.as_ref().map(|bytes| &bytes[..]),
@@ -45,8 +45,8 @@ impl CpuBackend<'_> {
     }
 
     /// The parts of a unit, each once for all rows of the micro-batch.
-    fn parts(&self, task: &Task, unit: &Unit, weights: &Weights) -> Result<(), Fault> {
-        let rows = self.rows(task);
+    fn parts(&self, task: &Task, unit: &Unit, weights: &Weights<&[u8]>) -> Result<(), Fault> {
+        let rows = self.host.rows(task);
         let mut place = self.hidden(task)?.write()?;
         let mut hidden = self.load_rows(rows, &place)?;
         let mut flow = self.take_flow(task);
@@ -54,7 +54,7 @@ impl CpuBackend<'_> {
             let run = unit.run(part, weights)?;
             let out = match part {
                 Part::Embedding => {
-                    let sequences = self.sequences(task.op.micro)?;
+                    let sequences = self.host.sequences(task.op.micro)?;
                     let tokens = tokens(&sequences, rows)?;
                     Some(self.decoder.embed_all(&run, &tokens, rows.positions())?)
                 }
@@ -92,8 +92,8 @@ impl CpuBackend<'_> {
     fn head(
         &self,
         task: &Task,
-        run: Run,
-        table: Run,
+        run: Run<&[u8]>,
+        table: Run<&[u8]>,
         hidden: &[f32],
         rows: Rows,
     ) -> Result<(), Fault> {
@@ -105,9 +105,9 @@ impl CpuBackend<'_> {
         let last = hidden.chunks_exact(width.max(1)).skip(rows.count - 1).step_by(rows.count);
         let last: Vec<f32> = last.flatten().copied().collect();
         let logits = self.decoder.logits(run, table, &last)?;
-        let mut sequences = self.sequences(task.op.micro)?;
+        let mut sequences = self.host.sequences(task.op.micro)?;
         for (sequence, logits) in sequences.iter_mut().zip(logits.chunks_exact(vocabulary.max(1))) {
-            (self.observer)(sequence.choose(logits.to_vec())?);
+            (self.host.observer)(sequence.choose(logits.to_vec())?);
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl CpuBackend<'_> {
     fn attention(
         &self,
         task: &Task,
-        run: &Run,
+        run: &Run<&[u8]>,
         hidden: &[f32],
         rows: Rows,
         projected: &mut Projected,
@@ -126,7 +126,7 @@ impl CpuBackend<'_> {
             return self.decoder.after_attention(run, hidden, &crossing.arrived).map(Some);
         }
         self.decoder.project(run, hidden, rows.positions(), projected)?;
-        if !self.unit(task)?.attends {
+        if !self.host.unit(task)?.attends {
             return Ok(None);
         }
         // Queries are rounded because they may have to travel.
@@ -136,42 +136,13 @@ impl CpuBackend<'_> {
             return Ok(None);
         }
         let buffer = match task.bound.cache {
-            Some(slot) => self.rings.slot(slot)?,
+            Some(slot) => self.host.rings.slot(slot)?,
             None => self.home(task)?,
         };
         let mut cache = buffer.write()?;
-        let shape = self.shape(cache.len())?;
+        let shape = self.host.shape(cache.len())?;
         shape.write(&mut cache, rows.positions(), &projected.keys, &projected.values)?;
         let attended = self.attend(&projected.queries, &cache, rows.first)?;
         self.decoder.after_attention(run, hidden, &attended).map(Some)
-    }
-}
-
-/// The tokens that a pass works on, one sequence after the other.
-pub(super) fn tokens(sequences: &[Sequence], rows: Rows) -> Result<Vec<u32>, Fault> {
-    let mut all = Vec::with_capacity(sequences.len() * rows.count);
-    for sequence in sequences {
-        all.extend_from_slice(sequence.tokens(rows)?);
-    }
-    Ok(all)
-}
-
-impl Sequence {
-    /// The tokens that a pass works on: of the prompt, or the newest.
-    fn tokens(&self, rows: Rows) -> Result<&[u32], Fault> {
-        let tokens = match rows.pass {
-            0 => self.prompt.get(rows.first..rows.first + rows.count),
-            pass => self.new.get(pass as usize - 1..pass as usize),
-        };
-        tokens.ok_or_else(|| fault("a token is not there yet"))
-    }
-
-    /// Takes the next token.
-    fn choose(&mut self, logits: Vec<f32>) -> Result<NewToken, Fault> {
-        let token = self.sampler.sample(&logits).map_err(|error| Fault(error.to_string()))?;
-        let token = u32::try_from(token).map_err(|_| fault("a token has more than 32 bits"))?;
-        self.new.push(token);
-        self.logits = logits;
-        Ok(NewToken { sequence: self.number, token })
     }
 }

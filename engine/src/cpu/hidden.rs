@@ -9,39 +9,25 @@ use std::sync::{MutexGuard, PoisonError};
 use pipo_plan::model::Part;
 use pipo_plan::schedule::Tier;
 
-use super::compute::tokens;
-use super::unit::Weights;
-use super::{CpuBackend, fault, half, length};
+use super::{CpuBackend, half};
+use crate::backend::sequence::tokens;
+use crate::backend::unit::Weights;
+use crate::backend::{Rows, fault, moved};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::store::in_memory;
 
-/// The rows of a task: of every sequence the positions from `first` on.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rows {
-    pub(super) first: usize,
-    pub(super) count: usize,
-    pub(super) pass: u32,
-    pub(super) last_chunk: bool,
-}
-
-impl Rows {
-    pub(super) fn positions(self) -> Range<usize> {
-        self.first..self.first + self.count
-    }
-}
-
 impl CpuBackend<'_> {
     /// Embeds the rows of a pass in host memory.
     pub(super) fn gather(&self, task: &Task) -> Result<(), Fault> {
-        let unit = self.unit(task)?;
+        let unit = self.host.unit(task)?;
         let table = unit.kept(Tier::Pageable).ok_or_else(|| fault("there is no embedding"))?;
         let table = table.read()?;
         // In host memory it lies as it would in a slot.
-        let weights = Weights { slot: Some(&table), kept: None, embedding: None };
+        let weights = Weights { slot: Some(&table[..]), kept: None, embedding: None };
         let run = unit.run(Part::Embedding, &weights)?;
-        let rows = self.all_rows(task);
-        let tokens = tokens(&self.sequences(task.op.micro)?, rows)?;
+        let rows = self.host.all_rows(task);
+        let tokens = tokens(&self.host.sequences(task.op.micro)?, rows)?;
         let embedded = self.decoder.embed_all(&run, &tokens, rows.positions())?;
         if self.hidden_in_host {
             return self.store_rows(rows, &embedded, &mut self.stays(task)?.write()?);
@@ -59,7 +45,7 @@ impl CpuBackend<'_> {
             }
             (0, _) => {
                 let mut hidden = self.hidden(task)?.write()?;
-                self.store_rows(self.all_rows(task), &self.gathered(task)?, &mut hidden)
+                self.store_rows(self.host.all_rows(task), &self.gathered(task)?, &mut hidden)
             }
             (_, true) => {
                 let from = self.stays(task)?.read()?;
@@ -71,7 +57,7 @@ impl CpuBackend<'_> {
 
     /// The hidden states of a unit into host memory.
     pub(super) fn save_hidden(&self, task: &Task) -> Result<(), Fault> {
-        let last = usize::from(task.op.unit) + 1 == self.units.len();
+        let last = usize::from(task.op.unit) + 1 == self.host.units.len();
         // The plan has no slot for what the device embeds: it is computed where it stays.
         let embedded = task.op.unit == 0 && task.bound.hidden.is_none();
         if last || embedded {
@@ -84,29 +70,26 @@ impl CpuBackend<'_> {
 
     /// Copies the rows of a pass, and checks that they are the bytes the schedule moves.
     fn copy_hidden(&self, task: &Task, from: &[u8], to: &mut [u8]) -> Result<(), Fault> {
-        let (room, place) = (self.room(from), self.place(self.all_rows(task)));
-        let mut moved = 0;
+        let (room, place) = (self.room(from), self.place(self.host.all_rows(task)));
+        let mut copied = 0;
         for (from, to) in from.chunks_exact(room).zip(to.chunks_exact_mut(room)) {
             let to = to.get_mut(place.clone()).ok_or_else(outside)?;
             to.copy_from_slice(from.get(place.clone()).ok_or_else(outside)?);
-            moved += place.len();
+            copied += place.len();
         }
-        if moved == length(task.work.bytes())? {
-            return Ok(());
-        }
-        Err(fault("hidden states are not the bytes that the schedule moves"))
+        moved(task, copied)
     }
 
     /// Where a computation finds hidden states, and leaves them.
     pub(super) fn hidden(&self, task: &Task) -> Result<&Buffer, Fault> {
         match task.bound.hidden {
-            Some(slot) => self.rings.slot(slot),
+            Some(slot) => self.host.rings.slot(slot),
             None => self.stays(task),
         }
     }
 
     fn slot_of_hidden(&self, task: &Task) -> Result<&Buffer, Fault> {
-        self.rings.slot(task.bound.hidden.ok_or_else(|| fault("hidden states have no slot"))?)
+        self.host.rings.slot(task.bound.hidden.ok_or_else(|| fault("hidden states have no slot"))?)
     }
 
     /// Where the hidden states of a micro-batch stay.
@@ -119,23 +102,6 @@ impl CpuBackend<'_> {
         let gathered = self.gathered.get(usize::from(task.op.micro));
         let gathered = gathered.ok_or_else(|| fault("a micro-batch is not there"))?;
         Ok(gathered.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The rows of a task's chunk.
-    pub(super) fn rows(&self, task: &Task) -> Rows {
-        let shape = self.frame.rows(task.pass, task.op.block);
-        Rows {
-            first: in_memory(shape.context - shape.positions),
-            count: in_memory(shape.positions),
-            pass: task.pass,
-            last_chunk: task.op.block + 1 == self.frame.chunks(task.pass),
-        }
-    }
-
-    /// The rows of a task's pass.
-    fn all_rows(&self, task: &Task) -> Rows {
-        let count = if task.pass == 0 { self.prompt() } else { 1 };
-        Rows { first: self.before(task), count, pass: task.pass, last_chunk: true }
     }
 
     /// The rows of every sequence, one sequence after the other.
@@ -162,7 +128,7 @@ impl CpuBackend<'_> {
 
     /// Bytes of one sequence's hidden states.
     fn room(&self, hidden: &[u8]) -> usize {
-        (hidden.len() / in_memory(self.frame.plan.batch.micro).max(1)).max(1)
+        (hidden.len() / self.host.micro()).max(1)
     }
 
     /// Where rows lie among those of their sequence: in decode the only row is the first one.

@@ -27,7 +27,7 @@ impl Decoder {
     /// The whole part for rows of one sequence that follow what its cache holds.
     pub fn attention<'a>(
         &self,
-        run: impl Into<Run<'a>>,
+        run: impl Into<Run<&'a [u8]>>,
         hidden: &[f32],
         cache: &mut Cache,
     ) -> Result<Vec<f32>, Fault> {
@@ -47,7 +47,7 @@ impl Decoder {
     /// What is there of it: the last two stand before the output projection, and come with it.
     pub fn project(
         &self,
-        run: &Run,
+        run: &Run<&[u8]>,
         hidden: &[f32],
         positions: Range<usize>,
         projected: &mut Projected,
@@ -116,7 +116,7 @@ impl Decoder {
     /// Output projection and residual; the norm, in a model that has it behind.
     pub fn after_attention(
         &self,
-        run: &Run,
+        run: &Run<&[u8]>,
         hidden: &[f32],
         attended: &[f32],
     ) -> Result<Vec<f32>, Fault> {

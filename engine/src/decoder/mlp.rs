@@ -28,7 +28,11 @@ struct Network {
 
 impl Decoder {
     /// The whole part.
-    pub fn mlp<'a>(&self, run: impl Into<Run<'a>>, hidden: &[f32]) -> Result<Vec<f32>, Fault> {
+    pub fn mlp<'a>(
+        &self,
+        run: impl Into<Run<&'a [u8]>>,
+        hidden: &[f32],
+    ) -> Result<Vec<f32>, Fault> {
         let out = self.mlp_step(&run.into(), hidden, &mut Inner::default())?;
         out.ok_or_else(|| Fault("the mlp is not all there".into()))
     }
@@ -36,7 +40,7 @@ impl Decoder {
     /// What is there of the part; its result, once its last matrix is.
     pub fn mlp_step(
         &self,
-        run: &Run,
+        run: &Run<&[u8]>,
         hidden: &[f32],
         inner: &mut Inner,
     ) -> Result<Option<Vec<f32>>, Fault> {
@@ -44,7 +48,7 @@ impl Decoder {
         let rows = hidden.len() / in_memory(self.model().hidden).max(1);
         let experts = self.model().experts;
         let first = if self.model().family.gated_mlp() { "gate" } else { "fc1" };
-        if (Weights { expert: experts.map(|_| 0), ..weights }).has(first) {
+        if weights.of_expert(experts.map(|_| 0)).has(first) {
             let input = weights.normed(hidden, !self.model().post_norm)?;
             let networks = vec![Network::default(); experts.map_or(1, |e| e.count as usize)];
             *inner = Inner { input, choices: Vec::new(), networks };
@@ -112,7 +116,7 @@ fn mixture(
         }
         let rows = sent.iter().flat_map(|&(row, _)| &input[row * width..(row + 1) * width]);
         let picked: Vec<f32> = rows.copied().collect();
-        let of_expert = Weights { expert: Some(expert), ..*weights };
+        let of_expert = weights.of_expert(Some(expert));
         let Some(result) = network.advance(&of_expert, &picked, sent.len())? else { continue };
         let out = out.get_or_insert_with(|| vec![0.0; input.len()]);
         for (&(row, share), result) in sent.iter().zip(result.chunks_exact(width)) {

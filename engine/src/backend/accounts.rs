@@ -9,22 +9,22 @@ use crate::memory::{Account, Buffer};
 use crate::run::RunError;
 
 /// The lines of the plan's memory table that are drawn from.
-pub(super) struct Accounts<'a> {
+pub(crate) struct Accounts<'a> {
     layout: &'a Layout,
     open: BTreeMap<(Tier, &'static str), Account>,
 }
 
 impl<'a> Accounts<'a> {
-    pub(super) fn new(layout: &'a Layout) -> Self {
+    pub(crate) fn new(layout: &'a Layout) -> Self {
         Self { layout, open: BTreeMap::new() }
     }
 
-    pub(super) fn get(&mut self, tier: Tier, name: &'static str) -> &mut Account {
+    pub(crate) fn get(&mut self, tier: Tier, name: &'static str) -> &mut Account {
         let layout = self.layout;
         self.open.entry((tier, name)).or_insert_with(|| Account::open(layout, tier, name))
     }
 
-    pub(super) fn many(
+    pub(crate) fn many(
         &mut self,
         tier: Tier,
         name: &'static str,
@@ -35,13 +35,13 @@ impl<'a> Accounts<'a> {
         Ok((0..count).map(|_| account.draw(each)).collect::<Result<_, _>>()?)
     }
 
-    pub(super) fn rest(&mut self, tier: Tier, name: &'static str) -> Result<Buffer, RunError> {
+    pub(crate) fn rest(&mut self, tier: Tier, name: &'static str) -> Result<Buffer, RunError> {
         let account = self.get(tier, name);
         Ok(account.draw(account.left())?)
     }
 
     /// What the tiers of memory hold; every account must be used up, and the rings are added.
-    pub(super) fn close(self) -> Result<Vec<(Tier, Bytes)>, RunError> {
+    pub(crate) fn close(self) -> Result<Vec<(Tier, Bytes)>, RunError> {
         let mut sums: BTreeMap<Tier, Bytes> = BTreeMap::new();
         for ((tier, _), account) in self.open {
             *sums.entry(tier).or_default() += account.close()?;

@@ -13,22 +13,22 @@ use crate::store::{Check, Place, Store};
 
 /// How a plan reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Way {
-    pub(super) io: DiskIo,
+pub(crate) struct Way {
+    pub(crate) io: DiskIo,
     /// Bytes of one request.
-    pub(super) request: Bytes,
+    pub(crate) request: Bytes,
 }
 
 /// The store's data file, open.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
+pub(crate) struct Source<'a> {
     reader: Box<dyn BlockReader + 'a>,
     way: Way,
 }
 
 /// A stretch of a run of the store, and what has been seen of it.
 #[derive(Debug)]
-pub(super) struct Stretch {
+pub(crate) struct Stretch {
     /// Where it begins in the data file.
     at: u64,
     run: Place,
@@ -37,34 +37,34 @@ pub(super) struct Stretch {
 }
 
 impl Stretch {
-    pub(super) fn new(store: &Store, run: Place, range: Range<u64>) -> Result<Self, RunError> {
+    pub(crate) fn new(store: &Store, run: Place, range: Range<u64>) -> Result<Self, RunError> {
         let start = store.layout().range(run).unwrap_or_default().start;
         let check = store.check(run, range.clone())?;
         Ok(Self { at: start + range.start, run, range, check })
     }
 
-    pub(super) fn run(&self) -> Place {
+    pub(crate) fn run(&self) -> Place {
         self.run
     }
 
     /// Where it begins in its run.
-    pub(super) fn start(&self) -> u64 {
+    pub(crate) fn start(&self) -> u64 {
         self.range.start
     }
 
-    pub(super) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.range.end - self.range.start
     }
 
     /// After the run: whether everything that was read of it has been checked.
-    pub(super) fn finish(&self) -> Result<(), RunError> {
+    pub(crate) fn finish(&self) -> Result<(), RunError> {
         Ok(self.check.finish()?)
     }
 }
 
 impl<'a> Source<'a> {
     /// Opens the data file, and says what of the plan's way of reading cannot be followed.
-    pub(super) fn open(
+    pub(crate) fn open(
         request: &Request<'a>,
         way: Way,
         notes: &mut Vec<String>,
@@ -89,7 +89,7 @@ impl<'a> Source<'a> {
     }
 
     /// Whether an operation reads the way the file was opened for.
-    pub(super) fn serves(&self, work: &Work) -> Result<(), Fault> {
+    pub(crate) fn serves(&self, work: &Work) -> Result<(), Fault> {
         match *work {
             Work::DiskRead { io, request, .. } if (Way { io, request }) == self.way => Ok(()),
             _ => Err(fault("weights are to be read in another way than the file was opened for")),
@@ -97,7 +97,7 @@ impl<'a> Source<'a> {
     }
 
     /// Reads a stretch from its byte `offset` on.
-    pub(super) fn read(
+    pub(crate) fn read(
         &self,
         stretch: &Stretch,
         offset: u64,

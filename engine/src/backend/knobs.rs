@@ -15,34 +15,34 @@ use super::source::Way;
 use crate::run::RunError;
 
 /// What of a plan the backend goes by.
-pub(super) struct Knobs {
-    pub(super) frame: Frame,
+pub(crate) struct Knobs {
+    pub(crate) frame: Frame,
     /// For each unit where its bytes live, in the order in which they lie in its slot.
-    pub(super) placement: Vec<Vec<Segment>>,
+    pub(crate) placement: Vec<Vec<Segment>>,
     /// Whether that is the order of the plan's tensors, and not that of the store: they differ where a
     /// tensor has a copy for each expert.
-    pub(super) by_tensor: bool,
+    pub(crate) by_tensor: bool,
     /// Whether a head that is tied to the embedding is counted once where both stay at the same tier.
-    pub(super) shares_table: bool,
+    pub(crate) shares_table: bool,
     /// The name under which the plan counts the embedding, where it is not among the weights.
-    pub(super) embedding: Option<&'static str>,
+    pub(crate) embedding: Option<&'static str>,
     /// For each layer, where its cache stays.
-    pub(super) cache: Vec<Tier>,
+    pub(crate) cache: Vec<Tier>,
     /// Whether hidden states stay in host memory.
-    pub(super) hidden_in_host: bool,
+    pub(crate) hidden_in_host: bool,
     /// How weights are read.
-    pub(super) way: Way,
+    pub(crate) way: Way,
 }
 
 /// Bytes of a unit that live at one tier, and travel by themselves where blocks are numbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub(super) tier: Tier,
-    pub(super) bytes: Bytes,
+pub(crate) struct Segment {
+    pub(crate) tier: Tier,
+    pub(crate) bytes: Bytes,
 }
 
 impl Knobs {
-    pub(super) fn of(plan: &Plan) -> Result<Self, RunError> {
+    pub(crate) fn of(plan: &Plan) -> Result<Self, RunError> {
         match &plan.strategy {
             Strategy::Resident(knobs) => Ok(Self::resident(plan, knobs)),
             Strategy::Pipo(knobs) => Self::pipo(plan, knobs),
@@ -150,5 +150,5 @@ fn whole(placed: &[Placed], host: Tier) -> Vec<Vec<Segment>> {
 }
 
 fn refuse<T>(what: &str, next_step: &'static str) -> Result<T, RunError> {
-    Err(RunError::Unavailable { what: format!("the CPU backend does not run {what}"), next_step })
+    Err(RunError::Unavailable { what: format!("the engine does not run {what}"), next_step })
 }

@@ -14,7 +14,7 @@ use super::accounts::Accounts;
 use super::knobs::Knobs;
 use super::source::{Source, Stretch};
 use super::{fault, length};
-use crate::decoder::Run;
+use crate::decoder::{Bytes as Cut, Run};
 use crate::executor::Fault;
 use crate::memory::Buffer;
 use crate::run::RunError;
@@ -40,12 +40,12 @@ struct Kept {
 
 /// One unit of the model.
 #[derive(Debug)]
-pub(super) struct Unit {
+pub(crate) struct Unit {
     /// Its parts, in the order of the computation.
-    pub(super) parts: Vec<Part>,
-    pub(super) layer: usize,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) layer: usize,
     /// Whether attention over the cache happens in it.
-    pub(super) attends: bool,
+    pub(crate) attends: bool,
     pieces: Vec<Piece>,
     /// Where numbered blocks begin in the slot, in a plan that says no offsets.
     blocks: Option<Vec<usize>>,
@@ -54,18 +54,18 @@ pub(super) struct Unit {
 }
 
 /// Where the bytes are that a computation needs.
-pub(super) struct Weights<'a> {
+pub(crate) struct Weights<B> {
     /// What was loaded.
-    pub(super) slot: Option<&'a [u8]>,
+    pub(crate) slot: Option<B>,
     /// What the unit keeps on the device.
-    pub(super) kept: Option<&'a [u8]>,
+    pub(crate) kept: Option<B>,
     /// What the embedding keeps there.
-    pub(super) embedding: Option<&'a [u8]>,
+    pub(crate) embedding: Option<B>,
 }
 
 impl Unit {
     /// Lays a unit out; its bytes are not there yet.
-    pub(super) fn new(knobs: &Knobs, index: usize, store: &Store) -> Result<Self, RunError> {
+    pub(crate) fn new(knobs: &Knobs, index: usize, store: &Store) -> Result<Self, RunError> {
         let unit = &knobs.frame.units[index];
         let mut pieces: Vec<Piece> = Vec::new();
         let mut slot = 0;
@@ -94,7 +94,7 @@ impl Unit {
     }
 
     /// Reads what stays in memory.
-    pub(super) fn keep(
+    pub(crate) fn keep(
         &mut self,
         index: usize,
         accounts: &mut Accounts,
@@ -122,24 +122,24 @@ impl Unit {
     }
 
     /// After the run: whether everything that was read has been checked.
-    pub(super) fn finish(&self) -> Result<(), RunError> {
+    pub(crate) fn finish(&self) -> Result<(), RunError> {
         self.pieces.iter().try_for_each(|piece| piece.stretch.finish())
     }
 
     /// What it keeps at a tier.
-    pub(super) fn kept(&self, tier: Tier) -> Option<&Buffer> {
+    pub(crate) fn kept(&self, tier: Tier) -> Option<&Buffer> {
         self.kept.get(&tier)
     }
 
     /// Where in the unit's slot the block of an operation begins.
-    pub(super) fn block(&self, op: &Op) -> Result<usize, Fault> {
+    pub(crate) fn block(&self, op: &Op) -> Result<usize, Fault> {
         let Some(blocks) = &self.blocks else { return length(op.offset) };
         let block = blocks.get(usize::from(op.block)).copied();
         block.ok_or_else(|| fault("a unit has no such block"))
     }
 
     /// Reads a block from the store.
-    pub(super) fn read(&self, source: &Source, at: usize, into: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn read(&self, source: &Source, at: usize, into: &mut [u8]) -> Result<(), Fault> {
         self.fill(at, into, |piece, from, into| match piece.tier {
             Tier::Disk => source.read(&piece.stretch, from as u64, into),
             _ => Err(fault("a block that is read is not on disk")),
@@ -147,7 +147,7 @@ impl Unit {
     }
 
     /// Copies a block from host memory.
-    pub(super) fn copy(&self, units: &[Self], at: usize, into: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn copy(&self, units: &[Self], at: usize, into: &mut [u8]) -> Result<(), Fault> {
         self.fill(at, into, |piece, from, into| {
             let outside = || fault("a block that is copied is not in host memory");
             let kept = piece.kept.ok_or_else(outside)?;
@@ -184,7 +184,7 @@ impl Unit {
     }
 
     /// The tensors of a part, for a computation.
-    pub(super) fn run<'a>(&self, part: Part, weights: &Weights<'a>) -> Result<Run<'a>, Fault> {
+    pub(crate) fn run<B: Cut>(&self, part: Part, weights: &Weights<B>) -> Result<Run<B>, Fault> {
         let mine = self.pieces.iter().filter(|piece| piece.stretch.run().part == part);
         let bytes = |piece: &Piece| {
             let (bytes, at) = match (piece.tier, piece.kept) {
@@ -195,7 +195,7 @@ impl Unit {
                 _ => (weights.slot, piece.slot),
             };
             let end = at.saturating_add(in_memory(piece.stretch.length()));
-            let bytes = bytes.and_then(|bytes| bytes.get(at..end));
+            let bytes = bytes.and_then(|bytes| bytes.cut(at..end));
             let bytes = bytes.ok_or_else(|| fault("a unit's weights are not where it computes"))?;
             Ok((piece.stretch.start(), bytes))
         };
