@@ -35,6 +35,9 @@ use beside::Crossing;
 use cache_file::CacheFile;
 use compute::Flows;
 
+/// The tiers that are memory: here all of them are the host's.
+const MEMORY: [Tier; 3] = [Tier::Gpu, Tier::Pinned, Tier::Pageable];
+
 /// A plan on the CPU.
 pub(crate) struct CpuBackend<'a> {
     host: Host<'a>,
@@ -82,7 +85,7 @@ impl<'a> CpuBackend<'a> {
             let mut unit = Unit::new(&knobs, index, store)?;
             let embedding = knobs.embedding.filter(|_| index == 0);
             let name = embedding.unwrap_or("weights, resident");
-            unit.keep(index, &mut accounts, name, &source)?;
+            unit.keep(index, &mut accounts, name, &source, &MEMORY)?;
             units.push(unit);
         }
         let Knobs { frame, cache, embedding, hidden_in_host, .. } = knobs;
@@ -104,7 +107,7 @@ impl<'a> CpuBackend<'a> {
             _ => accounts.many(tier, "KV cache", frame.cache_room(), plan.batch.count),
         };
         let cache = cache.into_iter().map(layer).collect::<Result<_, _>>()?;
-        let rings = Rings::new(layout)?;
+        let rings = Rings::new(layout, |_| true)?;
         let allocated = accounts.close()?;
         let sequences = backend::sequences(request)?;
         let observer = request.observer;

@@ -79,14 +79,19 @@ impl Account {
 
     /// A zeroed buffer out of it.
     pub fn draw(&mut self, bytes: Bytes) -> Result<Buffer, MemoryError> {
+        self.claim(bytes)?;
+        Buffer::new(&self.name, self.tier, bytes)
+    }
+
+    /// Counts bytes that are allocated elsewhere: on a device of its own.
+    pub fn claim(&mut self, bytes: Bytes) -> Result<(), MemoryError> {
         let needs = self.used + bytes;
         if needs > self.has {
             let (name, tier, has) = (self.name.clone(), self.tier, self.has);
             return Err(MemoryError::Overdrawn { name, tier, has, needs });
         }
-        let buffer = Buffer::new(&self.name, self.tier, bytes)?;
         self.used = needs;
-        Ok(buffer)
+        Ok(())
     }
 
     /// What has not been drawn.
@@ -120,6 +125,11 @@ impl Buffer {
         Ok(Self { name: name.into(), bytes: RwLock::new(memory) })
     }
 
+    /// Zeroed memory of the host that is no part of a plan's account.
+    pub fn apart(name: &str, bytes: Bytes) -> Result<Self, MemoryError> {
+        Self::new(name, Tier::Pinned, bytes)
+    }
+
     /// Its bytes, to read.
     pub fn read(&self) -> Result<RwLockReadGuard<'_, AlignedBuf>, Fault> {
         self.bytes.try_read().map_err(|error| self.conflict(&error))
@@ -144,13 +154,19 @@ impl Buffer {
 pub struct Rings(Vec<Vec<Buffer>>);
 
 impl Rings {
-    /// Allocates every slot of every ring.
-    pub fn new(layout: &Layout) -> Result<Self, MemoryError> {
+    /// Allocates every slot of every ring at the tiers that are `here`; the others have no slots.
+    pub fn new(layout: &Layout, here: impl Fn(Tier) -> bool) -> Result<Self, MemoryError> {
         let ring = |ring: &pipo_plan::schedule::Ring| {
             let slot = |_| Buffer::new(&ring.name, ring.tier, ring.slot_bytes);
-            (0..ring.slots).map(slot).collect::<Result<Vec<_>, _>>()
+            (0..if here(ring.tier) { ring.slots } else { 0 }).map(slot).collect::<Result<Vec<_>, _>>()
         };
         Ok(Self(layout.rings.iter().map(ring).collect::<Result<_, _>>()?))
+    }
+
+    /// All buffers of a tier.
+    pub fn at<'a>(&'a self, layout: &'a Layout, tier: Tier) -> impl Iterator<Item = &'a Buffer> {
+        let rings = layout.rings.iter().zip(&self.0).filter(move |(ring, _)| ring.tier == tier);
+        rings.flat_map(|(_, buffers)| buffers)
     }
 
     /// The buffer of a slot.
@@ -196,7 +212,7 @@ mod tests {
 
     #[test]
     fn two_writers_at_once_are_an_error_and_not_a_race() {
-        let rings = Rings::new(&layout()).unwrap();
+        let rings = Rings::new(&layout(), |_| true).unwrap();
         let slot = |index| Slot { ring: pipo_plan::schedule::RingId(0), index };
         let buffer = rings.slot(slot(1)).unwrap();
         let reading = buffer.read().unwrap();

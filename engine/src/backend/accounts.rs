@@ -40,6 +40,23 @@ impl<'a> Accounts<'a> {
         Ok(account.draw(account.left())?)
     }
 
+    /// Counts bytes that are allocated elsewhere.
+    pub(crate) fn claim(
+        &mut self,
+        tier: Tier,
+        name: &'static str,
+        bytes: Bytes,
+    ) -> Result<Bytes, RunError> {
+        self.get(tier, name).claim(bytes)?;
+        Ok(bytes)
+    }
+
+    /// Counts all that is left of a line, which is allocated elsewhere.
+    pub(crate) fn claim_rest(&mut self, tier: Tier, name: &'static str) -> Result<Bytes, RunError> {
+        let left = self.get(tier, name).left();
+        self.claim(tier, name, left)
+    }
+
     /// What the tiers of memory hold; every account must be used up, and the rings are added.
     pub(crate) fn close(self) -> Result<Vec<(Tier, Bytes)>, RunError> {
         let mut sums: BTreeMap<Tier, Bytes> = BTreeMap::new();

@@ -93,32 +93,38 @@ impl Unit {
         Ok(Self { parts, layer, attends, pieces, blocks, kept: BTreeMap::new() })
     }
 
-    /// Reads what stays in memory.
+    /// Reads what stays at some tiers of the host's memory.
     pub(crate) fn keep(
         &mut self,
         index: usize,
         accounts: &mut Accounts,
         name: &'static str,
         source: &Source,
+        tiers: &[Tier],
     ) -> Result<(), RunError> {
-        for tier in [Tier::Gpu, Tier::Pinned, Tier::Pageable] {
-            let own = |p: &&Piece| p.tier == tier && p.kept.is_some_and(|kept| kept.unit == index);
-            let bytes: u64 = self.pieces.iter().filter(own).map(|p| p.stretch.length()).sum();
+        for &tier in tiers {
+            let bytes: u64 = self.own(index, tier).map(Stretch::length).sum();
             if bytes == 0 {
                 continue;
             }
             let buffer = accounts.get(tier, name).draw(Bytes(bytes))?;
             let mut memory = buffer.write()?;
             let mut rest = &mut memory[..];
-            for piece in self.pieces.iter().filter(own) {
-                let (now, later) = rest.split_at_mut(in_memory(piece.stretch.length()));
-                source.read(&piece.stretch, 0, now)?;
+            for stretch in self.own(index, tier) {
+                let (now, later) = rest.split_at_mut(in_memory(stretch.length()));
+                source.read(stretch, 0, now)?;
                 rest = later;
             }
             drop(memory);
             self.kept.insert(tier, buffer);
         }
         Ok(())
+    }
+
+    /// What stays at a tier and is the unit's own, in the order in which it lies there.
+    pub(crate) fn own(&self, index: usize, tier: Tier) -> impl Iterator<Item = &Stretch> {
+        let own = move |p: &&Piece| p.tier == tier && p.kept.is_some_and(|kept| kept.unit == index);
+        self.pieces.iter().filter(own).map(|piece| &piece.stretch)
     }
 
     /// After the run: whether everything that was read has been checked.
@@ -140,47 +146,55 @@ impl Unit {
 
     /// Reads a block from the store.
     pub(crate) fn read(&self, source: &Source, at: usize, into: &mut [u8]) -> Result<(), Fault> {
-        self.fill(at, into, |piece, from, into| match piece.tier {
-            Tier::Disk => source.read(&piece.stretch, from as u64, into),
+        self.each(at, into.len(), |piece, from, range| match piece.tier {
+            Tier::Disk => source.read(&piece.stretch, from as u64, &mut into[range]),
             _ => Err(fault("a block that is read is not on disk")),
         })
     }
 
     /// Copies a block from host memory.
     pub(crate) fn copy(&self, units: &[Self], at: usize, into: &mut [u8]) -> Result<(), Fault> {
-        self.fill(at, into, |piece, from, into| {
+        self.visit(units, at, into.len(), |bytes, range| {
+            into[range].copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    /// The bytes of a block in host memory, stretch by stretch, with their place in the block.
+    pub(crate) fn visit(
+        &self,
+        units: &[Self],
+        at: usize,
+        length: usize,
+        mut one: impl FnMut(&[u8], Range<usize>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        self.each(at, length, |piece, from, range| {
             let outside = || fault("a block that is copied is not in host memory");
             let kept = piece.kept.ok_or_else(outside)?;
             let buffer = units.get(kept.unit).and_then(|unit| unit.kept(piece.tier));
             let buffer = buffer.ok_or_else(outside)?.read()?;
             let start = kept.at + from;
-            into.copy_from_slice(buffer.get(start..start + into.len()).ok_or_else(outside)?);
-            Ok(())
+            one(buffer.get(start..start + range.len()).ok_or_else(outside)?, range)
         })
     }
 
-    /// Fills a block of the slot from the pieces that it consists of.
-    fn fill(
+    /// The pieces that a block of the slot consists of: where it begins in each, and its place in the block.
+    fn each(
         &self,
         at: usize,
-        into: &mut [u8],
-        mut one: impl FnMut(&Piece, usize, &mut [u8]) -> Result<(), Fault>,
+        length: usize,
+        mut one: impl FnMut(&Piece, usize, Range<usize>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        let mut rest = into;
-        let mut at = at;
+        let mut done = 0;
         for piece in self.pieces.iter().filter(|piece| piece.tier != Tier::Gpu) {
             let size = in_memory(piece.stretch.length());
-            let Some(from) = at.checked_sub(piece.slot).filter(|&from| from < size) else {
-                continue;
-            };
-            let (now, later) = rest.split_at_mut(rest.len().min(size - from));
-            if !now.is_empty() {
-                one(piece, from, now)?;
-            }
-            at += now.len();
-            rest = later;
+            let from = (at + done).checked_sub(piece.slot).filter(|&from| from < size);
+            let Some(from) = from.filter(|_| done < length) else { continue };
+            let now = (length - done).min(size - from);
+            one(piece, from, done..done + now)?;
+            done += now;
         }
-        if rest.is_empty() { Ok(()) } else { Err(fault("a block lies outside its unit")) }
+        if done == length { Ok(()) } else { Err(fault("a block lies outside its unit")) }
     }
 
     /// The tensors of a part, for a computation.

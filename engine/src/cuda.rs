@@ -1,0 +1,333 @@
+//! The CUDA backend: copies and kernels are queued on a device, which waits for them by itself.
+//!
+//! ```text
+//! disk, host copies, lookups     threads of the host
+//! H2D, D2H, GPU                  a stream each; events between them; the host only follows
+//! ```
+//!
+//! The device's memory is one allocation of what the plan accounts for. What is needed beside it (tokens,
+//! frequencies of the rotation, the scratch of cuBLAS) is allocated apart and belongs to the context.
+//!
+//! Numbers between kernels are 16-bit on this backend; every sum is in single precision. So tokens are
+//! those of the CPU backend as far as rounding lets them, and bit for bit those of any other plan on the
+//! same device with the same micro-batch, prompt chunks and fusion of dequantisation.
+
+#![allow(unsafe_code, reason = "the driver is a C interface; what it is given is kept alive here")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use pipo_kernels::Cpu;
+use pipo_kernels::cuda::{CudaError, Kernels, Region};
+use pipo_plan::model::Part;
+use pipo_plan::schedule::{HostMemory, LaneKind, Layout, OpKind, Slot, Tier, Work};
+use pipo_plan::units::Bytes;
+
+use crate::backend::accounts::Accounts;
+use crate::backend::knobs::Knobs;
+use crate::backend::source::Source;
+use crate::backend::unit::Unit;
+use crate::backend::{self, Host, bound, fault, length};
+use crate::decoder::{Bytes as Cut, Decoder};
+use crate::executor::{Backend, ExecutionError, Fault, Interval, Queue, Task};
+use crate::memory::{Buffer, Rings};
+use crate::run::{GREEDY, Request, RunError};
+use crate::store::in_memory;
+
+mod arithmetic;
+mod attention;
+mod beside;
+mod driver;
+mod head;
+mod hidden;
+mod mlp;
+mod queue;
+mod transfer;
+
+use arithmetic::Arithmetic;
+use beside::Beside;
+use driver::{Arena, Context, Pin};
+use queue::Queues;
+
+/// The tiers that are the host's memory.
+const HOST: [Tier; 2] = [Tier::Pinned, Tier::Pageable];
+
+impl Cut for Region {
+    fn cut(self, range: std::ops::Range<usize>) -> Option<Self> {
+        self.slice(range.start as u64, range.len() as u64).ok()
+    }
+}
+
+impl From<CudaError> for Fault {
+    fn from(error: CudaError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Whether the device works off the operations of a lane.
+fn is_queue(lane: LaneKind) -> bool {
+    matches!(lane, LaneKind::H2d | LaneKind::D2h | LaneKind::Gpu)
+}
+
+/// A plan on a GPU. What is dropped first stands first: streams before memory, pins before their pages,
+/// the context last.
+pub(crate) struct CudaBackend<'a> {
+    queues: Queues,
+    arithmetic: Arithmetic,
+    /// Looks tokens up where the plan keeps the table in host memory.
+    decoder: Decoder,
+    _pins: Vec<Pin>,
+    host: Host<'a>,
+    /// By unit: what stays on the device.
+    kept: Vec<Option<Region>>,
+    /// By ring and slot; empty where a ring is the host's.
+    rings: Vec<Vec<Region>>,
+    /// By micro-batch.
+    hidden: Vec<Region>,
+    /// As long as all hidden states: norms of them, for products to read.
+    normed: Region,
+    workspace: Region,
+    /// By layer and micro-batch, where the cache stays on the device.
+    cache: Vec<Vec<Region>>,
+    /// The same in host memory.
+    cache_home: Vec<Vec<Buffer>>,
+    /// By micro-batch: embedded rows on their way to the device.
+    gathered: Vec<Buffer>,
+    beside: Beside,
+    greedy: bool,
+    allocated: Vec<(Tier, Bytes)>,
+    notes: Vec<String>,
+    device: String,
+    _arenas: [Arena; 2],
+    context: Context,
+}
+
+impl Drop for CudaBackend<'_> {
+    /// A run that failed leaves work in the streams: nothing is given back before it is over.
+    fn drop(&mut self) {
+        let _ = self.context.synchronise();
+    }
+}
+
+impl<'a> CudaBackend<'a> {
+    /// Allocates everything and reads what stays in memory.
+    pub(crate) fn new(
+        request: &Request<'a>,
+        layout: &Layout,
+        cpu: Cpu,
+        cancelled: &AtomicBool,
+    ) -> Result<Self, RunError> {
+        let knobs = Knobs::of(request.plan)?;
+        refuse(&knobs, request)?;
+        let context = Context::open()?;
+        let (plan, store) = (request.plan, request.store);
+        let mut notes = Vec::new();
+        let source = Source::open(request, knobs.way, &mut notes)?;
+        let decoder = Decoder::new(store.layout(), store.arithmetic(), cpu)?;
+        let mut accounts = Accounts::new(layout);
+        let count = plan.batch.count;
+        let Knobs { frame, cache: cache_tiers, embedding, .. } = &knobs;
+
+        // Counted first and allocated in one piece.
+        let buffers = frame.units.len() as u64
+            + (layout.rings.iter().map(|r| u64::from(r.slots)).sum::<u64>())
+            + count * (u64::from(plan.model.layers) + 4);
+        let bytes = layout.bytes(Tier::Gpu).0 + buffers * Arena::ALIGNMENT;
+        let mut arena = Arena::new("everything on the device", bytes)?;
+        let mut units = Vec::new();
+        let mut kept = Vec::new();
+        let mut bounce = transfer::Bounce::new()?;
+        for index in 0..frame.units.len() {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(ExecutionError::Cancelled.into());
+            }
+            let mut unit = Unit::new(&knobs, index, store)?;
+            let name = embedding.filter(|_| index == 0).unwrap_or("weights, resident");
+            unit.keep(index, &mut accounts, name, &source, &HOST)?;
+            kept.push(bounce.keep(&unit, index, &mut accounts, &source, &mut arena)?);
+            units.push(unit);
+        }
+        let mut take = |bytes: Bytes| arena.take(bytes);
+        let mut hidden = Vec::new();
+        for _ in 0..count {
+            let bytes = accounts.claim(Tier::Gpu, "hidden states", frame.hidden(0))?;
+            hidden.push(take(bytes)?);
+        }
+        let normed = take(accounts.claim_rest(Tier::Gpu, "hidden states")?)?;
+        let workspace = take(accounts.claim_rest(Tier::Gpu, "workspace")?)?;
+        let (mut cache, mut cache_home) = (Vec::new(), Vec::new());
+        for tier in cache_tiers {
+            let (mut here, mut home) = (Vec::new(), Vec::new());
+            for _ in 0..count {
+                if *tier == Tier::Gpu {
+                    here.push(take(accounts.claim(*tier, "KV cache", frame.cache_room())?)?);
+                } else {
+                    home.push(accounts.get(*tier, "KV cache").draw(frame.cache_room())?);
+                }
+            }
+            cache.push(here);
+            cache_home.push(home);
+        }
+        let mut rings = Vec::new();
+        for ring in &layout.rings {
+            let slots = if ring.tier == Tier::Gpu { ring.slots } else { 0 };
+            rings.push((0..slots).map(|_| take(ring.slot_bytes)).collect::<Result<_, _>>()?);
+        }
+        let host_rings = Rings::new(layout, |tier| tier != Tier::Gpu)?;
+        let allocated = accounts.close()?;
+
+        let gathers = if embedding.is_some() { count } else { 0 };
+        let gathered = (0..gathers).map(|_| Buffer::apart("gathered rows", frame.hidden(0)));
+        let gathered: Vec<Buffer> = gathered.collect::<Result<_, _>>()?;
+        let (beside, arena_beside) = Beside::new(request, layout)?;
+        let arithmetic = Arithmetic::new(request, &knobs, workspace, &context, &beside)?;
+        let host = Host {
+            source,
+            units,
+            rings: host_rings,
+            sequences: backend::sequences(request)?,
+            observer: request.observer,
+            frame: knobs.frame,
+        };
+        let pinned = host.units.iter().filter_map(|unit| unit.kept(Tier::Pinned));
+        let pinned = pinned.chain(host.rings.at(layout, Tier::Pinned));
+        let pinned = pinned.chain(cache_home.iter().flatten()).chain(&gathered);
+        let mut pins = Vec::new();
+        for buffer in pinned.chain(beside.host()) {
+            // SAFETY: buffers are never moved or resized, and pins are dropped before them.
+            pins.extend(unsafe { Pin::new(&buffer.read()?) }?);
+        }
+        Ok(Self {
+            queues: Queues::new(layout)?,
+            arithmetic,
+            decoder,
+            _pins: pins,
+            host,
+            kept,
+            rings,
+            hidden,
+            normed,
+            workspace,
+            cache,
+            cache_home,
+            gathered,
+            beside,
+            greedy: request.sampling.temperature == GREEDY.temperature,
+            allocated,
+            notes,
+            device: context.name()?,
+            _arenas: [arena, arena_beside],
+            context,
+        })
+    }
+
+    /// Bytes allocated at each tier of memory.
+    pub(crate) fn allocated(&self) -> &[(Tier, Bytes)] {
+        &self.allocated
+    }
+
+    /// What of the plan could not be followed to the letter.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The device's name.
+    pub(crate) fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// After the run: whether every byte that was used has been checked.
+    pub(crate) fn finish(&self) -> Result<(), RunError> {
+        Ok(self.host.finish()?)
+    }
+
+    /// New tokens and last logits of every sequence.
+    pub(crate) fn results(&self) -> (Vec<Vec<u32>>, Vec<Vec<f32>>) {
+        let micros = self.host.sequences.iter();
+        let all = micros.flat_map(|micro| {
+            let micro = micro.lock().unwrap_or_else(PoisonError::into_inner);
+            micro.clone()
+        });
+        all.map(backend::sequence::Sequence::into_results).unzip()
+    }
+
+    fn slot(&self, slot: Slot) -> Result<Region, Fault> {
+        let ring = self.rings.get(usize::from(slot.ring.0));
+        let region = ring.and_then(|ring| ring.get(usize::from(slot.index)));
+        region.copied().ok_or_else(|| fault("a slot of the device is not there"))
+    }
+
+    /// An operation of a lane of the device: queued.
+    fn issue(&self, task: &Task) -> Result<(), Fault> {
+        let pageable = HostMemory::Pageable;
+        if let Work::H2d { memory, .. } | Work::D2h { memory, .. } = *task.work
+            && memory == pageable
+        {
+            // The driver copies such memory before it returns: it must be what is meant by then.
+            self.queues.wait_on_host(task)?;
+        }
+        self.queues.issue(task, |stream| match task.op.kind {
+            OpKind::LoadWeights => self.load_weights(task, stream),
+            OpKind::LoadHidden => self.load_hidden(task, stream),
+            OpKind::LoadCache => self.load_cache(task, stream),
+            OpKind::SaveCache => self.save_cache(task, stream),
+            // Tokens travel with the head.
+            OpKind::SaveHidden => Ok(()),
+            OpKind::Compute => self.compute(task, stream),
+            _ => Err(fault("the CUDA backend does not know such an operation")),
+        })
+    }
+}
+
+impl Backend for CudaBackend<'_> {
+    fn perform(&self, task: &Task) -> Result<(), Fault> {
+        self.context.enter()?;
+        if self.queues.stream(task).is_some() {
+            return self.issue(task);
+        }
+        match task.op.kind {
+            OpKind::ReadWeights => self.host.read_weights(task),
+            OpKind::StageWeights => self.host.stage_weights(task),
+            OpKind::Gather => self.gather(task),
+            // Its waits are all there is to it.
+            OpKind::Barrier => Ok(()),
+            _ => Err(fault("the CUDA backend does not know such an operation")),
+        }
+    }
+
+    fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
+        is_queue(lane).then_some(self)
+    }
+}
+
+impl Queue for CudaBackend<'_> {
+    fn wait(&self, task: &Task) -> Result<Interval, Fault> {
+        self.context.enter()?;
+        let interval = self.queues.wait(task)?;
+        self.follow(task)?;
+        Ok(interval)
+    }
+}
+
+/// Refuses what this backend cannot do yet, before anything is allocated.
+fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
+    let plan = request.plan;
+    let refused = |what: &str, next_step| {
+        Err(RunError::Unavailable { what: format!("the CUDA backend does not run {what}"), next_step })
+    };
+    if knobs.hidden_in_host {
+        return refused("hidden states in host memory", "keep them on the GPU, or use --backend cpu");
+    }
+    if knobs.cache.contains(&Tier::Disk) {
+        return refused("a cache on disk", "set pipo.kv to \"host\", or use --backend cpu");
+    }
+    if plan.model.experts.is_some() {
+        return refused("mixtures of experts", "use --backend cpu");
+    }
+    if matches!(&plan.strategy, pipo_plan::strategy::Strategy::Pipo(knobs)
+        if knobs.attention == pipo_plan::strategy::Processor::Cpu)
+    {
+        return refused("attention on the CPU", "set pipo.attention to \"gpu\"");
+    }
+    Ok(())
+}

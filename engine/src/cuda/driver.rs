@@ -1,0 +1,416 @@
+//! The driver, behind values that give back what they hold: the context, streams, events, memory of the
+//! device, and pages of the host that copy engines may reach.
+
+use std::ffi::c_void;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use pipo_kernels::cuda::{Architecture, Region};
+use pipo_plan::schedule::Tier;
+use pipo_plan::units::Bytes;
+
+use crate::executor::Fault;
+use crate::memory::MemoryError;
+use crate::run::RunError;
+
+/// The oldest driver whose functions are all there: 12.8, of the series 570.
+const OLDEST: i32 = 12_080;
+
+/// A driver's refusal, with what was tried.
+pub(super) fn checked<T>(what: &str, result: Result<T, DriverError>) -> Result<T, Fault> {
+    result.map_err(|error| {
+        let text = |text: Result<&std::ffi::CStr, _>| {
+            text.map_or_else(|_| "unknown".into(), |text| text.to_string_lossy().into_owned())
+        };
+        let (name, why) = (text(error.error_name()), text(error.error_string()));
+        Fault(format!("the GPU's driver failed to {what}: {name} ({why})"))
+    })
+}
+
+/// The context of one device.
+#[derive(Debug)]
+pub(super) struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+}
+
+// SAFETY: a context may be used by any thread that has made it current.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks what its calls share.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// The context of the first device, made current on this thread.
+    pub(super) fn open() -> Result<Self, RunError> {
+        let unavailable = |what: String, next_step| RunError::Unavailable { what, next_step };
+        // SAFETY: loading the driver's library runs its initialisers, which it is made for.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unavailable(
+                "the NVIDIA driver's library (libcuda) is not on this machine".into(),
+                "install the driver, or run on the CPU with --backend cpu",
+            ));
+        }
+        let mut version = 0;
+        // SAFETY: the pointer is to a variable that outlives the call.
+        let asked = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+        checked("say its version", asked)?;
+        if version < OLDEST {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            return Err(unavailable(
+                format!("the GPU's driver is for CUDA {major}.{minor}, and 12.8 is needed"),
+                "install a driver of the series 570 or newer",
+            ));
+        }
+        checked("start", result::init())?;
+        if checked("count devices", result::device::get_count())? == 0 {
+            return Err(unavailable(
+                "the driver sees no GPU".into(),
+                "check CUDA_VISIBLE_DEVICES, or run on the CPU with --backend cpu",
+            ));
+        }
+        let device = checked("find the device", result::device::get(0))?;
+        // SAFETY: the device is one the driver has just named; the release is in `drop`.
+        let context = unsafe { result::primary_ctx::retain(device) };
+        let context = checked("make a context", context)?;
+        let context = Self { device, context };
+        context.enter()?;
+        Ok(context)
+    }
+
+    /// Makes the context current on this thread.
+    pub(super) fn enter(&self) -> Result<(), Fault> {
+        // SAFETY: the context is retained until `self` is dropped.
+        checked("enter its context", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    /// What kernels are compiled for.
+    pub(super) fn architecture(&self) -> Result<Architecture, Fault> {
+        use sys::CUdevice_attribute as Attribute;
+        let figure = |attribute| {
+            // SAFETY: the device is one the driver named.
+            let value = unsafe { result::device::get_attribute(self.device, attribute) };
+            let value = checked("describe the device", value)?;
+            Ok::<u32, Fault>(u32::try_from(value).unwrap_or(0))
+        };
+        let major = figure(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = figure(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        Architecture::of(major, minor).map_err(|error| Fault(error.to_string()))
+    }
+
+    /// The device's name, as the driver gives it.
+    pub(super) fn name(&self) -> Result<String, Fault> {
+        checked("name the device", result::device::get_name(self.device))
+    }
+
+    /// Memory of the device that nobody holds, and all of it.
+    pub(super) fn memory() -> Result<(Bytes, Bytes), Fault> {
+        let (free, all) = checked("say how much memory is free", result::mem_get_info())?;
+        Ok((Bytes(free as u64), Bytes(all as u64)))
+    }
+
+    /// Waits for everything that the device was given.
+    pub(super) fn synchronise(&self) -> Result<(), Fault> {
+        self.enter()?;
+        checked("finish its work", result::ctx::synchronize())
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once in `open`; whatever was made in it has been dropped before.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// A stream: what is given to it happens in that order.
+#[derive(Debug)]
+pub(super) struct Stream(sys::CUstream);
+
+// SAFETY: the driver locks what its calls on one stream share.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    pub(super) fn new() -> Result<Self, Fault> {
+        let kind = result::stream::StreamKind::NonBlocking;
+        Ok(Self(checked("make a stream", result::stream::create(kind))?))
+    }
+
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.0
+    }
+
+    /// Notes in an event when the stream gets here.
+    pub(super) fn record(&self, event: &Event) -> Result<(), Fault> {
+        // SAFETY: both are alive.
+        checked("record an event", unsafe { result::event::record(event.0, self.0) })
+    }
+
+    /// Lets the stream wait until an event has happened.
+    pub(super) fn wait(&self, event: &Event) -> Result<(), Fault> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are alive.
+        checked("wait for an event", unsafe { result::stream::wait_event(self.0, event.0, flags) })
+    }
+
+    pub(super) fn synchronise(&self) -> Result<(), Fault> {
+        // SAFETY: the stream is alive.
+        checked("finish a stream", unsafe { result::stream::synchronize(self.0) })
+    }
+
+    /// Copies into the device.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes or frees `from`, nor uses `to` outside of this stream's order, before the stream has
+    /// got past the copy.
+    pub(super) unsafe fn upload(&self, from: &[u8], to: Region) -> Result<(), Fault> {
+        fits(from.len(), to)?;
+        // SAFETY: `to` is memory of the device and as long as `from`; the caller promises the rest.
+        checked("copy to the device", unsafe {
+            result::memcpy_htod_async(to.address(), from, self.0)
+        })
+    }
+
+    /// Copies out of the device.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses or frees the `length` bytes from `to` on, nor writes `from` outside of this stream's
+    /// order, before the stream has got past the copy.
+    pub(super) unsafe fn download(
+        &self,
+        from: Region,
+        to: *mut u8,
+        length: usize,
+    ) -> Result<(), Fault> {
+        fits(length, from)?;
+        // SAFETY: `from` is memory of the device and as long; the caller promises the rest.
+        let result =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from.address(), length, self.0) };
+        checked("copy from the device", result.result())
+    }
+
+    /// Copies within the device.
+    pub(super) fn copy(&self, from: Region, to: Region) -> Result<(), Fault> {
+        let length = usize::try_from(from.bytes()).unwrap_or(usize::MAX);
+        fits(length, to)?;
+        // SAFETY: both regions are memory of the device, and are used in the stream's order.
+        checked("copy on the device", unsafe {
+            result::memcpy_dtod_async(to.address(), from.address(), length, self.0)
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and nobody else holds it.
+        let _ = unsafe { result::stream::destroy(self.0) };
+    }
+}
+
+fn fits(length: usize, region: Region) -> Result<(), Fault> {
+    if length as u64 == region.bytes() {
+        return Ok(());
+    }
+    Err(Fault(format!(
+        "{length} bytes were to be copied to or from {}; this is an error in pipo, please report it",
+        region.bytes()
+    )))
+}
+
+/// Something that a stream gets to, with its time.
+#[derive(Debug)]
+pub(super) struct Event(sys::CUevent);
+
+// SAFETY: the driver locks what its calls on one event share.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub(super) fn new() -> Result<Self, Fault> {
+        // Waiting must not take a core from the threads that read and copy.
+        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
+        Ok(Self(checked("make an event", result::event::create(flags))?))
+    }
+
+    /// Waits until it has happened.
+    pub(super) fn synchronise(&self) -> Result<(), Fault> {
+        // SAFETY: the event is alive.
+        checked("finish an operation", unsafe { result::event::synchronize(self.0) })
+    }
+
+    /// Milliseconds from this event to a later one; both have happened.
+    pub(super) fn until(&self, later: &Self) -> Result<f32, Fault> {
+        // SAFETY: both are alive and were made with their times kept.
+        checked("read a time", unsafe { result::event::elapsed(self.0, later.0) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and nobody else holds it.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+/// Memory of the device, in one piece.
+#[derive(Debug)]
+pub(super) struct Arena {
+    all: Region,
+    used: u64,
+}
+
+impl Arena {
+    /// Where a part of it begins: the driver's own alignment, which every kernel and copy likes.
+    pub(super) const ALIGNMENT: u64 = 256;
+
+    pub(super) fn new(name: &str, bytes: u64) -> Result<Self, RunError> {
+        let (free, _) = Context::memory()?;
+        let refused = || MemoryError::Refused {
+            name: format!("{name} (the device has {} free)", free.both()),
+            tier: Tier::Gpu,
+            bytes: Bytes(bytes),
+        };
+        let length = usize::try_from(bytes.max(1)).map_err(|_| refused())?;
+        // SAFETY: given back in `drop`, before the context goes.
+        let address = unsafe { result::malloc_sync(length) }.map_err(|_| refused())?;
+        // SAFETY: it is memory of this context until `drop`, and the backend waits for the device before.
+        Ok(Self { all: unsafe { Region::new(address, bytes) }, used: 0 })
+    }
+
+    /// The next part of it.
+    pub(super) fn take(&mut self, bytes: Bytes) -> Result<Region, Fault> {
+        let region = self.all.slice(self.used, bytes.0);
+        let region = region.map_err(|error| Fault(format!("the device's memory: {error}")))?;
+        let end = (self.used + bytes.0).next_multiple_of(Self::ALIGNMENT);
+        self.used = end.min(self.all.bytes());
+        Ok(region)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and the backend has waited for whatever used it.
+        let _ = unsafe { result::free_sync(self.all.address()) };
+    }
+}
+
+/// Pages of the host that copy engines may reach, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Pin(*mut c_void);
+
+// SAFETY: the address is only ever given back to the driver.
+unsafe impl Send for Pin {}
+// SAFETY: as above.
+unsafe impl Sync for Pin {}
+
+impl Pin {
+    /// # Safety
+    ///
+    /// The bytes stay where they are until the pin is dropped.
+    pub(super) unsafe fn new(bytes: &[u8]) -> Result<Option<Self>, Fault> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let address = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the bytes are there; the driver keeps the pages and does not write them.
+        let result = unsafe { sys::cuMemHostRegister_v2(address, bytes.len(), 0) };
+        let what = format!("pin {} of host memory", Bytes(bytes.len() as u64).both());
+        checked(&what, result.result())?;
+        Ok(Some(Self(address)))
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // SAFETY: registered by `new`, and nobody else holds it.
+        let _ = unsafe { sys::cuMemHostUnregister(self.0) }.result();
+    }
+}
+
+/// Rows of equal width at even distances, on the device and in host memory.
+#[derive(Debug)]
+pub(super) struct Rows {
+    /// Bytes of a row.
+    pub(super) width: usize,
+    pub(super) count: usize,
+    /// From the first row's first byte to the last row's last.
+    pub(super) device: Region,
+    /// Bytes from one row to the next.
+    pub(super) device_pitch: usize,
+    /// The first byte.
+    pub(super) host: *mut u8,
+    pub(super) host_pitch: usize,
+}
+
+impl Rows {
+    fn copy(&self, up: bool) -> Result<sys::CUDA_MEMCPY2D, Fault> {
+        let span = self.device_pitch * self.count.saturating_sub(1) + self.width;
+        fits(span, self.device)?;
+        let (host, device) =
+            (sys::CUmemorytype::CU_MEMORYTYPE_HOST, sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
+        let none = std::ptr::null_mut();
+        let mut copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: host,
+            srcHost: self.host.cast(),
+            srcDevice: 0,
+            srcArray: none,
+            srcPitch: self.host_pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: self.device.address(),
+            dstArray: none,
+            dstPitch: self.device_pitch,
+            WidthInBytes: self.width,
+            Height: self.count,
+        };
+        if !up {
+            (copy.srcMemoryType, copy.dstMemoryType) = (device, host);
+            (copy.srcHost, copy.dstHost) = (std::ptr::null(), self.host.cast());
+            (copy.srcDevice, copy.dstDevice) = (self.device.address(), 0);
+            (copy.srcPitch, copy.dstPitch) = (self.device_pitch, self.host_pitch);
+        }
+        Ok(copy)
+    }
+}
+
+impl Stream {
+    /// Copies rows into the device.
+    ///
+    /// # Safety
+    ///
+    /// The rows in host memory are there, and nobody writes or frees them, nor uses those of the device
+    /// outside of this stream's order, before the stream has got past the copy.
+    pub(super) unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), Fault> {
+        // SAFETY: as promised by the caller.
+        unsafe { self.copy_rows(rows, true) }
+    }
+
+    /// Copies rows out of the device.
+    ///
+    /// # Safety
+    ///
+    /// The rows in host memory are there, and nobody uses or frees them, nor writes those of the device
+    /// outside of this stream's order, before the stream has got past the copy.
+    pub(super) unsafe fn download_rows(&self, rows: &Rows) -> Result<(), Fault> {
+        // SAFETY: as promised by the caller.
+        unsafe { self.copy_rows(rows, false) }
+    }
+
+    /// # Safety
+    ///
+    /// As of the two above.
+    unsafe fn copy_rows(&self, rows: &Rows, up: bool) -> Result<(), Fault> {
+        let copy = rows.copy(up)?;
+        // SAFETY: the description is whole, its device side was checked, its host side is promised.
+        let result = unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.0) };
+        checked("copy rows", result.result())
+    }
+}

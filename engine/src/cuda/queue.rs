@@ -1,0 +1,147 @@
+//! What the device has been given and has not finished, and when it did.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pipo_plan::schedule::{Layout, OpId};
+
+use super::driver::{Event, Stream};
+use crate::backend::fault;
+use crate::executor::{Fault, Interval, Task};
+
+/// An event's time on the host's clock. Times are read from the last anchor of the lane: the driver gives
+/// them as single-precision milliseconds, which are exact to a microsecond only over short stretches.
+#[derive(Debug)]
+struct Anchor {
+    event: Event,
+    at: Instant,
+}
+
+/// How long an anchor is good for: 2^-24 of it is 60 ns.
+const GOOD_FOR: Duration = Duration::from_secs(1);
+
+/// One lane of the device.
+#[derive(Debug)]
+struct Lane {
+    stream: Stream,
+    anchor: Mutex<Anchor>,
+}
+
+/// When an operation began and ended.
+#[derive(Debug)]
+struct Pair {
+    start: Event,
+    end: Event,
+}
+
+/// The streams of the lanes that the device works off, and the events of what is under way.
+#[derive(Debug)]
+pub(super) struct Queues {
+    /// By lane; none where a thread of the host does the work.
+    lanes: Vec<Option<Lane>>,
+    /// Lane of each queue of the schedule.
+    of_queue: Vec<usize>,
+    under_way: Mutex<BTreeMap<OpId, Arc<Pair>>>,
+    spare: Mutex<Vec<Event>>,
+}
+
+impl Queues {
+    pub(super) fn new(layout: &Layout) -> Result<Self, Fault> {
+        let lane = |lane: &pipo_plan::schedule::Lane| {
+            if !super::is_queue(lane.kind) {
+                return Ok(None);
+            }
+            let (stream, event) = (Stream::new()?, Event::new()?);
+            stream.record(&event)?;
+            event.synchronise()?;
+            let at = Instant::now();
+            Ok(Some(Lane { stream, anchor: Mutex::new(Anchor { event, at }) }))
+        };
+        Ok(Self {
+            lanes: layout.lanes.iter().map(lane).collect::<Result<_, Fault>>()?,
+            of_queue: layout.queues.iter().map(|lane| usize::from(lane.0)).collect(),
+            under_way: Mutex::default(),
+            spare: Mutex::default(),
+        })
+    }
+
+    /// The stream of a task's lane; none where a thread of the host does the work.
+    pub(super) fn stream(&self, task: &Task) -> Option<&Stream> {
+        self.lane(task).map(|lane| &lane.stream)
+    }
+
+    fn lane(&self, task: &Task) -> Option<&Lane> {
+        let lane = self.of_queue.get(usize::from(task.op.queue.0))?;
+        self.lanes.get(*lane)?.as_ref()
+    }
+
+    /// Gives work to a stream, behind what the task waits for and between two events.
+    pub(super) fn issue(
+        &self,
+        task: &Task,
+        work: impl FnOnce(&Stream) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let stream = self.stream(task).ok_or_else(|| fault("a lane has no stream"))?;
+        self.wait_for(task, stream)?;
+        let (start, end) = (self.event()?, self.event()?);
+        stream.record(&start)?;
+        work(stream)?;
+        stream.record(&end)?;
+        self.lock().insert(task.id, Arc::new(Pair { start, end }));
+        Ok(())
+    }
+
+    /// Lets a stream wait for what the task waits for on others. What is not under way any more has ended.
+    fn wait_for(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        // Locked throughout: an event that is given back may be recorded anew.
+        let under_way = self.lock();
+        let events = task.after.iter().filter_map(|id| under_way.get(id));
+        events.into_iter().try_for_each(|pair| stream.wait(&pair.end))
+    }
+
+    /// Lets the host wait for what the task waits for.
+    pub(super) fn wait_on_host(&self, task: &Task) -> Result<(), Fault> {
+        let stream = self.stream(task).ok_or_else(|| fault("a lane has no stream"))?;
+        self.wait_for(task, stream)?;
+        stream.synchronise()
+    }
+
+    /// Waits until a task has ended.
+    pub(super) fn wait(&self, task: &Task) -> Result<Interval, Fault> {
+        let missing = || fault("an operation is waited for that was not issued");
+        let pair = self.lock().get(&task.id).cloned().ok_or_else(missing)?;
+        pair.end.synchronise()?;
+        self.lock().remove(&task.id);
+        let lane = self.lane(task).ok_or_else(missing)?;
+        let mut anchor = lane.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = anchor.at + milliseconds(anchor.event.until(&pair.start)?);
+        let end = start + milliseconds(pair.start.until(&pair.end)?);
+        // Others look at it only while it is among those under way.
+        let Ok(Pair { start: first, end: last }) = Arc::try_unwrap(pair) else {
+            return Ok(Interval { start, end });
+        };
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.push(first);
+        if end.duration_since(anchor.at) > GOOD_FOR {
+            let old = std::mem::replace(&mut *anchor, Anchor { event: last, at: end });
+            spare.push(old.event);
+        } else {
+            spare.push(last);
+        }
+        Ok(Interval { start, end })
+    }
+
+    fn event(&self) -> Result<Event, Fault> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(Event::new, Ok)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OpId, Arc<Pair>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn milliseconds(time: f32) -> Duration {
+    Duration::from_secs_f64(f64::from(time.max(0.0)) / 1e3)
+}

@@ -1,0 +1,148 @@
+//! Copies between host and device.
+//!
+//! All of them are queued. What they read or write in host memory lives as long as the backend, which
+//! waits for the device before it gives anything back; that nobody else uses it meanwhile is what the
+//! schedule's waits and slots are for.
+
+use std::ops::Range;
+
+use pipo_plan::schedule::Tier;
+use pipo_plan::units::Bytes;
+
+use super::driver::{Arena, Pin, Stream};
+use super::{CudaBackend, Region, bound, fault, length};
+use crate::backend::accounts::Accounts;
+use crate::backend::moved;
+use crate::backend::source::Source;
+use crate::backend::unit::Unit;
+use crate::executor::{Fault, Task};
+use crate::memory::Buffer;
+use crate::run::RunError;
+use crate::store::in_memory;
+
+/// Pinned memory through which weights reach the device before the run.
+pub(super) struct Bounce {
+    _pin: Option<Pin>,
+    buffer: Buffer,
+    stream: Stream,
+}
+
+/// Bytes of it: enough for full speed of disk and link.
+const BOUNCE: Bytes = Bytes(16 << 20);
+
+impl Bounce {
+    pub(super) fn new() -> Result<Self, RunError> {
+        let buffer = Buffer::apart("weights on their way to the device", BOUNCE)?;
+        // SAFETY: the buffer is never moved or resized, and the pin is dropped before it.
+        let pin = unsafe { Pin::new(&buffer.read()?) }?;
+        Ok(Self { _pin: pin, buffer, stream: Stream::new()? })
+    }
+
+    /// Reads what a unit keeps on the device.
+    pub(super) fn keep(
+        &mut self,
+        unit: &Unit,
+        index: usize,
+        accounts: &mut Accounts,
+        source: &Source,
+        arena: &mut Arena,
+    ) -> Result<Option<Region>, RunError> {
+        let bytes = unit.own(index, Tier::Gpu).map(|stretch| Bytes(stretch.length())).sum();
+        if bytes == Bytes::ZERO {
+            return Ok(None);
+        }
+        let region = arena.take(accounts.claim(Tier::Gpu, "weights, resident", bytes)?)?;
+        let mut at = 0;
+        for stretch in unit.own(index, Tier::Gpu) {
+            let mut from = 0;
+            while from < stretch.length() {
+                let mut buffer = self.buffer.write()?;
+                let now = buffer.len().min(in_memory(stretch.length() - from));
+                let piece = &mut buffer[..now];
+                source.read(stretch, from, piece)?;
+                let to = region.slice(at + from, now as u64).map_err(Fault::from)?;
+                // SAFETY: the stream is waited for before the buffer is used again or unlocked.
+                unsafe { self.stream.upload(piece, to) }?;
+                self.stream.synchronise()?;
+                from += now as u64;
+            }
+            at += stretch.length();
+        }
+        Ok(Some(region))
+    }
+}
+
+impl CudaBackend<'_> {
+    /// One block from host memory into the device.
+    pub(super) fn load_weights(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        let slot = self.slot(bound(task.bound.weights, "a device slot")?)?;
+        let unit = self.host.unit(task)?;
+        let (start, length) = (unit.block(task.op)?, length(task.work.bytes())?);
+        let to = slot.slice(start as u64, length as u64)?;
+        let upload = |bytes: &[u8], range: Range<usize>| {
+            let to = to.slice(range.start as u64, range.len() as u64)?;
+            // SAFETY: see the head of this file; the slot of the device is this operation's.
+            unsafe { stream.upload(bytes, to) }
+        };
+        match task.bound.host {
+            Some(host) => {
+                let host = self.host.rings.slot(host)?.read()?;
+                let from = host.get(..length);
+                upload(from.ok_or_else(|| fault("a block is larger than its slot"))?, 0..length)
+            }
+            None => unit.visit(&self.host.units, start, length, upload),
+        }
+    }
+
+    /// Everything before this pass, from host memory to the device.
+    pub(super) fn load_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        self.copy_rows(task, stream, 0..self.host.before(task), true)
+    }
+
+    /// The rows of this pass, from the device to host memory.
+    pub(super) fn save_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        self.copy_rows(task, stream, self.host.new_positions(task), false)
+    }
+
+    /// Copies some positions of every sequence between a slot and where the cache stays. Planes follow each
+    /// other at even distances on both sides, so that one copy takes the same rows of all of them.
+    fn copy_rows(
+        &self,
+        task: &Task,
+        stream: &Stream,
+        positions: Range<usize>,
+        up: bool,
+    ) -> Result<(), Fault> {
+        let slot = self.slot(bound(task.bound.cache, "a slot of the cache")?)?;
+        let layer = self.cache_home.get(self.host.unit(task)?.layer);
+        let home = layer.and_then(|micros| micros.get(usize::from(task.op.micro)));
+        let home = home.ok_or_else(|| fault("a cache is not there"))?.read()?;
+        let here = self.host.shape(in_memory(slot.bytes()))?;
+        let there = self.host.shape(home.len())?;
+        let planes = 2 * self.host.micro();
+        let mut copied = 0;
+        let places = here.places(positions.clone()).into_iter().zip(there.places(positions));
+        for (here_at, there_at) in places {
+            let (width, outside) = (here_at.len(), || fault("rows of a cache lie outside it"));
+            if width == 0 {
+                continue;
+            }
+            let end = (planes - 1) * there.plane() + there_at.end;
+            let bytes = home.get(there_at.start..end).ok_or_else(outside)?;
+            let span = (planes - 1) * here.plane() + width;
+            let region = slot.slice(here_at.start as u64, span as u64)?;
+            let rows = super::driver::Rows {
+                width,
+                count: planes,
+                device: region,
+                device_pitch: here.plane(),
+                host: bytes.as_ptr().cast_mut(),
+                host_pitch: there.plane(),
+            };
+            // SAFETY: see the head of this file; both ends were checked to lie within their memory.
+            unsafe { if up { stream.upload_rows(&rows) } else { stream.download_rows(&rows) } }?;
+            copied += planes * width;
+        }
+        moved(task, copied)
+    }
+}
