@@ -29,6 +29,7 @@
 pub mod activation;
 pub mod attention;
 pub mod cpu;
+pub mod cuda;
 pub mod embedding;
 pub mod error;
 mod exponential;

@@ -51,6 +51,11 @@ impl Rotary {
         Ok(Self { frequencies: (0..head_dim / 2).map(frequency).collect() })
     }
 
+    /// Radians a position, one for each pair of a head.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
     /// Turns the heads of every row in place.
     pub fn apply(&self, x: &mut [f32], heads: usize, first: usize) -> Result<(), ShapeError> {
         let half = self.frequencies.len();

@@ -1,0 +1,68 @@
+//! What stands between products, number by number.
+
+use super::launch::Launch;
+use super::operand::Region;
+use super::unit::Unit;
+use super::{CudaError, Kernels, Stream};
+
+/// A function of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// [`crate::activation::relu`].
+    Relu,
+    /// [`crate::activation::gelu_tanh`].
+    GeluTanh,
+}
+
+impl Kernels {
+    /// Applies a function to `count` fp16 numbers in place.
+    pub fn activate(
+        &self,
+        stream: Stream,
+        kind: Activation,
+        x: Region,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        x.holds("x", &[count], 2)?;
+        let name = match kind {
+            Activation::Relu => "relu",
+            Activation::GeluTanh => "gelu_tanh",
+        };
+        self.each(stream, Unit::Activation, name, count, &[x.address(), count as u64])
+    }
+
+    /// [`crate::activation::silu_gated`] of `count` fp16 numbers, in place in `gate`.
+    pub fn gated_silu(
+        &self,
+        stream: Stream,
+        gate: Region,
+        up: Region,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        gate.holds("the gate", &[count], 2)?;
+        up.holds("up", &[count], 2)?;
+        let arguments = [gate.address(), up.address(), count as u64];
+        self.each(stream, Unit::Activation, "silu_gated", count, &arguments)
+    }
+
+    /// `a += b` for `count` fp16 numbers.
+    pub fn add(&self, stream: Stream, a: Region, b: Region, count: usize) -> Result<(), CudaError> {
+        a.holds("a", &[count], 2)?;
+        b.holds("b", &[count], 2)?;
+        let arguments = [a.address(), b.address(), count as u64];
+        self.each(stream, Unit::Residual, "add", count, &arguments)
+    }
+
+    /// Eight numbers a thread.
+    fn each(
+        &self,
+        stream: Stream,
+        unit: Unit,
+        name: &'static str,
+        count: usize,
+        arguments: &[u64],
+    ) -> Result<(), CudaError> {
+        let launch = Launch { unit, name, grid: [count.div_ceil(2048), 1, 1], threads: 256 };
+        self.launch(stream, launch, arguments)
+    }
+}
