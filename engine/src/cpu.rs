@@ -28,7 +28,6 @@ mod beside;
 mod cache;
 mod cache_file;
 mod compute;
-mod half;
 mod hidden;
 
 use beside::Crossing;

@@ -14,12 +14,11 @@
 
 #![allow(unsafe_code, reason = "the driver is a C interface; what it is given is kept alive here")]
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use pipo_kernels::Cpu;
-use pipo_kernels::cuda::{CudaError, Kernels, Region};
-use pipo_plan::model::Part;
+use pipo_kernels::cuda::{CudaError, Region};
 use pipo_plan::schedule::{HostMemory, LaneKind, Layout, OpKind, Slot, Tier, Work};
 use pipo_plan::units::Bytes;
 
@@ -32,11 +31,10 @@ use crate::decoder::{Bytes as Cut, Decoder};
 use crate::executor::{Backend, ExecutionError, Fault, Interval, Queue, Task};
 use crate::memory::{Buffer, Rings};
 use crate::run::{GREEDY, Request, RunError};
-use crate::store::in_memory;
 
+mod apart;
 mod arithmetic;
 mod attention;
-mod beside;
 mod driver;
 mod head;
 mod hidden;
@@ -44,10 +42,12 @@ mod mlp;
 mod queue;
 mod transfer;
 
+use apart::Apart;
 use arithmetic::Arithmetic;
-use beside::Beside;
 use driver::{Arena, Context, Pin};
 use queue::Queues;
+
+pub(crate) use driver::is_present;
 
 /// The tiers that are the host's memory.
 const HOST: [Tier; 2] = [Tier::Pinned, Tier::Pageable];
@@ -86,19 +86,18 @@ pub(crate) struct CudaBackend<'a> {
     hidden: Vec<Region>,
     /// As long as all hidden states: norms of them, for products to read.
     normed: Region,
-    workspace: Region,
     /// By layer and micro-batch, where the cache stays on the device.
     cache: Vec<Vec<Region>>,
     /// The same in host memory.
     cache_home: Vec<Vec<Buffer>>,
     /// By micro-batch: embedded rows on their way to the device.
     gathered: Vec<Buffer>,
-    beside: Beside,
+    apart: Apart,
     greedy: bool,
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     device: String,
-    _arenas: [Arena; 2],
+    _arena: Arena,
     context: Context,
 }
 
@@ -179,8 +178,8 @@ impl<'a> CudaBackend<'a> {
         let gathers = if embedding.is_some() { count } else { 0 };
         let gathered = (0..gathers).map(|_| Buffer::apart("gathered rows", frame.hidden(0)));
         let gathered: Vec<Buffer> = gathered.collect::<Result<_, _>>()?;
-        let (beside, arena_beside) = Beside::new(request, layout)?;
-        let arithmetic = Arithmetic::new(request, &knobs, workspace, &context, &beside)?;
+        let apart = Apart::new(request, layout)?;
+        let arithmetic = Arithmetic::new(request, &knobs, workspace, &context, &apart)?;
         let host = Host {
             source,
             units,
@@ -193,7 +192,7 @@ impl<'a> CudaBackend<'a> {
         let pinned = pinned.chain(host.rings.at(layout, Tier::Pinned));
         let pinned = pinned.chain(cache_home.iter().flatten()).chain(&gathered);
         let mut pins = Vec::new();
-        for buffer in pinned.chain(beside.host()) {
+        for buffer in pinned.chain(apart.buffers()) {
             // SAFETY: buffers are never moved or resized, and pins are dropped before them.
             pins.extend(unsafe { Pin::new(&buffer.read()?) }?);
         }
@@ -207,16 +206,15 @@ impl<'a> CudaBackend<'a> {
             rings,
             hidden,
             normed,
-            workspace,
             cache,
             cache_home,
             gathered,
-            beside,
+            apart,
             greedy: request.sampling.temperature == GREEDY.temperature,
             allocated,
             notes,
             device: context.name()?,
-            _arenas: [arena, arena_beside],
+            _arena: arena,
             context,
         })
     }
@@ -313,10 +311,16 @@ impl Queue for CudaBackend<'_> {
 fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
     let plan = request.plan;
     let refused = |what: &str, next_step| {
-        Err(RunError::Unavailable { what: format!("the CUDA backend does not run {what}"), next_step })
+        Err(RunError::Unavailable {
+            what: format!("the CUDA backend does not run {what}"),
+            next_step,
+        })
     };
     if knobs.hidden_in_host {
-        return refused("hidden states in host memory", "keep them on the GPU, or use --backend cpu");
+        return refused(
+            "hidden states in host memory",
+            "keep them on the GPU, or use --backend cpu",
+        );
     }
     if knobs.cache.contains(&Tier::Disk) {
         return refused("a cache on disk", "set pipo.kv to \"host\", or use --backend cpu");

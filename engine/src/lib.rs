@@ -17,9 +17,11 @@ pub mod arithmetic;
 mod backend;
 
 mod cpu;
+mod cuda;
 pub mod decoder;
 pub mod disk;
 pub mod executor;
+mod half;
 pub mod import;
 pub mod memory;
 pub mod profile;

@@ -158,7 +158,9 @@ impl Rings {
     pub fn new(layout: &Layout, here: impl Fn(Tier) -> bool) -> Result<Self, MemoryError> {
         let ring = |ring: &pipo_plan::schedule::Ring| {
             let slot = |_| Buffer::new(&ring.name, ring.tier, ring.slot_bytes);
-            (0..if here(ring.tier) { ring.slots } else { 0 }).map(slot).collect::<Result<Vec<_>, _>>()
+            (0..if here(ring.tier) { ring.slots } else { 0 })
+                .map(slot)
+                .collect::<Result<Vec<_>, _>>()
         };
         Ok(Self(layout.rings.iter().map(ring).collect::<Result<_, _>>()?))
     }

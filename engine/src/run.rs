@@ -1,4 +1,4 @@
-//! Runs a plan on the CPU backend: from prompts to tokens.
+//! Runs a plan on a backend: from prompts to tokens.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::cpu::CpuBackend;
+use crate::cuda::CudaBackend;
 use crate::disk::{BlockReader, ReadError};
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
@@ -33,6 +34,31 @@ pub struct NewToken {
     pub token: u32,
 }
 
+/// What plays the GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The host's own cores and memory.
+    #[default]
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+impl Device {
+    /// A GPU, where the driver has one; otherwise the CPU.
+    pub fn present() -> Self {
+        if crate::cuda::is_present() { Self::Cuda } else { Self::Cpu }
+    }
+
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// What to run.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
@@ -40,6 +66,8 @@ pub struct Request<'a> {
     pub plan: &'a Plan,
     /// The weights.
     pub store: &'a Store,
+    /// Where.
+    pub device: Device,
     /// One prompt for each sequence of the plan's batch, each as long as the plan says.
     pub prompts: &'a [Vec<u32>],
     /// Threads of one computation. Results do not depend on it.
@@ -55,10 +83,19 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Greedily, unobserved, on [`default_threads`].
+    /// On the CPU, greedily, unobserved, on [`default_threads`].
     pub fn new(plan: &'a Plan, store: &'a Store, prompts: &'a [Vec<u32>]) -> Self {
         let threads = default_threads();
-        Self { plan, store, prompts, threads, reader: None, sampling: GREEDY, observer: &|_| {} }
+        Self {
+            plan,
+            store,
+            device: Device::Cpu,
+            prompts,
+            threads,
+            reader: None,
+            sampling: GREEDY,
+            observer: &|_| {},
+        }
     }
 }
 
@@ -98,6 +135,8 @@ pub struct Outcome {
     pub allocated: Vec<(Tier, Bytes)>,
     /// What of the plan could not be followed to the letter, for people.
     pub notes: Vec<String>,
+    /// What played the GPU, by name.
+    pub device: String,
 }
 
 /// Why a plan did not run.
@@ -161,12 +200,25 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
     let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
     MemoryTable::new(&schedule.layout, none).check(request.plan)?;
     let cpu = Cpu::new(request.threads);
-    let backend = CpuBackend::new(request, &schedule.layout, cpu, cancelled)?;
-    let timeline = execute(&schedule, &backend, cancelled)?;
-    backend.finish()?;
-    let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
-    let (tokens, logits) = backend.into_results();
-    Ok(Outcome { tokens, logits, timeline, allocated, notes })
+    match request.device {
+        Device::Cpu => {
+            let backend = CpuBackend::new(request, &schedule.layout, cpu, cancelled)?;
+            let timeline = execute(&schedule, &backend, cancelled)?;
+            backend.finish()?;
+            let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
+            let (tokens, logits) = backend.into_results();
+            Ok(Outcome { tokens, logits, timeline, allocated, notes, device: "the CPU".into() })
+        }
+        Device::Cuda => {
+            let backend = CudaBackend::new(request, &schedule.layout, cpu, cancelled)?;
+            let timeline = execute(&schedule, &backend, cancelled)?;
+            backend.finish()?;
+            let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
+            let (tokens, logits) = backend.results();
+            let device = backend.device().into();
+            Ok(Outcome { tokens, logits, timeline, allocated, notes, device })
+        }
+    }
 }
 
 fn check(request: &Request) -> Result<(), RunError> {

@@ -5,24 +5,23 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use pipo_engine::executor::ExecutionError;
-use pipo_engine::run::{GREEDY, NewToken, Outcome, Request, RunError, run};
+use pipo_engine::run::{Device, GREEDY, NewToken, Outcome, Request, RunError, run};
 use pipo_engine::store::Place;
 use pipo_kernels::sample::Settings;
-use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan};
-use pipo_plan::schedule::Tier;
-use pipo_plan::strategy::accelerate::Accelerate;
 use pipo_plan::strategy::cpu_split::CpuSplit;
-use pipo_plan::strategy::flexgen::FlexGen;
-use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
-use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as System, lower};
+use pipo_plan::strategy::pipo::Pipo;
+use pipo_plan::strategy::Strategy as System;
 use pipo_plan::units::Bytes;
 use proptest::prelude::*;
 
 use fixture::{Fixture, MODELS};
-use plans::{PRECISIONS, bits, fixture, resident};
+use cases::{Case, accelerate, cases, check_offloaded, flexgen, pipo};
+use plans::{PRECISIONS, fixture, resident};
 
+#[path = "fixture/cases.rs"]
+mod cases;
 mod fixture;
 #[path = "fixture/plans.rs"]
 mod plans;
@@ -44,125 +43,12 @@ fn a_resident_run_says_what_transformers_says() {
     }
 }
 
-fn pipo() -> impl Strategy<Value = Pipo> {
-    let sizes = (1..4_u32, 1..5_u32, 1..4_u32, 4096..40_000_u64, 0..120_u64, 0..120_u64);
-    let cache = (0..4_u32, 1..4_u32);
-    let order = prop::sample::select(vec![Order::Spread, Order::First, Order::Head]);
-    let granularity = [Granularity::Layer, Granularity::Part, Granularity::Tensor];
-    let granularity = prop::sample::select(granularity.to_vec());
-    (sizes, cache, order, granularity, any::<[bool; 6]>()).prop_map(
-        |(sizes, cache, order, granularity, flags)| {
-            let (kv_gpu_layers, kv_slots) = cache;
-            let on_cpu = flags[3] && kv_gpu_layers < 3;
-            let (gpu_slots, host_slots, disk_threads, block, gpu, host) = sizes;
-            Pipo {
-                granularity,
-                gpu_slots,
-                host_slots,
-                disk_threads,
-                block: Bytes(block),
-                gpu_weights: Bytes(gpu * 3000),
-                host_weights: Bytes(host * 3000),
-                host_memory: if flags[1] { HostWeights::Pageable } else { HostWeights::Pinned },
-                order,
-                embedding: if flags[2] { Embedding::Unit } else { Embedding::Host },
-                kv: match (kv_gpu_layers, flags[5] && !on_cpu) {
-                    (3, _) => KvTier::Gpu,
-                    (_, true) => KvTier::Disk,
-                    (_, false) => KvTier::Host,
-                },
-                kv_gpu_layers,
-                kv_slots,
-                attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
-                hidden: if flags[4] && !on_cpu { Processor::Cpu } else { Processor::Gpu },
-                fused: flags[0],
-                ..Pipo::default()
-            }
-        },
-    )
-}
-
-fn accelerate() -> impl Strategy<Value = Accelerate> {
-    (0..200_u64, 0..200_u64).prop_map(|(gpu, host)| Accelerate {
-        gpu_weights: Bytes(gpu * 3000),
-        host_weights: Bytes(host * 3000),
-    })
-}
-
-/// Any split of the weights; the relay of each copy thread is 2 GiB, so there is one.
-fn flexgen() -> impl Strategy<Value = FlexGen> {
-    (0..101_u32, 0..101_u32, any::<[bool; 5]>()).prop_map(|(gpu, host, flags)| FlexGen {
-        granularity: if flags[0] { Granularity::Part } else { Granularity::Layer },
-        weights_gpu: gpu,
-        weights_host: host.min(100 - gpu),
-        overlap: flags[1],
-        pin_weight: flags[2],
-        all_heads_cache: flags[3],
-        hidden: if flags[4] { Processor::Cpu } else { Processor::Gpu },
-        disk_threads: 1,
-        ..FlexGen::default()
-    })
-}
-
-/// A model, the precisions of its weights and of its cache, and a batch.
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    model: usize,
-    weights: usize,
-    kv: Precision,
-    batch: Batching,
-}
-
-fn cases() -> impl Strategy<Value = Case> {
-    let chunk = prop::option::of(1..30_u64);
-    let kv = prop::sample::select(PRECISIONS.to_vec());
-    let batch = (1..3_u64, 1..4_u64, chunk).prop_map(|(micro, count, prefill_chunk)| Batching {
-        micro,
-        count,
-        prefill_chunk,
-    });
-    (0..MODELS.len(), 0..PRECISIONS.len(), kv, batch).prop_map(|(model, weights, kv, batch)| Case {
-        model,
-        weights,
-        kv,
-        batch,
-    })
-}
-
-/// Whatever is streamed from where, in which blocks, through how many slots: not a bit is different from
-/// the resident run, and what was allocated is what the plan's table says, byte for byte.
-fn check_offloaded(case: Case, strategy: System) -> Result<(), TestCaseError> {
-    let fixture = fixture(case.model, case.weights);
-    let plan = |strategy| {
-        let mut plan = fixture.plan(strategy, case.batch, 4);
-        plan.precision.kv = case.kv;
-        plan
-    };
-    let offloaded = plan(strategy);
-    let expected = fixture.run(&plan(resident())).unwrap();
-    let found = fixture.run(&offloaded).unwrap();
-    prop_assert_eq!(&found.tokens, &expected.tokens);
-    prop_assert_eq!(bits(&found), bits(&expected));
-    let schedule = lower(&offloaded).unwrap();
-    for tier in [Tier::Gpu, Tier::Pinned, Tier::Pageable] {
-        let allocated = found.allocated.iter().filter(|(at, _)| *at == tier);
-        let allocated: Bytes = allocated.map(|(_, bytes)| *bytes).sum();
-        prop_assert_eq!(allocated, schedule.layout.bytes(tier), "{}", tier.name());
-    }
-    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
-    prop_assert_eq!(
-        MemoryTable::new(&schedule.layout, none).gpu(),
-        schedule.layout.bytes(Tier::Gpu)
-    );
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn a_pipo_run_is_the_resident_run_bit_for_bit(knobs in pipo(), case in cases()) {
-        check_offloaded(case, System::Pipo(knobs))?;
+        check_offloaded(Device::Cpu, case, System::Pipo(knobs), true)?;
     }
 
     #[test]
@@ -171,7 +57,7 @@ proptest! {
         case in cases(),
     ) {
         let batch = Batching::single(case.batch.micro);
-        check_offloaded(Case { batch, ..case }, System::Accelerate(knobs))?;
+        check_offloaded(Device::Cpu, Case { batch, ..case }, System::Accelerate(knobs), true)?;
     }
 }
 
@@ -185,7 +71,7 @@ proptest! {
         let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
         let batch = Batching { prefill_chunk: None, ..case.batch };
         let case = Case { weights, kv: int4(case.kv), batch, ..case };
-        check_offloaded(case, System::FlexGen(knobs))?;
+        check_offloaded(Device::Cpu, case, System::FlexGen(knobs), true)?;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use pipo_engine::run::Device;
 
 use super::TimelineFiles;
 
@@ -14,6 +15,9 @@ pub struct Run {
     /// The store that `pipo import` made.
     #[arg(long, value_name = "STORE")]
     pub model: PathBuf,
+    /// What plays the GPU.
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: Backend,
     /// What to run it on.
     #[command(flatten)]
     pub prompts: Prompts,
@@ -38,6 +42,29 @@ pub struct Run {
     /// What to write of the measured timeline.
     #[command(flatten)]
     pub files: TimelineFiles,
+}
+
+/// What plays the GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// The first NVIDIA GPU, where there is one, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The host's own cores and memory.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+impl Backend {
+    /// What is meant on this machine.
+    pub fn device(self) -> Device {
+        match self {
+            Self::Auto => Device::present(),
+            Self::Cpu => Device::Cpu,
+            Self::Cuda => Device::Cuda,
+        }
+    }
 }
 
 /// Where prompts come from.
@@ -71,6 +98,9 @@ pub struct Bench {
     /// device].
     #[arg(long, value_name = "FILE")]
     pub plan: Vec<PathBuf>,
+    /// What plays the GPU.
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: Backend,
     /// Prompt tokens of the tests `ppN`; 0 for none.
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "512", value_name = "N")]
     pub n_prompt: Vec<u64>,

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, anyhow};
 use pipo_engine::adapt::{Wanted, adapt, resident};
-use pipo_engine::run::{Request, default_threads, run as execute};
+use pipo_engine::run::{Device, Request, default_threads, run as execute};
 use pipo_engine::store::Store;
 use pipo_plan::plan::Plan;
 use pipo_plan::units::Nanos;
@@ -48,6 +48,7 @@ impl Test {
 pub fn run(args: &Bench, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     let tests = tests(args)?;
     let threads = threads.unwrap_or_else(default_threads);
+    let device = args.backend.device();
     let plans: Vec<(String, Plan)> =
         args.plan.iter().map(|path| read(path)).collect::<anyhow::Result<_>>()?;
     let format = if printer.is_json() { BenchFormat::Json } else { args.output };
@@ -65,7 +66,8 @@ pub fn run(args: &Bench, threads: Option<usize>, printer: &Printer) -> anyhow::R
         let named: Vec<Option<&(String, Plan)>> = plans.iter().map(Some).collect();
         for plan in if with_plan { named.as_slice() } else { &none } {
             for &test in &tests {
-                let bench = Measurement { args, store: &store, plan: *plan, threads, cancelled };
+                let plan = *plan;
+                let bench = Measurement { args, store: &store, plan, threads, device, cancelled };
                 let row = Row::new(bench.measure(model, test, printer)?);
                 match format {
                     BenchFormat::Md => printer.raw(&row.markdown(with_plan)),
@@ -87,6 +89,7 @@ struct Measurement<'a> {
     store: &'a Store,
     plan: Option<&'a (String, Plan)>,
     threads: usize,
+    device: Device,
     cancelled: &'a AtomicBool,
 }
 
@@ -95,8 +98,8 @@ impl Measurement<'_> {
         let plan = self.adapted(test)?;
         let sequences = plan.batch.sequences();
         let prompts = prompts::random(&plan, SEED)?;
-        let request =
-            Request { threads: self.threads, ..Request::new(&plan, self.store, &prompts) };
+        let (threads, device) = (self.threads, self.device);
+        let request = Request { threads, device, ..Request::new(&plan, self.store, &prompts) };
         let bar = printer.progress("measuring");
         bar.set_length(1 + u64::from(self.args.repetitions));
         let mut samples = Vec::new();

@@ -4,7 +4,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 use anyhow::bail;
-use pipo_engine::run::{NewToken, Outcome, Request, RunError, default_threads, run as execute};
+use pipo_engine::run::{
+    Device, NewToken, Outcome, Request, RunError, default_threads, run as execute,
+};
 use pipo_engine::store::Store;
 use pipo_kernels::sample::Settings;
 use pipo_plan::plan::Plan;
@@ -30,6 +32,7 @@ struct Session<'a> {
     reader: Reader<'a>,
     settings: Settings,
     threads: usize,
+    device: Device,
     cancelled: &'a AtomicBool,
     printer: &'a Printer,
 }
@@ -59,6 +62,7 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         reader: Reader { tokenizer: read.tokenizer.as_ref(), ends: &store.arithmetic().end_tokens },
         settings,
         threads: threads.unwrap_or_else(default_threads),
+        device: args.backend.device(),
         cancelled: interrupt::flag()?,
         printer,
     };
@@ -73,7 +77,7 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
 
     let mut wrote = Vec::new();
     if let ([job], [outcome]) = (jobs.as_slice(), outcomes.as_slice()) {
-        let title = format!("{} on the CPU, measured", job.plan.model.name);
+        let title = format!("{} on {}, measured", job.plan.model.name, outcome.device);
         let subtitle = summary::subtitle(job, &figures(job, outcome));
         let timeline = &outcome.timeline;
         let named = Named { process: "measured", title: &title, subtitle: &subtitle, timeline };
@@ -103,7 +107,7 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         "store": args.model,
         "plan": args.plan,
         "strategy": plan.strategy.name(),
-        "backend": "cpu",
+        "backend": session.device.name(),
         "threads": session.threads,
         "sequences": sequences,
         "runs": jobs.iter().zip(&outcomes).map(|(j, o)| summary::entry(j, o)).collect::<Vec<_>>(),
@@ -150,6 +154,7 @@ impl Session<'_> {
     ) -> Result<Outcome, RunError> {
         let request = Request {
             threads: self.threads,
+            device: self.device,
             sampling: self.settings,
             observer,
             ..Request::new(&job.plan, self.store, &job.prompts)

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use pipo_engine::run::{Outcome, Request, default_threads, run};
+use pipo_engine::run::{Device, Outcome, Request, default_threads, run};
 use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
@@ -64,16 +64,10 @@ impl Case {
 /// Runs the command.
 pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     let (plan, machine) = simulate::read(&args.on)?;
-    if !machine.gpu.is_on_host() {
-        bail!(
-            "{} is a profile of `{}`, and only the CPU can run plans so far: make one with `pipo profile`, and tune for it with --machine",
-            machine.name,
-            machine.gpu.name
-        );
-    }
+    let device = if machine.gpu.is_on_host() { Device::Cpu } else { Device::Cuda };
     let store = Store::open(&args.model)?;
     let threads = threads.unwrap_or_else(default_threads);
-    if u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
+    if device == Device::Cpu && u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
         bail!(
             "{} was measured with {} threads of one computation, this run would have {threads}; give --threads {}, or profile again",
             machine.name,
@@ -95,7 +89,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             cases[0].plan.budget.host, machine.host.memory.value
         ));
     }
-    measure(&mut cases, &store, threads, args.runs.max(1), printer)?;
+    measure(&mut cases, &store, (device, threads), args.runs.max(1), printer)?;
     let written = write(&args.output, &cases)?;
     for note in &notes {
         printer.line(format!("note     {note}"));
@@ -155,7 +149,7 @@ fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> 
 fn measure(
     cases: &mut [Case],
     store: &Store,
-    threads: usize,
+    (device, threads): (Device, usize),
     runs: usize,
     printer: &Printer,
 ) -> anyhow::Result<()> {
@@ -166,7 +160,7 @@ fn measure(
         for case in &mut *cases {
             store.forget_cached();
             let prompts = prompts::random(&case.plan, case.plan.seed)?;
-            let request = Request { threads, ..Request::new(&case.plan, store, &prompts) };
+            let request = Request { threads, device, ..Request::new(&case.plan, store, &prompts) };
             case.measured.push(run(&request, cancelled).map_err(interrupt::or)?);
             bar.inc(1);
         }

@@ -153,7 +153,7 @@ impl Maker<'_> {
     fn frame(&self) -> Frame {
         let plan = Plan { batch: self.shape.batch, ..self.cut.frame.plan.clone() };
         // Rows and bytes come from the plan alone; units are not asked for.
-        Frame { plan, units: Vec::new(), style: self.cut.frame.style }
+        Frame { plan, units: Vec::new(), ..self.cut.frame }
     }
 
     fn make(&self, knobs: &Pipo) -> Tried {

@@ -112,7 +112,7 @@ impl Shape {
     ) -> Result<Self, Unsupported> {
         let (pricer, steps) = (problem.pricer, problem.keeps_steps());
         let plan = Plan { batch, ..cut.frame.plan.clone() };
-        let frame = Frame { plan, units: cut.frame.units.clone(), style: cut.frame.style };
+        let frame = Frame { plan, ..cut.frame.clone() };
         let arithmetic = |unit: usize| {
             if cut.like[unit] != unit {
                 return Ok(None);

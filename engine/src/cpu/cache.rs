@@ -5,10 +5,11 @@ use std::ops::Range;
 use pipo_kernels::Matrix;
 use pipo_kernels::format::{Format, Layout, quantise_rows};
 
-use super::{CpuBackend, half};
+use super::CpuBackend;
 use crate::backend::cache_rows::{Shape, outside};
 use crate::backend::{fault, moved};
 use crate::executor::{Fault, Task};
+use crate::half;
 use crate::memory::Buffer;
 
 impl Shape {

@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use pipo_plan::model::Part;
 use pipo_plan::schedule::{Piece, Tier};
 
-use super::{CpuBackend, half};
+use super::CpuBackend;
 use crate::backend::Rows;
 use crate::backend::sequence::tokens;
 use crate::backend::unit::{Unit, Weights};
 use crate::decoder::{Inner, Projected, Run};
 use crate::executor::{Fault, Task};
+use crate::half;
 use crate::memory::Buffer;
 use crate::store::in_memory;
 

@@ -9,11 +9,12 @@ use std::sync::{MutexGuard, PoisonError};
 use pipo_plan::model::Part;
 use pipo_plan::schedule::Tier;
 
-use super::{CpuBackend, half};
+use super::CpuBackend;
 use crate::backend::sequence::tokens;
 use crate::backend::unit::Weights;
 use crate::backend::{Rows, fault, moved};
 use crate::executor::{Fault, Task};
+use crate::half;
 use crate::memory::Buffer;
 use crate::store::in_memory;
 

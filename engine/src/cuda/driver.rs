@@ -27,6 +27,13 @@ pub(super) fn checked<T>(what: &str, result: Result<T, DriverError>) -> Result<T
     })
 }
 
+/// Whether the driver is on this machine and has a device.
+pub(crate) fn is_present() -> bool {
+    // SAFETY: loading the driver's library runs its initialisers, which it is made for.
+    let library = unsafe { sys::is_culib_present() };
+    library && result::init().is_ok() && result::device::get_count().is_ok_and(|count| count > 0)
+}
+
 /// The context of one device.
 #[derive(Debug)]
 pub(super) struct Context {

@@ -117,6 +117,11 @@ impl Tensors {
         Ok(Stored { format, outputs: in_memory(outputs), inputs: in_memory(inputs), bytes })
     }
 
+    /// Rows of a matrix of the model, or numbers of a vector, whether or not its bytes are there.
+    pub fn outputs(&self, owner: Owner, name: &str) -> Option<usize> {
+        self.find(owner, name).map(|placed| in_memory(placed.tensor.outputs))
+    }
+
     fn find(&self, owner: Owner, name: &str) -> Option<&Placed> {
         let tensors = self.of_part.get(&owner.part)?;
         tensors.iter().find(|t| t.tensor.name == name && t.expert == owner.expert)

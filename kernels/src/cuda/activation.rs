@@ -1,8 +1,8 @@
 //! What stands between products, number by number.
 
 use super::launch::Launch;
-use super::operand::Region;
-use super::unit::Unit;
+use super::operand::{DeviceVector, Region};
+use super::unit::{Unit, int};
 use super::{CudaError, Kernels, Stream};
 
 /// A function of one number.
@@ -51,6 +51,28 @@ impl Kernels {
         b.holds("b", &[count], 2)?;
         let arguments = [a.address(), b.address(), count as u64];
         self.each(stream, Unit::Residual, "add", count, &arguments)
+    }
+
+    /// Adds a bias to every row of `x`, fp16, rows x the bias's length, in place.
+    pub fn add_bias(
+        &self,
+        stream: Stream,
+        x: Region,
+        rows: usize,
+        bias: &DeviceVector,
+    ) -> Result<(), CudaError> {
+        let width = bias.length();
+        x.holds("x", &[rows, width], 2)?;
+        let grid = [width.div_ceil(256), rows.min(4096), 1];
+        let launch = Launch { unit: Unit::Residual, name: "add_bias", grid, threads: 256 };
+        let arguments = [
+            x.address(),
+            bias.region().address(),
+            bias.kind(),
+            int("the rows", rows)?,
+            int("the width", width)?,
+        ];
+        self.launch(stream, launch, &arguments)
     }
 
     /// Eight numbers a thread.

@@ -18,6 +18,8 @@ pub struct Frame {
     pub units: Vec<Unit>,
     /// How it computes.
     pub style: Style,
+    /// How finely the model is cut.
+    pub granularity: Granularity,
 }
 
 impl Frame {
@@ -31,7 +33,7 @@ impl Frame {
             kv_heads: u64::from(plan.model.kv_heads),
         };
         let units = units::cut(&plan.model, plan.precision.weights, granularity);
-        Self { plan: plan.clone(), units, style }
+        Self { plan: plan.clone(), units, style, granularity }
     }
 
     /// A layout with the units named and the window set.
@@ -132,9 +134,19 @@ impl Frame {
         Precision::Fp16.matrix_bytes(rows, features)
     }
 
-    /// Scratch on the GPU: the largest unit's inner activations.
+    /// Scratch on the GPU: the largest unit's inner activations. Where a part is cut into units, what one
+    /// of them leaves for the next must stay while all micro-batches and chunks pass through it.
     pub fn workspace(&self) -> Bytes {
-        shapes::workspace(&self.plan.model, &self.units, self.rows(0, 0), self.style)
+        let Plan { batch, workload, .. } = &self.plan;
+        let rows = match self.granularity {
+            Granularity::Layer | Granularity::Part => self.rows(0, 0),
+            Granularity::Tensor => Rows {
+                sequences: batch.micro * batch.count,
+                positions: workload.prompt.max(1),
+                context: workload.prompt.max(1),
+            },
+        };
+        shapes::workspace(&self.plan.model, &self.units, rows, self.style)
     }
 
     /// Hidden states on the GPU: input and output of every micro-batch of the prefill.

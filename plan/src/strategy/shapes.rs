@@ -144,13 +144,13 @@ pub fn kv_bytes(model: &Model, style: Style, sequences: u64, positions: u64) -> 
     style.kv.matrix_bytes(sequences * positions * 2 * style.kv_heads, model.head_dim)
 }
 
-/// The largest scratch that any unit needs for `rows`: its inner activations, the logits, and, where
+/// The largest scratch that any part needs for `rows`, or any unit that is more than one: its inner activations, the logits, and, where
 /// dequantisation is not fused, one dense copy of the largest matrix.
 pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Bytes {
-    let of_unit = |unit: &Unit| {
-        let inner: Bytes = unit
-            .tensors
+    let of_units = |units: &[Unit]| {
+        let inner: Bytes = units
             .iter()
+            .flat_map(|unit| &unit.tensors)
             .filter(|(p, t)| t.kind == TensorKind::Matrix && *p != Part::Embedding)
             .map(|(part, t)| {
                 let (count, width) = match part {
@@ -166,7 +166,9 @@ pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Byt
             .sum();
         inner
     };
-    let inner = units.iter().map(of_unit).max().unwrap_or(Bytes::ZERO);
+    // A part that is cut into units is still one thing: queries wait for keys and values.
+    let parts = units.chunk_by(|a, b| (a.part, a.layer) == (b.part, b.layer));
+    let inner = parts.map(of_units).max().unwrap_or(Bytes::ZERO);
     if style.fused || !style.weights.is_quantised() {
         return inner;
     }

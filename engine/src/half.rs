@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 const CHUNK: usize = 1024;
 
 /// Reads numbers, behind those that are there.
-pub(super) fn load(bytes: &[u8], into: &mut Vec<f32>) {
+pub(crate) fn load(bytes: &[u8], into: &mut Vec<f32>) {
     let mut chunk = [f16::ZERO; CHUNK];
     for bytes in bytes.chunks(2 * CHUNK) {
         let (halves, start) = (&mut chunk[..bytes.len() / 2], into.len());
@@ -20,7 +20,7 @@ pub(super) fn load(bytes: &[u8], into: &mut Vec<f32>) {
 }
 
 /// Rounds numbers to the nearest 16-bit ones.
-pub(super) fn round(numbers: &mut [f32]) {
+pub(crate) fn round(numbers: &mut [f32]) {
     let mut chunk = [f16::ZERO; CHUNK];
     for numbers in numbers.chunks_mut(CHUNK) {
         let halves = &mut chunk[..numbers.len()];
@@ -30,7 +30,7 @@ pub(super) fn round(numbers: &mut [f32]) {
 }
 
 /// Writes numbers, rounded to the nearest.
-pub(super) fn store(numbers: &[f32], bytes: &mut [u8]) {
+pub(crate) fn store(numbers: &[f32], bytes: &mut [u8]) {
     let mut chunk = [f16::ZERO; CHUNK];
     for (numbers, bytes) in numbers.chunks(CHUNK).zip(bytes.chunks_mut(2 * CHUNK)) {
         let halves = &mut chunk[..numbers.len()];

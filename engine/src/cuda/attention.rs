@@ -1,0 +1,95 @@
+//! The attention part on the device.
+
+use pipo_kernels::cuda::{Append, Attention, DeviceCache, Region, Side};
+
+use super::arithmetic::{Step, span};
+use super::fault;
+use crate::decoder::format;
+use crate::executor::Fault;
+use crate::store::in_memory;
+
+impl Step<'_> {
+    /// What is there of the part.
+    pub(super) fn attention(&self) -> Result<(), Fault> {
+        let hidden = self.hidden()?;
+        let input = if self.post_norm() {
+            hidden
+        } else {
+            let normed = self.backend.normed(self.task, self.rows)?;
+            if self.has("q") {
+                self.norm(hidden, self.count(), normed)?;
+            }
+            normed
+        };
+        let [q, k, v, o] = self.results(["q", "k", "v", "o"])?;
+        self.advance("q", input, q, span(k, o))?;
+        self.advance("k", input, k, span(v, o))?;
+        self.advance("v", input, v, o)?;
+        if !self.has("o") {
+            return Ok(());
+        }
+        let heads = &self.arithmetic().heads;
+        self.turn("q_norm", q, heads.query)?;
+        self.turn("k_norm", k, heads.kv)?;
+        self.attend(q, k, v)?;
+        self.close("o", q, span(k, o))
+    }
+
+    /// Each head on its own: its norm, where there is one, then the rotation by its position.
+    fn turn(&self, name: &str, x: Region, heads: usize) -> Result<(), Fault> {
+        self.norm_heads(name, x, heads)?;
+        let Some(frequencies) = self.arithmetic().frequencies else { return Ok(()) };
+        let (dim, rows) = (self.arithmetic().heads.dim, self.rows);
+        let stream = self.stream.raw();
+        self.kernels().rotate(
+            stream,
+            x,
+            self.sequences(),
+            rows.count,
+            heads,
+            dim,
+            rows.first,
+            frequencies,
+        )?;
+        Ok(())
+    }
+
+    /// New rows into the cache, and attention over all of it, in place in the queries.
+    fn attend(&self, q: Region, k: Region, v: Region) -> Result<(), Fault> {
+        let cache = self.cache()?;
+        let (kernels, stream) = (self.kernels(), self.stream.raw());
+        let (first_position, positions) = (self.rows.first, self.rows.count);
+        for (x, side) in [(k, Side::Keys), (v, Side::Values)] {
+            let append = Append { x, cache: &cache, side, first_position, positions };
+            kernels.append_cache(stream, &append)?;
+        }
+        let attention = Attention {
+            q,
+            out: q,
+            cache: &cache,
+            heads: &self.arithmetic().heads,
+            first_position,
+            positions,
+            spare: self.backend.apart.attention,
+        };
+        Ok(kernels.attention(stream, &attention)?)
+    }
+
+    /// The cache of the layer and micro-batch: in its slot, or where it stays on the device.
+    fn cache(&self) -> Result<DeviceCache, Fault> {
+        let backend = self.backend;
+        let region = match self.task.bound.cache {
+            Some(slot) => backend.slot(slot)?,
+            None => {
+                let layer = backend.cache.get(backend.host.unit(self.task)?.layer);
+                let home = layer.and_then(|micros| micros.get(usize::from(self.task.op.micro)));
+                *home.ok_or_else(|| fault("a cache is not there"))?
+            }
+        };
+        let shape = backend.host.shape(in_memory(region.bytes()))?;
+        let capacity = shape.plane.outputs / shape.kv_heads.max(1);
+        let format = format(backend.host.frame.plan.precision.kv);
+        let (kv_heads, dim) = (shape.kv_heads, self.arithmetic().heads.dim);
+        Ok(DeviceCache::new(format, self.sequences(), capacity, kv_heads, dim, region)?)
+    }
+}

@@ -1,0 +1,88 @@
+//! Hidden states: in 16 bits, for each micro-batch chunk by chunk of the prompt, in each sequence by
+//! sequence, so that a chunk's rows follow each other. In decode only the first row of each is there.
+
+use pipo_plan::model::Part;
+use pipo_plan::schedule::Tier;
+
+use super::driver::Stream;
+use super::{CudaBackend, Region, fault, length};
+use crate::backend::Rows;
+use crate::backend::sequence::tokens;
+use crate::backend::unit::Weights;
+use crate::executor::{Fault, Task};
+use crate::memory::Buffer;
+use crate::store::in_memory;
+
+impl CudaBackend<'_> {
+    /// Embeds the rows of a pass in host memory.
+    pub(super) fn gather(&self, task: &Task) -> Result<(), Fault> {
+        let unit = self.host.unit(task)?;
+        let table = unit.kept(Tier::Pageable).ok_or_else(|| fault("there is no embedding"))?;
+        let table = table.read()?;
+        // In host memory it lies as it would in a slot.
+        let weights = Weights { slot: Some(&table[..]), kept: None, embedding: None };
+        let run = unit.run(Part::Embedding, &weights)?;
+        let mut gathered = self.gathered(task)?.write()?;
+        let mut rest = &mut gathered[..];
+        for chunk in 0..self.host.frame.chunks(task.pass) {
+            let shape = self.host.frame.rows(task.pass, chunk);
+            let (first, count) =
+                (in_memory(shape.context - shape.positions), in_memory(shape.positions));
+            let rows = Rows { first, count, pass: task.pass, last_chunk: true };
+            let tokens = tokens(&self.host.sequences(task.op.micro)?, rows)?;
+            let embedded = self.decoder.embed_all(&run, &tokens, rows.positions())?;
+            let (now, later) = rest
+                .split_at_mut_checked(2 * embedded.len())
+                .ok_or_else(|| fault("more rows are embedded than there is room for"))?;
+            crate::half::store(&embedded, now);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Embedded rows into the device.
+    pub(super) fn load_hidden(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        if self.gathered.is_empty() {
+            // Only tokens travel, and they are here already.
+            return Ok(());
+        }
+        let length = length(task.work.bytes())?;
+        let gathered = self.gathered(task)?.read()?;
+        let from = gathered.get(..length).ok_or_else(|| fault("rows are not there"))?;
+        let to = self.hidden(task)?.slice(0, length as u64)?;
+        // SAFETY: the buffer lives as long as the backend, and is written again only after the pass.
+        unsafe { stream.upload(from, to) }
+    }
+
+    /// The hidden states of a chunk.
+    pub(super) fn chunk(&self, task: &Task, rows: Rows) -> Result<Region, Fault> {
+        let (start, length) = self.place(rows);
+        Ok(self.hidden(task)?.slice(start, length)?)
+    }
+
+    /// Where norms of a chunk are written. With one micro-batch there is room for its own; of several,
+    /// each has room of its own where what is between may be needed by a later operation.
+    pub(super) fn normed(&self, task: &Task, rows: Rows) -> Result<Region, Fault> {
+        let (start, length) = self.place(rows);
+        let each = self.hidden(task)?.bytes();
+        let own = u64::from(task.op.micro) * each;
+        let base = if own + each <= self.normed.bytes() { own } else { 0 };
+        Ok(self.normed.slice(base + start, length)?)
+    }
+
+    fn place(&self, rows: Rows) -> (u64, u64) {
+        let row = 2 * self.arithmetic.hidden() as u64 * self.host.micro() as u64;
+        let start = if rows.pass == 0 { rows.first as u64 * row } else { 0 };
+        (start, rows.count as u64 * row)
+    }
+
+    fn hidden(&self, task: &Task) -> Result<Region, Fault> {
+        let hidden = self.hidden.get(usize::from(task.op.micro)).copied();
+        hidden.ok_or_else(|| fault("a micro-batch is not there"))
+    }
+
+    fn gathered(&self, task: &Task) -> Result<&Buffer, Fault> {
+        let gathered = self.gathered.get(usize::from(task.op.micro));
+        gathered.ok_or_else(|| fault("a micro-batch is not there"))
+    }
+}

@@ -1,0 +1,59 @@
+//! The MLP part on the device.
+
+use pipo_kernels::cuda::{Activation, Region};
+
+use super::arithmetic::{Step, span};
+use crate::executor::Fault;
+
+impl Step<'_> {
+    /// What is there of the part.
+    pub(super) fn mlp(&self) -> Result<(), Fault> {
+        if self.arithmetic().tensors.model().family.gated_mlp() {
+            self.gated()
+        } else {
+            self.plain()
+        }
+    }
+
+    fn gated(&self) -> Result<(), Fault> {
+        let input = self.input("gate")?;
+        let [gate, up, down] = self.results(["gate", "up", "down"])?;
+        self.advance("gate", input, gate, span(up, down))?;
+        self.advance("up", input, up, down)?;
+        if !self.has("down") {
+            return Ok(());
+        }
+        let count = self.numbers(gate);
+        self.kernels().gated_silu(self.stream.raw(), gate, up, count)?;
+        self.close("down", gate, span(up, down))
+    }
+
+    fn plain(&self) -> Result<(), Fault> {
+        let input = self.input("fc1")?;
+        let [inner, out] = self.results(["fc1", "fc2"])?;
+        self.advance("fc1", input, inner, out)?;
+        if !self.has("fc2") {
+            return Ok(());
+        }
+        let count = self.numbers(inner);
+        self.kernels().activate(self.stream.raw(), Activation::Relu, inner, count)?;
+        self.close("fc2", inner, out)
+    }
+
+    /// What the first products read.
+    fn input(&self, first: &str) -> Result<Region, Fault> {
+        let hidden = self.hidden()?;
+        if self.post_norm() {
+            return Ok(hidden);
+        }
+        let normed = self.backend.normed(self.task, self.rows)?;
+        if self.has(first) {
+            self.norm(hidden, self.count(), normed)?;
+        }
+        Ok(normed)
+    }
+
+    fn numbers(&self, region: Region) -> usize {
+        crate::store::in_memory(region.bytes() / 2)
+    }
+}

@@ -1,0 +1,120 @@
+//! Plans that run for real on a GPU. Without one, each test says so and ends.
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
+#![allow(clippy::print_stderr, reason = "who skips a test must say so")]
+
+use pipo_engine::run::Device;
+use pipo_plan::model::Precision;
+use pipo_plan::plan::Batching;
+use pipo_plan::strategy::Strategy as System;
+use pipo_plan::strategy::pipo::Pipo;
+use pipo_plan::strategy::{KvTier, Processor};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use cases::{Case, accelerate, cases, check_offloaded, flexgen, pipo};
+use fixture::MODELS;
+use plans::{PRECISIONS, fixture, resident};
+
+#[path = "fixture/cases.rs"]
+mod cases;
+mod fixture;
+#[path = "fixture/plans.rs"]
+mod plans;
+
+/// Whether there is a GPU; says so where there is none.
+fn has_gpu() -> bool {
+    let present = Device::present() == Device::Cuda;
+    if !present {
+        eprintln!("skipped: there is no NVIDIA GPU here");
+    }
+    present
+}
+
+/// Mixtures of experts do not run on a GPU yet.
+fn dense(case: &Case) -> bool {
+    MODELS[case.model] != "mixtral"
+}
+
+fn on_gpu<S: Strategy>(tests: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+    if has_gpu() {
+        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(tests) };
+        TestRunner::new(config).run(&strategy, test).unwrap();
+    }
+}
+
+/// What this backend runs of PIPO.
+fn runnable(knobs: Pipo) -> Pipo {
+    let kv = if knobs.kv == KvTier::Disk { KvTier::Host } else { knobs.kv };
+    Pipo { attention: Processor::Gpu, hidden: Processor::Gpu, kv, ..knobs }
+}
+
+#[test]
+fn a_pipo_run_is_the_resident_run_bit_for_bit() {
+    on_gpu(150, (pipo(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+        let fused = knobs.fused;
+        check_offloaded(Device::Cuda, case, System::Pipo(runnable(knobs)), fused)
+    });
+}
+
+#[test]
+fn a_run_of_accelerate_is_the_resident_run_bit_for_bit() {
+    on_gpu(50, (accelerate(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+        let case = Case { batch: Batching::single(case.batch.micro), ..case };
+        check_offloaded(Device::Cuda, case, System::Accelerate(knobs), false)
+    });
+}
+
+#[test]
+fn a_run_of_flexgen_is_the_resident_run_bit_for_bit() {
+    on_gpu(10, (flexgen(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+        let int4 = |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
+        let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
+        let batch = Batching { prefill_chunk: None, ..case.batch };
+        let case = Case { weights, kv: int4(case.kv), batch, ..case };
+        let knobs = pipo_plan::strategy::flexgen::FlexGen { hidden: Processor::Gpu, ..knobs };
+        check_offloaded(Device::Cuda, case, System::FlexGen(knobs), false)
+    });
+}
+
+/// Tokens are those of transformers as long as the best logit leads by more than 16-bit rounding moves it.
+#[test]
+fn a_resident_run_says_what_transformers_says() {
+    if !has_gpu() {
+        return;
+    }
+    for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
+        let fixture = fixture(model, 0);
+        let plan = fixture.plan(resident(), Batching::single(2), 64);
+        let outcome = fixture.run_on(Device::Cuda, &plan).unwrap();
+        for (sequence, tokens) in outcome.tokens.iter().enumerate() {
+            let gaps = fixture.golden["greedy_gaps"][sequence].as_array().unwrap();
+            let safe = gaps.iter().take_while(|gap| gap.as_f64() > Some(0.1)).count();
+            let expected = fixture.tokens("greedy", sequence);
+            assert_eq!(tokens.len(), 64);
+            assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
+        }
+        println!("{name}: tokens are those of transformers");
+    }
+}
+
+/// Last logits after 8 tokens, against the CPU backend's, which round in other places: in every precision
+/// of weights and every family.
+#[test]
+fn logits_are_those_of_the_cpu_within_rounding() {
+    if !has_gpu() {
+        return;
+    }
+    for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
+        for (weights, precision) in PRECISIONS.iter().enumerate() {
+            let fixture = fixture(model, weights);
+            let plan = fixture.plan(resident(), Batching::single(2), 1);
+            let expected = fixture.run(&plan).unwrap().logits.concat();
+            let found = fixture.run_on(Device::Cuda, &plan).unwrap().logits.concat();
+            let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let apart: Vec<f32> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+            let error = length(&apart) / length(&expected);
+            println!("{name} {precision}: {error:.1e}");
+            assert!(error < 1e-2, "{name} {precision}: {error}");
+        }
+    }
+}
