@@ -35,9 +35,14 @@ fn dense(case: &Case) -> bool {
     MODELS[case.model] != "mixtral"
 }
 
-fn on_gpu<S: Strategy>(tests: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+fn on_gpu<S: Strategy>(
+    tests: u32,
+    strategy: S,
+    test: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) {
     if has_gpu() {
-        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(tests) };
+        let config =
+            ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(tests) };
         TestRunner::new(config).run(&strategy, test).unwrap();
     }
 }
@@ -67,7 +72,8 @@ fn a_run_of_accelerate_is_the_resident_run_bit_for_bit() {
 #[test]
 fn a_run_of_flexgen_is_the_resident_run_bit_for_bit() {
     on_gpu(10, (flexgen(), cases().prop_filter("dense", dense)), |(knobs, case)| {
-        let int4 = |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
+        let int4 =
+            |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
         let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
         let batch = Batching { prefill_chunk: None, ..case.batch };
         let case = Case { weights, kv: int4(case.kv), batch, ..case };

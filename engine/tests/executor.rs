@@ -50,12 +50,15 @@ impl Backend for Recorder {
     }
 }
 
+/// What a queue is told: an operation, and those that it has to wait for.
+type Order = (OpId, Vec<OpId>);
+
 /// A backend whose GPU lanes are queues, each worked off by a thread that knows what it was told: the
 /// operations before it, and those that `after` names.
 #[derive(Default)]
 struct Device {
     recorder: Recorder,
-    queues: Mutex<BTreeMap<u8, mpsc::Sender<(OpId, Vec<OpId>)>>>,
+    queues: Mutex<BTreeMap<u8, mpsc::Sender<Order>>>,
     ended: Mutex<BTreeMap<OpId, Interval>>,
     end: Condvar,
     /// Lane of each queue of the schedule.
@@ -189,10 +192,7 @@ fn check(schedule: &Schedule, events: &[(OpId, bool)]) {
     }
 }
 
-fn run(
-    schedule: &Schedule,
-    backend: &dyn Backend,
-) -> Result<pipo_plan::timeline::Timeline, ExecutionError> {
+fn run(schedule: &Schedule, backend: &dyn Backend) -> Result<Timeline, ExecutionError> {
     execute(schedule, backend, &AtomicBool::new(false))
 }
 

@@ -10,14 +10,14 @@ use pipo_engine::store::Place;
 use pipo_kernels::sample::Settings;
 use pipo_plan::model::{Part, Precision};
 use pipo_plan::plan::{Batching, Plan};
+use pipo_plan::strategy::Strategy as System;
 use pipo_plan::strategy::cpu_split::CpuSplit;
 use pipo_plan::strategy::pipo::Pipo;
-use pipo_plan::strategy::Strategy as System;
 use pipo_plan::units::Bytes;
 use proptest::prelude::*;
 
-use fixture::{Fixture, MODELS};
 use cases::{Case, accelerate, cases, check_offloaded, flexgen, pipo};
+use fixture::{Fixture, MODELS};
 use plans::{PRECISIONS, fixture, resident};
 
 #[path = "fixture/cases.rs"]

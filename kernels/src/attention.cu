@@ -1,0 +1,495 @@
+// Causal attention of grouped heads over a cache, with the softmax computed as positions pass.
+//
+// A kv head's rows are all pairs of a position and a query head of its group. A warp works on 16 rows and
+// takes 16 positions of the context at a time:
+//
+//   scores (16 rows x 16 positions) = q (16 x dim) * keys^T,   sums (16 x dim) += weights (16 x 16) * values
+//
+// Both are products of tensor cores whose operands come straight from the cache into registers. Lane 4 g + t
+// holds of q the rows g and g + 8, of keys the positions g and g + 8, and of values the positions 2 t, 2 t + 1,
+// 2 t + 8 and 2 t + 9. In which order it holds dimensions is free, and chosen so that loads are wide.
+//
+// `whole`: a block of 4 warps has 64 rows, and every warp passes all that its rows see.
+// `split`: a block has 16 rows and 512 positions, which its warps take in turn; where there are several such
+// parts, `combine` adds them up.
+
+#define WARPS 4
+#define SPLIT 512
+#define ROWS 16
+#define STEP 16
+// Words of keys that are loaded at once, and how often.
+#define KEY_WORDS (FORMAT == INT4 ? 2 : 4)
+#define KEY_LOADS (FORMAT == FP16 || FORMAT == BF16 ? WIDTH / 32 : WIDTH / 64)
+// Words of halves that a lane has of a row of keys or of q.
+#define INNER (WIDTH / 8)
+// Values: words for 8 dimensions of each 64.
+#define VALUE_WORDS (FORMAT == INT4 ? 1 : FORMAT == INT8 ? 2 : 4)
+#define VALUE_LOADS (WIDTH / 64)
+// Where there are too few registers, q is read again and again, and values only when they are needed.
+#define ROOMY (WIDTH <= 128)
+
+struct Cache {
+    // The planes of one sequence and head.
+    const u8* weights;
+    const u8* scales;
+    // From one position to the next, in bytes.
+    long long weights_step;
+    long long scales_step;
+    // Bytes of a row.
+    int row;
+    int groups;
+};
+
+struct Shape {
+    int group;
+    int dim;
+    int first;
+    int positions;
+    int window;
+    int kv_heads;
+    float scale;
+};
+
+// The number of a dimension for column `n` and index `e` of 8 among 64.
+__device__ __forceinline__ int value_dim(int n, int e) {
+    if (FORMAT != INT4) return 8 * n + e;
+    return 4 * n + e / 4 * 32 + e / 2 % 2 + e % 2 * 2;
+}
+
+// Where a row of q or out lies, in numbers.
+__device__ __forceinline__ long long row_place(const Shape& shape, int sequence, int head, int row) {
+    const long long position = (long long)sequence * shape.positions + row / shape.group;
+    return ((position * shape.kv_heads + head) * shape.group + row % shape.group) * shape.dim;
+}
+
+struct Key {
+    u32 words[KEY_LOADS][KEY_WORDS];
+    u32 scales[FORMAT == INT4 ? KEY_LOADS : 1];
+};
+
+struct Value {
+    u32 words[VALUE_LOADS][VALUE_WORDS];
+    u32 scales[FORMAT == INT4 ? VALUE_LOADS : 1];
+};
+
+template <int N>
+__device__ __forceinline__ void load_scales(u32 (&scales)[N], const Cache& cache, int position, bool there) {
+    const u8* from = cache.scales + position * cache.scales_step;
+    if (FORMAT == INT8) scales[0] = there ? load2(from) : 0;
+    if (FORMAT == INT4) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            u32 word[1];
+            load_words<1, ALIGNED>(word, from, 4 * j, there ? 4 * cache.groups : 0);
+            scales[j] = word[0];
+        }
+    }
+}
+
+__device__ __forceinline__ void load_key(Key& key, const Cache& cache, int position, bool there, int t) {
+    const u8* row = cache.weights + position * cache.weights_step;
+#pragma unroll
+    for (int j = 0; j < KEY_LOADS; j++) {
+        const int offset = (16 * j + 4 * t) * KEY_WORDS;
+        load_words<KEY_WORDS, ALIGNED>(key.words[j], row, offset, there ? cache.row : 0);
+    }
+    load_scales(key.scales, cache, position, there);
+}
+
+__device__ __forceinline__ void load_value(Value& value, const Cache& cache, int position, bool there, int g) {
+    const u8* row = cache.weights + position * cache.weights_step;
+#pragma unroll
+    for (int j = 0; j < VALUE_LOADS; j++) {
+        const int offset = (32 * j + 4 * g) * VALUE_WORDS;
+        load_words<VALUE_WORDS, ALIGNED>(value.words[j], row, offset, there ? cache.row : 0);
+    }
+    load_scales(value.scales, cache, position, there);
+}
+
+// Words of halves of the j-th load of a key.
+__device__ __forceinline__ void decode_key(u32 (&halves)[INNER / KEY_LOADS], const Key& key, int j) {
+    if (FORMAT == INT4) {
+        const u32 scale = low_twice(key.scales[j]), minimum = high_twice(key.scales[j]);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 out[4];
+            halves_of_int4(key.words[j][i], scale, minimum, out);
+            halves[2 * i] = out[0];
+            halves[2 * i + 1] = out[1];
+            halves[(4 + 2 * i) % (INNER / KEY_LOADS)] = out[2];
+            halves[(5 + 2 * i) % (INNER / KEY_LOADS)] = out[3];
+        }
+    } else if (FORMAT == INT8) {
+        const u32 scale = low_twice(key.scales[0]);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 low, high;
+            halves_of_int8(key.words[j][i % KEY_WORDS], low, high);
+            halves[2 * i % (INNER / KEY_LOADS)] = mul_halves(low, scale);
+            halves[(2 * i + 1) % (INNER / KEY_LOADS)] = mul_halves(high, scale);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(key.words[j][i % KEY_WORDS]);
+    }
+}
+
+// The same dimensions of a row of q, in the same order.
+__device__ __forceinline__ void load_q(
+    u32 (&halves)[INNER / KEY_LOADS], const u8* row, int end, int j, int t
+) {
+    if (FORMAT == FP16 || FORMAT == BF16) {
+        u32 words[4];
+        load_words<4, ALIGNED>(words, row, 2 * (32 * j + 8 * t), end);
+#pragma unroll
+        for (int i = 0; i < 4; i++) halves[i] = words[i];
+    } else {
+        u32 words[2][4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int dim = 64 * j + (FORMAT == INT4 ? 8 * t + 32 * i : 16 * t + 8 * i);
+            load_words<4, ALIGNED>(words[i], row, 2 * dim, end);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i += 2) {
+            const u32 a = words[i / 4][i % 4], b = words[i / 4][i % 4 + 1];
+            halves[i % (INNER / KEY_LOADS)] = FORMAT == INT4 ? __byte_perm(a, b, 0x5410) : a;
+            halves[(i + 1) % (INNER / KEY_LOADS)] = FORMAT == INT4 ? __byte_perm(a, b, 0x7632) : b;
+        }
+    }
+}
+
+// Eight dimensions of the j-th 64 of a value, as `value_dim` numbers them.
+__device__ __forceinline__ void decode_value(u32 (&halves)[4], const Value& value, int j) {
+    if (FORMAT == INT4) {
+        halves_of_int4(
+            value.words[j][0], low_twice(value.scales[j]), high_twice(value.scales[j]), halves
+        );
+    } else if (FORMAT == INT8) {
+        const u32 scale = low_twice(value.scales[0]);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 low, high;
+            halves_of_int8(value.words[j][i % VALUE_WORDS], low, high);
+            halves[2 * i] = mul_halves(low, scale);
+            halves[2 * i + 1] = mul_halves(high, scale);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(value.words[j][i % VALUE_WORDS]);
+    }
+}
+
+// What a warp knows of its rows g (index 0) and g + 8 (index 1): the largest score so far, the sum of
+// exponentials, and their sum of values. Scores are in units of the base-2 logarithm.
+struct State {
+    float top[2];
+    float sum[2];
+    float values[WIDTH / 8][4];
+};
+
+// Passes the positions begin, begin + step, ..., 16 at each, up to `last`, which is the last that any row sees.
+__device__ __forceinline__ void pass(
+    State& state, const u8* q, const Cache& keys, const Cache& values, const Shape& shape, int sequence,
+    int head, int first_row, int begin, int step, int stop
+) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int rows = shape.positions * shape.group;
+    const float factor = shape.scale * 1.4426950408889634f;
+    const u8* q_rows[2];
+    int q_ends[2], seen[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = first_row + g + 8 * i;
+        const int inside = row < rows ? row : 0;
+        q_rows[i] = q + 2 * row_place(shape, sequence, head, inside);
+        q_ends[i] = row < rows ? 2 * shape.dim : 0;
+        seen[i] = shape.first + inside / shape.group;
+    }
+    u32 kept[ROOMY ? KEY_LOADS : 1][2][INNER / KEY_LOADS];
+    if (ROOMY) {
+#pragma unroll
+        for (int j = 0; j < KEY_LOADS; j++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) load_q(kept[j % (ROOMY ? KEY_LOADS : 1)][i], q_rows[i], q_ends[i], j, t);
+        }
+    }
+#pragma unroll 1
+    for (int start = begin; start < stop; start += step) {
+        Key key[2];
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            load_key(key[n], keys, start + 8 * n + g, start + 8 * n + g < stop, t);
+        }
+        Value value[4];
+        if (ROOMY) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int position = start + 2 * t + i % 2 + i / 2 * 8;
+                load_value(value[i], values, position, position < stop, g);
+            }
+        }
+        float scores[2][4] = {};
+#pragma unroll
+        for (int j = 0; j < KEY_LOADS; j++) {
+            u32 left[2][INNER / KEY_LOADS], right[INNER / KEY_LOADS];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (ROOMY) {
+#pragma unroll
+                    for (int w = 0; w < INNER / KEY_LOADS; w++) {
+                        left[i][w] = kept[j % (ROOMY ? KEY_LOADS : 1)][i][w];
+                    }
+                } else {
+                    load_q(left[i], q_rows[i], q_ends[i], j, t);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                decode_key(right, key[n], j);
+#pragma unroll
+                for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
+                    multiply(
+                        scores[n], left[0][w], left[1][w], left[0][w + 1], left[1][w + 1], right[w], right[w + 1]
+                    );
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float top = state.top[i];
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float& score = scores[n / 2][2 * i + n % 2];
+                const int position = start + n / 2 * 8 + 2 * t + n % 2;
+                const bool sees = position <= seen[i] && seen[i] - position < shape.window;
+                score = sees ? score * factor : -INFINITE;
+                top = fmaxf(top, score);
+            }
+            top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+            // A row that has seen nothing yet has nothing to keep, and no difference of infinities.
+            const float base = top == -INFINITE ? 0 : top;
+            const float keep = power_of_two(state.top[i] - base);
+            state.top[i] = top;
+            float sum = 0;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                float& score = scores[n / 2][2 * i + n % 2];
+                score = power_of_two(score - base);
+                sum += score;
+            }
+            // The four lanes' parts of the sum are added at the end.
+            state.sum[i] = state.sum[i] * keep + sum;
+#pragma unroll
+            for (int d = 0; d < WIDTH / 8; d++) {
+                state.values[d][2 * i] *= keep;
+                state.values[d][2 * i + 1] *= keep;
+            }
+        }
+        u32 weights[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            weights[i] = to_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
+        }
+        if (!ROOMY) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int position = start + 2 * t + i % 2 + i / 2 * 8;
+                load_value(value[i], values, position, position < stop, g);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < VALUE_LOADS; j++) {
+            u32 halves[4][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                const u32 order = e % 2 ? 0x7632 : 0x5410;
+                multiply(
+                    state.values[8 * j + e], weights[0], weights[1], weights[2], weights[3],
+                    __byte_perm(halves[0][e / 2], halves[1][e / 2], order),
+                    __byte_perm(halves[2][e / 2], halves[3][e / 2], order)
+                );
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        state.sum[i] += __shfl_xor_sync(0xffffffff, state.sum[i], 1);
+        state.sum[i] += __shfl_xor_sync(0xffffffff, state.sum[i], 2);
+    }
+}
+
+__device__ __forceinline__ void clear(State& state) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        state.top[i] = -INFINITE;
+        state.sum[i] = 0;
+    }
+#pragma unroll
+    for (int d = 0; d < WIDTH / 8; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) state.values[d][i] = 0;
+    }
+}
+
+// The plane of a sequence that starts at `plane`, for one head.
+__device__ __forceinline__ Cache cache_of(const u8* plane, long long scales, int dim, int heads, int head) {
+    Cache cache;
+    cache.groups = (dim + 63) / 64;
+    cache.row = FORMAT == INT4 ? 32 * cache.groups : FORMAT == INT8 ? dim : 2 * dim;
+    const int scales_row = FORMAT == INT4 ? 4 * cache.groups : FORMAT == INT8 ? 2 : 0;
+    cache.weights = plane + (long long)head * cache.row;
+    cache.scales = plane + scales + (long long)head * scales_row;
+    cache.weights_step = (long long)heads * cache.row;
+    cache.scales_step = (long long)heads * scales_row;
+    return cache;
+}
+
+// The first position that any of some rows sees, down to a multiple of 16.
+__device__ __forceinline__ int first_seen(const Shape& shape, int row) {
+    const int start = shape.first + row / shape.group - shape.window + 1;
+    return start > 0 ? start / STEP * STEP : 0;
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
+    const u8* q, u8* out, float*, const u8* cache, long long plane, long long scales, int kv_heads, int group,
+    int dim, int first, int positions, int window, float scale, int
+) {
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int sequence = blockIdx.y / kv_heads, head = blockIdx.y % kv_heads;
+    const int rows = positions * group;
+    // The last rows see most: they start first.
+    const int first_row = ((gridDim.x - 1 - blockIdx.x) * WARPS + warp) * ROWS;
+    if (first_row >= rows) return;
+    const u8* base = cache + sequence * 2 * plane;
+    const Cache keys = cache_of(base, scales, dim, kv_heads, head);
+    const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
+    const int last_row = min(first_row + ROWS, rows) - 1;
+    State state;
+    clear(state);
+    const int begin = first_seen(shape, first_row);
+    pass(state, q, keys, values, shape, sequence, head, first_row, begin, STEP, first + last_row / group + 1);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = first_row + g + 8 * i;
+        if (row >= rows) continue;
+        u16* place = (u16*)out + row_place(shape, sequence, head, row);
+        const float share = 1 / state.sum[i];
+#pragma unroll
+        for (int j = 0; j < WIDTH / 64; j++) {
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                float numbers[8];
+#pragma unroll
+                for (int e = 0; e < 8; e++) numbers[e] = state.values[8 * j + e][2 * i + n] * share;
+#pragma unroll
+                for (int run = 0; run < 2; run++) {
+                    // Four dimensions in a row, whichever order they were loaded in.
+                    const int start = 64 * j + value_dim(2 * t + n, 4 * run);
+                    const float a = numbers[4 * run], d = numbers[4 * run + 3];
+                    const float b = numbers[4 * run + (FORMAT == INT4 ? 2 : 1)];
+                    const float c = numbers[4 * run + (FORMAT == INT4 ? 1 : 2)];
+                    if (ALIGNED) {
+                        if (start < dim) {
+                            *(uint2*)(place + start) = make_uint2(to_halves(a, b), to_halves(c, d));
+                        }
+                    } else {
+                        if (start < dim) place[start] = to_half(a);
+                        if (start + 1 < dim) place[start + 1] = to_half(b);
+                        if (start + 2 < dim) place[start + 2] = to_half(c);
+                        if (start + 3 < dim) place[start + 3] = to_half(d);
+                    }
+                }
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
+    const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
+    int group, int dim, int first, int positions, int window, float scale, int first_part
+) {
+    __shared__ float tops[WARPS][ROWS];
+    __shared__ float sums[WARPS][ROWS];
+    __shared__ float mixed[ROWS][WIDTH];
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int rows = positions * group, tiles = (rows + ROWS - 1) / ROWS;
+    const int head = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
+    const int sequence = blockIdx.z / tiles, first_row = blockIdx.z % tiles * ROWS;
+    const u8* base = cache + sequence * 2 * plane;
+    const Cache keys = cache_of(base, scales, dim, kv_heads, head);
+    const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
+    const int last_row = min(first_row + ROWS, rows) - 1;
+    const int start = (first_part + part) * SPLIT;
+    const int stop = min(start + SPLIT, first + last_row / group + 1);
+    // Steps before what the first row sees are left out; which warp takes which step stays the same.
+    int begin = start + warp * STEP;
+    const int sees = first_seen(shape, first_row);
+    if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
+    State state;
+    clear(state);
+    pass(state, q, keys, values, shape, sequence, head, first_row, begin, WARPS * STEP, stop);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (t == 0) {
+            tops[warp][g + 8 * i] = state.top[i];
+            sums[warp][g + 8 * i] = state.sum[i];
+        }
+    }
+    __syncthreads();
+    float keep[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float top = -INFINITE;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][g + 8 * i]);
+        keep[i] = power_of_two(state.top[i] - (top == -INFINITE ? 0 : top));
+    }
+    // Warp by warp, so that the order of the sum is written.
+#pragma unroll 1
+    for (int w = 0; w < WARPS; w++) {
+        if (w == warp) {
+#pragma unroll
+            for (int d = 0; d < WIDTH / 8; d++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int column = d / 8 * 64 + value_dim(2 * t + i % 2, d % 8);
+                    float& place = mixed[g + i / 2 * 8][column];
+                    const float value = state.values[d][i] * keep[i / 2];
+                    place = w == 0 ? value : place + value;
+                }
+            }
+        }
+        __syncthreads();
+    }
+    const int present = min(ROWS, rows - first_row);
+    const long long all = (long long)gridDim.z / tiles * kv_heads * rows;
+    for (int i = threadIdx.x; i < present * WIDTH; i += 32 * WARPS) {
+        const int row = i / WIDTH, column = i % WIDTH;
+        if (column >= dim) continue;
+        float top = -INFINITE;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][row]);
+        const float from = top == -INFINITE ? 0 : top;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
+        if (parts == 1) {
+            const long long place = row_place(shape, sequence, head, first_row + row) + column;
+            ((u16*)out)[place] = to_half(mixed[row][column] / sum);
+            continue;
+        }
+        const long long line = ((long long)sequence * kv_heads + head) * rows + first_row + row;
+        partial[(line * parts + part) * dim + column] = mixed[row][column];
+        if (column == 0) {
+            float* ends = partial + all * parts * dim + (line * parts + part) * 2;
+            ends[0] = top;
+            ends[1] = sum;
+        }
+    }
+}

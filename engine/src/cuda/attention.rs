@@ -78,13 +78,12 @@ impl Step<'_> {
     /// The cache of the layer and micro-batch: in its slot, or where it stays on the device.
     fn cache(&self) -> Result<DeviceCache, Fault> {
         let backend = self.backend;
-        let region = match self.task.bound.cache {
-            Some(slot) => backend.slot(slot)?,
-            None => {
-                let layer = backend.cache.get(backend.host.unit(self.task)?.layer);
-                let home = layer.and_then(|micros| micros.get(usize::from(self.task.op.micro)));
-                *home.ok_or_else(|| fault("a cache is not there"))?
-            }
+        let region = if let Some(slot) = self.task.bound.cache {
+            backend.slot(slot)?
+        } else {
+            let layer = backend.cache.get(backend.host.unit(self.task)?.layer);
+            let home = layer.and_then(|micros| micros.get(usize::from(self.task.op.micro)));
+            *home.ok_or_else(|| fault("a cache is not there"))?
         };
         let shape = backend.host.shape(in_memory(region.bytes()))?;
         let capacity = shape.plane.outputs / shape.kv_heads.max(1);

@@ -23,7 +23,7 @@ impl Step<'_> {
         if !self.has("down") {
             return Ok(());
         }
-        let count = self.numbers(gate);
+        let count = numbers(gate);
         self.kernels().gated_silu(self.stream.raw(), gate, up, count)?;
         self.close("down", gate, span(up, down))
     }
@@ -35,7 +35,7 @@ impl Step<'_> {
         if !self.has("fc2") {
             return Ok(());
         }
-        let count = self.numbers(inner);
+        let count = numbers(inner);
         self.kernels().activate(self.stream.raw(), Activation::Relu, inner, count)?;
         self.close("fc2", inner, out)
     }
@@ -52,8 +52,9 @@ impl Step<'_> {
         }
         Ok(normed)
     }
+}
 
-    fn numbers(&self, region: Region) -> usize {
-        crate::store::in_memory(region.bytes() / 2)
-    }
+/// 16-bit numbers in a region.
+fn numbers(region: Region) -> usize {
+    crate::store::in_memory(region.bytes() / 2)
 }

@@ -41,7 +41,7 @@ impl<'a> Lanes<'a> {
             } else if let Some(stuck) = state.stuck() {
                 state.fail(stuck);
             } else {
-                state = self.pause(&self.ready[lane], state);
+                state = pause(&self.ready[lane], state);
                 continue;
             }
             self.wake(&mut state, lane);
@@ -56,7 +56,7 @@ impl<'a> Lanes<'a> {
         let mut state = self.lock();
         while !state.is_over() {
             let Some(started) = state.oldest(lane) else {
-                state = self.pause(&self.queued[lane], state);
+                state = pause(&self.queued[lane], state);
                 continue;
             };
             drop(state);
@@ -64,7 +64,7 @@ impl<'a> Lanes<'a> {
             state = self.lock();
             if let Some(interval) = note(&mut state, &started, result) {
                 while !state.is_over() && !state.can_end(lane) {
-                    state = self.pause(&self.queued[lane], state);
+                    state = pause(&self.queued[lane], state);
                 }
                 if !state.is_over() {
                     state.end_oldest(lane, interval);
@@ -74,14 +74,6 @@ impl<'a> Lanes<'a> {
         }
         drop(state);
         self.wake_all();
-    }
-
-    fn pause<'s>(
-        &self,
-        on: &Condvar,
-        state: MutexGuard<'s, State<'a>>,
-    ) -> MutexGuard<'s, State<'a>> {
-        on.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Wakes the other lanes that can go on, or all where the run is over.
@@ -111,6 +103,11 @@ impl<'a> Lanes<'a> {
     pub(super) fn finish(self) -> Result<Timeline, ExecutionError> {
         self.state.into_inner().unwrap_or_else(PoisonError::into_inner).finish()
     }
+}
+
+/// Waits until something has changed, or long enough to look whether the run was cancelled.
+fn pause<'s, 'a>(on: &Condvar, state: MutexGuard<'s, State<'a>>) -> MutexGuard<'s, State<'a>> {
+    on.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// What a call into the backend came to: its result, or what a panic said. Nothing of ours is borrowed

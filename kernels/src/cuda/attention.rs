@@ -143,7 +143,14 @@ impl Kernels {
         }
         let pairs = error::product("the heads", &[sequences, kv_heads])?;
         let (name, grid) = if cut.parts > 0 {
-            ("split", [cut.parts, rows.div_ceil(TILE), pairs])
+            (
+                "split",
+                [
+                    kv_heads,
+                    cut.parts,
+                    error::product("the tiles", &[sequences, rows.div_ceil(TILE)])?,
+                ],
+            )
         } else {
             ("whole", [rows.div_ceil(4 * TILE), pairs, 1])
         };
