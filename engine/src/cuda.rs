@@ -82,9 +82,11 @@ pub(crate) struct CudaBackend<'a> {
     kept: Vec<Option<Region>>,
     /// By ring and slot; empty where a ring is the host's.
     rings: Vec<Vec<Region>>,
-    /// By micro-batch.
+    /// By micro-batch; empty where hidden states stay in host memory.
     hidden: Vec<Region>,
-    /// As long as all hidden states: norms of them, for products to read.
+    /// The same there.
+    hidden_home: Vec<Buffer>,
+    /// Norms of hidden states, for products to read.
     normed: Region,
     /// By layer and micro-batch, where the cache stays on the device.
     cache: Vec<Vec<Region>>,
@@ -147,12 +149,19 @@ impl<'a> CudaBackend<'a> {
             units.push(unit);
         }
         let mut take = |bytes: Bytes| arena.take(bytes);
-        let mut hidden = Vec::new();
-        for _ in 0..count {
-            let bytes = accounts.claim(Tier::Gpu, "hidden states", frame.hidden(0))?;
-            hidden.push(take(bytes)?);
+        let (mut hidden, mut hidden_home) = (Vec::new(), Vec::new());
+        let mut beside = Bytes::ZERO;
+        if knobs.hidden_in_host {
+            hidden_home = accounts.many(Tier::Pinned, "hidden states", frame.hidden(0), count)?;
+        } else {
+            for _ in 0..count {
+                let bytes = accounts.claim(Tier::Gpu, "hidden states", frame.hidden(0))?;
+                hidden.push(take(bytes)?);
+            }
+            beside = accounts.claim_rest(Tier::Gpu, "hidden states")?;
         }
-        let normed = take(accounts.claim_rest(Tier::Gpu, "hidden states")?)?;
+        beside += accounts.claim_rest(Tier::Gpu, "hidden states, result")?;
+        let normed = take(beside)?;
         let workspace = take(accounts.claim_rest(Tier::Gpu, "workspace")?)?;
         let (mut cache, mut cache_home) = (Vec::new(), Vec::new());
         for tier in cache_tiers {
@@ -175,7 +184,7 @@ impl<'a> CudaBackend<'a> {
         let host_rings = Rings::new(layout, |tier| tier != Tier::Gpu)?;
         let allocated = accounts.close()?;
 
-        let gathers = if embedding.is_some() { count } else { 0 };
+        let gathers = if embedding.is_some() && !knobs.hidden_in_host { count } else { 0 };
         let gathered = (0..gathers).map(|_| Buffer::apart("gathered rows", frame.hidden(0)));
         let gathered: Vec<Buffer> = gathered.collect::<Result<_, _>>()?;
         let apart = Apart::new(request, layout)?;
@@ -190,7 +199,7 @@ impl<'a> CudaBackend<'a> {
         };
         let pinned = host.units.iter().filter_map(|unit| unit.kept(Tier::Pinned));
         let pinned = pinned.chain(host.rings.at(layout, Tier::Pinned));
-        let pinned = pinned.chain(cache_home.iter().flatten()).chain(&gathered);
+        let pinned = pinned.chain(cache_home.iter().flatten()).chain(&gathered).chain(&hidden_home);
         let mut pins = Vec::new();
         for buffer in pinned.chain(apart.buffers()) {
             // SAFETY: buffers are never moved or resized, and pins are dropped before them.
@@ -205,6 +214,7 @@ impl<'a> CudaBackend<'a> {
             kept,
             rings,
             hidden,
+            hidden_home,
             normed,
             cache,
             cache_home,
@@ -269,8 +279,7 @@ impl<'a> CudaBackend<'a> {
             OpKind::LoadHidden => self.load_hidden(task, stream),
             OpKind::LoadCache => self.load_cache(task, stream),
             OpKind::SaveCache => self.save_cache(task, stream),
-            // Tokens travel with the head.
-            OpKind::SaveHidden => Ok(()),
+            OpKind::SaveHidden => self.save_hidden(task, stream),
             OpKind::Compute => self.compute(task, stream),
             _ => Err(fault("the CUDA backend does not know such an operation")),
         })
@@ -316,10 +325,10 @@ fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
             next_step,
         })
     };
-    if knobs.hidden_in_host {
+    if knobs.hidden_in_host && knobs.embedding.is_none() {
         return refused(
-            "hidden states in host memory",
-            "keep them on the GPU, or use --backend cpu",
+            "hidden states in host memory where the GPU looks tokens up",
+            "set the embedding to \"host\" or hidden to \"gpu\", or use --backend cpu",
         );
     }
     if knobs.cache.contains(&Tier::Disk) {

@@ -82,12 +82,25 @@ impl Decoder {
         tokens: &[u32],
         positions: Range<usize>,
     ) -> Result<Vec<f32>, Fault> {
+        self.embed_in(run, tokens, positions, |_| {})
+    }
+
+    /// The same in steps that are rounded one by one.
+    pub fn embed_in(
+        &self,
+        run: &Run<&[u8]>,
+        tokens: &[u32],
+        positions: Range<usize>,
+        round: impl Fn(&mut [f32]),
+    ) -> Result<Vec<f32>, Fault> {
         let weights = self.weights(Part::Embedding, run);
         let table = weights.matrix("tokens")?;
         let mut hidden = vec![0.0; tokens.len() * table.inputs()];
         embedding::lookup(&table, tokens, &mut hidden)?;
+        round(&mut hidden);
         if weights.has("project_in") {
             hidden = weights.linear("project_in", &hidden, tokens.len())?;
+            round(&mut hidden);
         }
         if weights.has("positions") {
             let table = weights.matrix("positions")?;

@@ -6,7 +6,7 @@ use pipo_engine::run::Device;
 use pipo_plan::model::Precision;
 use pipo_plan::plan::Batching;
 use pipo_plan::strategy::Strategy as System;
-use pipo_plan::strategy::pipo::Pipo;
+use pipo_plan::strategy::pipo::{Embedding, Pipo};
 use pipo_plan::strategy::{KvTier, Processor};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -47,17 +47,21 @@ fn on_gpu<S: Strategy>(
     }
 }
 
-/// What this backend runs of PIPO.
-fn runnable(knobs: Pipo) -> Pipo {
+/// What this backend runs of PIPO. A model whose tokens pass through a product on their way in rounds it
+/// elsewhere where the host looks them up.
+fn runnable(knobs: Pipo, case: &Case) -> Pipo {
     let kv = if knobs.kv == KvTier::Disk { KvTier::Host } else { knobs.kv };
-    Pipo { attention: Processor::Gpu, hidden: Processor::Gpu, kv, ..knobs }
+    let through_product = MODELS[case.model] == "opt-postnorm";
+    let embedding = if through_product { Embedding::Unit } else { knobs.embedding };
+    let hidden = if embedding == Embedding::Unit { Processor::Gpu } else { knobs.hidden };
+    Pipo { attention: Processor::Gpu, hidden, kv, embedding, ..knobs }
 }
 
 #[test]
 fn a_pipo_run_is_the_resident_run_bit_for_bit() {
     on_gpu(150, (pipo(), cases().prop_filter("dense", dense)), |(knobs, case)| {
         let fused = knobs.fused;
-        check_offloaded(Device::Cuda, case, System::Pipo(runnable(knobs)), fused)
+        check_offloaded(Device::Cuda, case, System::Pipo(runnable(knobs, &case)), fused)
     });
 }
 
@@ -110,6 +114,7 @@ fn logits_are_those_of_the_cpu_within_rounding() {
     if !has_gpu() {
         return;
     }
+    let mut worst: f32 = 0.0;
     for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
         for (weights, precision) in PRECISIONS.iter().enumerate() {
             let fixture = fixture(model, weights);
@@ -120,7 +125,8 @@ fn logits_are_those_of_the_cpu_within_rounding() {
             let apart: Vec<f32> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
             let error = length(&apart) / length(&expected);
             println!("{name} {precision}: {error:.1e}");
-            assert!(error < 1e-2, "{name} {precision}: {error}");
+            worst = worst.max(error);
         }
     }
+    assert!(worst < 1e-2, "{worst}");
 }

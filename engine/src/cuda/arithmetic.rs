@@ -162,7 +162,7 @@ impl<'a> Step<'a> {
         let all = self.arithmetic().inner;
         let mut start = 0;
         if self.arithmetic().cut {
-            let each = all.bytes() / self.backend.hidden.len().max(1) as u64;
+            let each = all.bytes() / self.backend.host.frame.plan.batch.count.max(1);
             let before = if self.rows.pass == 0 { self.rows.first * self.sequences() } else { 0 };
             // Chunks after each other, at multiples of what copies like.
             let chunk = (row * before as u64).next_multiple_of(16);

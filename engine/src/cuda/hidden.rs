@@ -22,7 +22,8 @@ impl CudaBackend<'_> {
         // In host memory it lies as it would in a slot.
         let weights = Weights { slot: Some(&table[..]), kept: None, embedding: None };
         let run = unit.run(Part::Embedding, &weights)?;
-        let mut gathered = self.gathered(task)?.write()?;
+        let stays = self.hidden_home.get(usize::from(task.op.micro));
+        let mut gathered = stays.map_or_else(|| self.gathered(task), Ok)?.write()?;
         let mut rest = &mut gathered[..];
         for chunk in 0..self.host.frame.chunks(task.pass) {
             let shape = self.host.frame.rows(task.pass, chunk);
@@ -30,7 +31,9 @@ impl CudaBackend<'_> {
                 (in_memory(shape.context - shape.positions), in_memory(shape.positions));
             let rows = Rows { first, count, pass: task.pass, last_chunk: true };
             let tokens = tokens(&self.host.sequences(task.op.micro)?, rows)?;
-            let embedded = self.decoder.embed_all(&run, &tokens, rows.positions())?;
+            // Rounded where the device rounds.
+            let embedded =
+                self.decoder.embed_in(&run, &tokens, rows.positions(), crate::half::round)?;
             let (now, later) = rest
                 .split_at_mut_checked(2 * embedded.len())
                 .ok_or_else(|| fault("more rows are embedded than there is room for"))?;
@@ -40,18 +43,33 @@ impl CudaBackend<'_> {
         Ok(())
     }
 
-    /// Embedded rows into the device.
+    /// Rows into the device: embedded, or all hidden states of a unit.
     pub(super) fn load_hidden(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
-        if self.gathered.is_empty() {
+        let stays = self.hidden_home.get(usize::from(task.op.micro));
+        if task.op.unit == 0 && (stays.is_some() || self.gathered.is_empty()) {
             // Only tokens travel, and they are here already.
             return Ok(());
         }
         let length = length(task.work.bytes())?;
-        let gathered = self.gathered(task)?.read()?;
-        let from = gathered.get(..length).ok_or_else(|| fault("rows are not there"))?;
+        let from = stays.map_or_else(|| self.gathered(task), Ok)?.read()?;
+        let from = from.get(..length).ok_or_else(|| fault("rows are not there"))?;
         let to = self.hidden(task)?.slice(0, length as u64)?;
         // SAFETY: the buffer lives as long as the backend, and is written again only after the pass.
         unsafe { stream.upload(from, to) }
+    }
+
+    /// The hidden states of a unit into host memory.
+    pub(super) fn save_hidden(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        let last = usize::from(task.op.unit) + 1 == self.host.units.len();
+        let stays = self.hidden_home.get(usize::from(task.op.micro)).filter(|_| !last);
+        // The head leaves tokens, which travel with it.
+        let Some(stays) = stays else { return Ok(()) };
+        let length = length(task.work.bytes())?;
+        let home = stays.read()?;
+        let to = home.get(..length).ok_or_else(|| fault("there is no room for rows"))?;
+        let from = self.hidden(task)?.slice(0, length as u64)?;
+        // SAFETY: the buffer lives as long as the backend; who reads these rows waits for this operation.
+        unsafe { stream.download(from, to.as_ptr().cast_mut(), length) }
     }
 
     /// The hidden states of a chunk.
@@ -64,7 +82,7 @@ impl CudaBackend<'_> {
     /// each has room of its own where what is between may be needed by a later operation.
     pub(super) fn normed(&self, task: &Task, rows: Rows) -> Result<Region, Fault> {
         let (start, length) = self.place(rows);
-        let each = self.hidden(task)?.bytes();
+        let each = self.host.frame.hidden(0).0;
         let own = u64::from(task.op.micro) * each;
         let base = if own + each <= self.normed.bytes() { own } else { 0 };
         Ok(self.normed.slice(base + start, length)?)
@@ -77,6 +95,9 @@ impl CudaBackend<'_> {
     }
 
     fn hidden(&self, task: &Task) -> Result<Region, Fault> {
+        if let Some(slot) = task.bound.hidden {
+            return self.slot(slot);
+        }
         let hidden = self.hidden.get(usize::from(task.op.micro)).copied();
         hidden.ok_or_else(|| fault("a micro-batch is not there"))
     }

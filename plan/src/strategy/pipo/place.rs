@@ -5,7 +5,7 @@ use crate::plan::Plan;
 use crate::schedule::{Layout, Tier};
 use crate::strategy::frame::Frame;
 use crate::strategy::residency::{self, Placed};
-use crate::strategy::units::Unit;
+use crate::strategy::units::{Granularity, Unit};
 use crate::strategy::{KvTier, Processor};
 use crate::units::Bytes;
 
@@ -73,7 +73,12 @@ pub(super) fn allocate(
     if knobs.hidden == Processor::Gpu {
         layout.allocate("hidden states", Tier::Gpu, frame.activations());
     } else {
-        layout.allocate("hidden states", Tier::Pinned, frame.activations());
+        layout.allocate("hidden states", Tier::Pinned, frame.hidden(0) * frame.plan.batch.count);
+        // What a unit computes from is beside what it adds to; for each micro-batch, where what one unit
+        // leaves is the next one's.
+        let beside =
+            if frame.granularity == Granularity::Tensor { frame.plan.batch.count } else { 1 };
+        layout.allocate("hidden states, result", Tier::Gpu, frame.hidden(0) * beside);
     }
     layout.allocate("workspace", Tier::Gpu, frame.workspace());
 }
