@@ -24,9 +24,12 @@
 #define INNER (WIDTH / 8)
 // Values: words for 8 dimensions of each 64.
 #define VALUE_WORDS (FORMAT == INT4 ? 1 : FORMAT == INT8 ? 2 : 4)
-#define VALUE_LOADS (WIDTH / 64)
-// Where there are too few registers, q is read again and again, and values only when they are needed.
+// A warp sums at most 128 dimensions of the values: twice as many would not fit into registers. Where heads are
+// wider, another block has the other half, and q is read again at every step.
+#define OUT (WIDTH <= 128 ? WIDTH : 128)
+#define VALUE_LOADS (OUT / 64)
 #define ROOMY (WIDTH <= 128)
+#define UNROLL (ROOMY ? KEY_LOADS : 1)
 
 struct Cache {
     // The planes of one sequence and head.
@@ -62,9 +65,10 @@ __device__ __forceinline__ long long row_place(const Shape& shape, int sequence,
     return ((position * shape.kv_heads + head) * shape.group + row % shape.group) * shape.dim;
 }
 
+// One load of a row of keys.
 struct Key {
-    u32 words[KEY_LOADS][KEY_WORDS];
-    u32 scales[FORMAT == INT4 ? KEY_LOADS : 1];
+    u32 words[KEY_WORDS];
+    u32 scale[1];
 };
 
 struct Value {
@@ -72,65 +76,68 @@ struct Value {
     u32 scales[FORMAT == INT4 ? VALUE_LOADS : 1];
 };
 
+// The scales of a row, of int4 from group `first` on.
 template <int N>
-__device__ __forceinline__ void load_scales(u32 (&scales)[N], const Cache& cache, int position, bool there) {
+__device__ __forceinline__ void load_scales(
+    u32 (&scales)[N], const Cache& cache, int position, bool there, int first
+) {
     const u8* from = cache.scales + position * cache.scales_step;
     if (FORMAT == INT8) scales[0] = there ? load2(from) : 0;
     if (FORMAT == INT4) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
             u32 word[1];
-            load_words<1, ALIGNED>(word, from, 4 * j, there ? 4 * cache.groups : 0);
+            load_words<1, ALIGNED>(word, from, 4 * (first + j), there ? 4 * cache.groups : 0);
             scales[j] = word[0];
         }
     }
 }
 
-__device__ __forceinline__ void load_key(Key& key, const Cache& cache, int position, bool there, int t) {
+__device__ __forceinline__ void load_key(
+    Key& key, const Cache& cache, int position, bool there, int t, int j
+) {
     const u8* row = cache.weights + position * cache.weights_step;
-#pragma unroll
-    for (int j = 0; j < KEY_LOADS; j++) {
-        const int offset = (16 * j + 4 * t) * KEY_WORDS;
-        load_words<KEY_WORDS, ALIGNED>(key.words[j], row, offset, there ? cache.row : 0);
-    }
-    load_scales(key.scales, cache, position, there);
+    load_words<KEY_WORDS, ALIGNED>(key.words, row, (16 * j + 4 * t) * KEY_WORDS, there ? cache.row : 0);
+    load_scales(key.scale, cache, position, there, j);
 }
 
-__device__ __forceinline__ void load_value(Value& value, const Cache& cache, int position, bool there, int g) {
+// Of the 64s from `first` on.
+__device__ __forceinline__ void load_value(
+    Value& value, const Cache& cache, int position, bool there, int g, int first
+) {
     const u8* row = cache.weights + position * cache.weights_step;
 #pragma unroll
     for (int j = 0; j < VALUE_LOADS; j++) {
-        const int offset = (32 * j + 4 * g) * VALUE_WORDS;
+        const int offset = (32 * (first + j) + 4 * g) * VALUE_WORDS;
         load_words<VALUE_WORDS, ALIGNED>(value.words[j], row, offset, there ? cache.row : 0);
     }
-    load_scales(value.scales, cache, position, there);
+    load_scales(value.scales, cache, position, there, first);
 }
 
-// Words of halves of the j-th load of a key.
-__device__ __forceinline__ void decode_key(u32 (&halves)[INNER / KEY_LOADS], const Key& key, int j) {
+// Words of halves of a load of keys.
+__device__ __forceinline__ void decode_key(u32 (&halves)[INNER / KEY_LOADS], const Key& key) {
+    const u32 scale = low_twice(key.scale[0]);
     if (FORMAT == INT4) {
-        const u32 scale = low_twice(key.scales[j]), minimum = high_twice(key.scales[j]);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             u32 out[4];
-            halves_of_int4(key.words[j][i], scale, minimum, out);
+            halves_of_int4(key.words[i], scale, high_twice(key.scale[0]), out);
             halves[2 * i] = out[0];
             halves[2 * i + 1] = out[1];
             halves[(4 + 2 * i) % (INNER / KEY_LOADS)] = out[2];
             halves[(5 + 2 * i) % (INNER / KEY_LOADS)] = out[3];
         }
     } else if (FORMAT == INT8) {
-        const u32 scale = low_twice(key.scales[0]);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             u32 low, high;
-            halves_of_int8(key.words[j][i % KEY_WORDS], low, high);
+            halves_of_int8(key.words[i % KEY_WORDS], low, high);
             halves[2 * i % (INNER / KEY_LOADS)] = mul_halves(low, scale);
             halves[(2 * i + 1) % (INNER / KEY_LOADS)] = mul_halves(high, scale);
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(key.words[j][i % KEY_WORDS]);
+        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(key.words[i % KEY_WORDS]);
     }
 }
 
@@ -185,13 +192,13 @@ __device__ __forceinline__ void decode_value(u32 (&halves)[4], const Value& valu
 struct State {
     float top[2];
     float sum[2];
-    float values[WIDTH / 8][4];
+    float values[OUT / 8][4];
 };
 
 // Passes the positions begin, begin + step, ..., 16 at each, up to `last`, which is the last that any row sees.
 __device__ __forceinline__ void pass(
     State& state, const u8* q, const Cache& keys, const Cache& values, const Shape& shape, int sequence,
-    int head, int first_row, int begin, int step, int stop
+    int head, int half, int first_row, int begin, int step, int stop
 ) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int rows = shape.positions * shape.group;
@@ -216,21 +223,27 @@ __device__ __forceinline__ void pass(
     }
 #pragma unroll 1
     for (int start = begin; start < stop; start += step) {
-        Key key[2];
+        Key ahead[2][ROOMY ? KEY_LOADS : 1];
+        if (ROOMY) {
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
-            load_key(key[n], keys, start + 8 * n + g, start + 8 * n + g < stop, t);
+            for (int n = 0; n < 2; n++) {
+                const int position = start + 8 * n + g;
+#pragma unroll
+                for (int j = 0; j < KEY_LOADS; j++) {
+                    load_key(ahead[n][j % (ROOMY ? KEY_LOADS : 1)], keys, position, position < stop, t, j);
+                }
+            }
         }
         Value value[4];
         if (ROOMY) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int position = start + 2 * t + i % 2 + i / 2 * 8;
-                load_value(value[i], values, position, position < stop, g);
+                load_value(value[i], values, position, position < stop, g, VALUE_LOADS * half);
             }
         }
         float scores[2][4] = {};
-#pragma unroll
+#pragma unroll UNROLL
         for (int j = 0; j < KEY_LOADS; j++) {
             u32 left[2][INNER / KEY_LOADS], right[INNER / KEY_LOADS];
 #pragma unroll
@@ -246,7 +259,10 @@ __device__ __forceinline__ void pass(
             }
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                decode_key(right, key[n], j);
+                const int position = start + 8 * n + g;
+                Key& key = ahead[n][ROOMY ? j : 0];
+                if (!ROOMY) load_key(key, keys, position, position < stop, t, j);
+                decode_key(right, key);
 #pragma unroll
                 for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
                     multiply(
@@ -282,7 +298,7 @@ __device__ __forceinline__ void pass(
             // The four lanes' parts of the sum are added at the end.
             state.sum[i] = state.sum[i] * keep + sum;
 #pragma unroll
-            for (int d = 0; d < WIDTH / 8; d++) {
+            for (int d = 0; d < OUT / 8; d++) {
                 state.values[d][2 * i] *= keep;
                 state.values[d][2 * i + 1] *= keep;
             }
@@ -296,7 +312,7 @@ __device__ __forceinline__ void pass(
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int position = start + 2 * t + i % 2 + i / 2 * 8;
-                load_value(value[i], values, position, position < stop, g);
+                load_value(value[i], values, position, position < stop, g, VALUE_LOADS * half);
             }
         }
 #pragma unroll
@@ -329,7 +345,7 @@ __device__ __forceinline__ void clear(State& state) {
         state.sum[i] = 0;
     }
 #pragma unroll
-    for (int d = 0; d < WIDTH / 8; d++) {
+    for (int d = 0; d < OUT / 8; d++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) state.values[d][i] = 0;
     }
@@ -361,7 +377,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int sequence = blockIdx.y / kv_heads, head = blockIdx.y % kv_heads;
-    const int rows = positions * group;
+    const int rows = positions * group, half = blockIdx.z;
     // The last rows see most: they start first.
     const int first_row = ((gridDim.x - 1 - blockIdx.x) * WARPS + warp) * ROWS;
     if (first_row >= rows) return;
@@ -372,7 +388,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     State state;
     clear(state);
     const int begin = first_seen(shape, first_row);
-    pass(state, q, keys, values, shape, sequence, head, first_row, begin, STEP, first + last_row / group + 1);
+    pass(state, q, keys, values, shape, sequence, head, half, first_row, begin, STEP, first + last_row / group + 1);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = first_row + g + 8 * i;
@@ -380,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
         u16* place = (u16*)out + row_place(shape, sequence, head, row);
         const float share = 1 / state.sum[i];
 #pragma unroll
-        for (int j = 0; j < WIDTH / 64; j++) {
+        for (int j = 0; j < OUT / 64; j++) {
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 float numbers[8];
@@ -389,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
 #pragma unroll
                 for (int run = 0; run < 2; run++) {
                     // Four dimensions in a row, whichever order they were loaded in.
-                    const int start = 64 * j + value_dim(2 * t + n, 4 * run);
+                    const int start = OUT * half + 64 * j + value_dim(2 * t + n, 4 * run);
                     const float a = numbers[4 * run], d = numbers[4 * run + 3];
                     const float b = numbers[4 * run + (FORMAT == INT4 ? 2 : 1)];
                     const float c = numbers[4 * run + (FORMAT == INT4 ? 1 : 2)];
@@ -415,11 +431,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
 ) {
     __shared__ float tops[WARPS][ROWS];
     __shared__ float sums[WARPS][ROWS];
-    __shared__ float mixed[ROWS][WIDTH];
+    __shared__ float mixed[ROWS][OUT];
     const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int rows = positions * group, tiles = (rows + ROWS - 1) / ROWS;
-    const int head = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
+    const int head = blockIdx.x % kv_heads, half = blockIdx.x / kv_heads, part = blockIdx.y, parts = gridDim.y;
     const int sequence = blockIdx.z / tiles, first_row = blockIdx.z % tiles * ROWS;
     const u8* base = cache + sequence * 2 * plane;
     const Cache keys = cache_of(base, scales, dim, kv_heads, head);
@@ -433,7 +449,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
     if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
     State state;
     clear(state);
-    pass(state, q, keys, values, shape, sequence, head, first_row, begin, WARPS * STEP, stop);
+    pass(state, q, keys, values, shape, sequence, head, half, first_row, begin, WARPS * STEP, stop);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (t == 0) {
@@ -455,7 +471,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
     for (int w = 0; w < WARPS; w++) {
         if (w == warp) {
 #pragma unroll
-            for (int d = 0; d < WIDTH / 8; d++) {
+            for (int d = 0; d < OUT / 8; d++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const int column = d / 8 * 64 + value_dim(2 * t + i % 2, d % 8);
@@ -469,8 +485,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
     }
     const int present = min(ROWS, rows - first_row);
     const long long all = (long long)gridDim.z / tiles * kv_heads * rows;
-    for (int i = threadIdx.x; i < present * WIDTH; i += 32 * WARPS) {
-        const int row = i / WIDTH, column = i % WIDTH;
+    for (int i = threadIdx.x; i < present * OUT; i += 32 * WARPS) {
+        const int row = i / OUT, column = OUT * half + i % OUT;
         if (column >= dim) continue;
         float top = -INFINITE;
 #pragma unroll
@@ -481,11 +497,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
         for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
         if (parts == 1) {
             const long long place = row_place(shape, sequence, head, first_row + row) + column;
-            ((u16*)out)[place] = to_half(mixed[row][column] / sum);
+            ((u16*)out)[place] = to_half(mixed[row][i % OUT] / sum);
             continue;
         }
         const long long line = ((long long)sequence * kv_heads + head) * rows + first_row + row;
-        partial[(line * parts + part) * dim + column] = mixed[row][column];
+        partial[(line * parts + part) * dim + column] = mixed[row][i % OUT];
         if (column == 0) {
             float* ends = partial + all * parts * dim + (line * parts + part) * 2;
             ends[0] = top;

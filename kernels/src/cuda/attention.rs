@@ -11,6 +11,9 @@ use crate::format::Format;
 /// Positions of one part of a split context.
 const SPLIT: usize = 512;
 
+/// Dimensions of the values that a warp sums.
+const HALF: usize = 128;
+
 /// Rows that a warp works on at once.
 const TILE: usize = 16;
 
@@ -34,7 +37,7 @@ pub struct Append<'a> {
 pub struct Attention<'a> {
     /// fp16, the cache's sequences x positions x query heads x head dimension.
     pub q: Region,
-    /// As `q`, and may be `q`.
+    /// As `q`, and may be `q` where the head dimension is at most 128; must not overlap it otherwise.
     pub out: Region,
     /// Keys and values.
     pub cache: &'a DeviceCache,
@@ -141,18 +144,19 @@ impl Kernels {
             let found = spare.bytes();
             return Err(CudaError::Small { what: "the spare memory", needed, found });
         }
+        let halves = heads.dim.div_ceil(HALF);
         let pairs = error::product("the heads", &[sequences, kv_heads])?;
         let (name, grid) = if cut.parts > 0 {
             (
                 "split",
                 [
-                    kv_heads,
+                    kv_heads * halves,
                     cut.parts,
                     error::product("the tiles", &[sequences, rows.div_ceil(TILE)])?,
                 ],
             )
         } else {
-            ("whole", [rows.div_ceil(4 * TILE), pairs, 1])
+            ("whole", [rows.div_ceil(4 * TILE), pairs, halves])
         };
         let window = heads.window.map_or(i32::MAX, |w| i32::try_from(w).unwrap_or(i32::MAX));
         let direct = cut.parts < 2;
@@ -214,6 +218,12 @@ fn check(attention: &Attention) -> Result<(), CudaError> {
     error::length("a row of the cache", plane.inputs, heads.dim)?;
     q.holds("q", &[sequences, positions, heads.query, heads.dim], 2)?;
     out.holds("out", &[sequences, positions, heads.query, heads.dim], 2)?;
+    let end = |region: Region| region.address().saturating_add(region.bytes());
+    let overlap = q.address() < end(out) && out.address() < end(q);
+    if heads.dim > HALF && overlap {
+        let (what, rule) = ("the head dimension", "at most 128 where out is q");
+        return Err(ShapeError::Rule { what, found: heads.dim, rule }.into());
+    }
     if positions > 0 {
         error::index("the position", first_position.saturating_add(positions - 1), capacity)?;
     }
