@@ -31,8 +31,10 @@ impl Step<'_> {
         let heads = &self.arithmetic().heads;
         self.turn("q_norm", q, heads.query)?;
         self.turn("k_norm", k, heads.kv)?;
-        self.attend(q, k, v)?;
-        self.close("o", q, span(k, o))
+        // Wide heads cannot be attended in place.
+        let attended = if heads.dim <= 128 { q } else { o.slice(0, q.bytes())? };
+        self.attend([q, k, v], attended)?;
+        self.close("o", attended, if heads.dim <= 128 { span(k, o) } else { span(q, v) })
     }
 
     /// Each head on its own: its norm, where there is one, then the rotation by its position.
@@ -54,8 +56,8 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// New rows into the cache, and attention over all of it, in place in the queries.
-    fn attend(&self, q: Region, k: Region, v: Region) -> Result<(), Fault> {
+    /// New rows into the cache, and attention over all of it.
+    fn attend(&self, [q, k, v]: [Region; 3], out: Region) -> Result<(), Fault> {
         let cache = self.cache()?;
         let (kernels, stream) = (self.kernels(), self.stream.raw());
         let (first_position, positions) = (self.rows.first, self.rows.count);
@@ -65,7 +67,7 @@ impl Step<'_> {
         }
         let attention = Attention {
             q,
-            out: q,
+            out,
             cache: &cache,
             heads: &self.arithmetic().heads,
             first_position,
