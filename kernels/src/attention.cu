@@ -12,6 +12,11 @@
 // `whole`: a block of 4 warps has 64 rows, and every warp passes all that its rows see.
 // `split`: a block has 16 rows and 512 positions, which its warps take in turn; where there are several such
 // parts, `combine` adds them up.
+// `split_few`: the same for 8 rows at most, with both products turned round, so that no half of them is empty:
+//
+//   scores (16 positions x 8 rows) = keys * q^T (dim x 8),   sums (dim x 8) += values^T * weights (16 x 8)
+//
+// Here lane 4 g + t holds of q the row g.
 
 #define WARPS 4
 #define SPLIT 512
@@ -51,6 +56,8 @@ struct Shape {
     int window;
     int kv_heads;
     float scale;
+    // Rows of all heads and sequences.
+    long long lines;
 };
 
 // The number of a dimension for column `n` and index `e` of 8 among 64.
@@ -374,7 +381,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     const u8* q, u8* out, float*, const u8* cache, long long plane, long long scales, int kv_heads, int group,
     int dim, int first, int positions, int window, float scale, int
 ) {
-    const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, 0};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int sequence = blockIdx.y / kv_heads, head = blockIdx.y % kv_heads;
     const int rows = positions * group, half = blockIdx.z;
@@ -425,6 +432,38 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     }
 }
 
+// Writes what a block has of some rows: the result, or a part of it.
+template <int N>
+__device__ __forceinline__ void write_part(
+    const Shape& shape, const float (&tops)[WARPS][N], const float (&sums)[WARPS][N], const float (&mixed)[N][OUT],
+    u8* out, float* partial, int sequence, int head, int half, int first_row, int part, int parts
+) {
+    const int rows = shape.positions * shape.group, present = min(N, rows - first_row);
+    for (int i = threadIdx.x; i < present * OUT; i += 32 * WARPS) {
+        const int row = i / OUT, column = OUT * half + i % OUT;
+        if (column >= shape.dim) continue;
+        float top = -INFINITE;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][row]);
+        const float from = top == -INFINITE ? 0 : top;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
+        if (parts == 1) {
+            const long long place = row_place(shape, sequence, head, first_row + row) + column;
+            ((u16*)out)[place] = to_half(mixed[row][i % OUT] / sum);
+            continue;
+        }
+        const long long line = ((long long)sequence * shape.kv_heads + head) * rows + first_row + row;
+        partial[(line * parts + part) * shape.dim + column] = mixed[row][i % OUT];
+        if (column == 0) {
+            float* ends = partial + shape.lines * parts * shape.dim + (line * parts + part) * 2;
+            ends[0] = top;
+            ends[1] = sum;
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
     int group, int dim, int first, int positions, int window, float scale, int first_part
@@ -432,9 +471,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
     __shared__ float tops[WARPS][ROWS];
     __shared__ float sums[WARPS][ROWS];
     __shared__ float mixed[ROWS][OUT];
-    const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int rows = positions * group, tiles = (rows + ROWS - 1) / ROWS;
+    const long long lines = (long long)gridDim.z / tiles * kv_heads * rows;
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, lines};
     const int head = blockIdx.x % kv_heads, half = blockIdx.x / kv_heads, part = blockIdx.y, parts = gridDim.y;
     const int sequence = blockIdx.z / tiles, first_row = blockIdx.z % tiles * ROWS;
     const u8* base = cache + sequence * 2 * plane;
@@ -483,29 +523,203 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
         }
         __syncthreads();
     }
-    const int present = min(ROWS, rows - first_row);
-    const long long all = (long long)gridDim.z / tiles * kv_heads * rows;
-    for (int i = threadIdx.x; i < present * OUT; i += 32 * WARPS) {
-        const int row = i / OUT, column = OUT * half + i % OUT;
-        if (column >= dim) continue;
-        float top = -INFINITE;
+    write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, first_row, part, parts);
+}
+
+#define FEW 8
+
+// An 8 x 8 matrix of halves turned round: lane 4 g + t gives row g, columns 2 t and 2 t + 1, and gets column g.
+__device__ __forceinline__ u32 transposed(u32 word) {
+    u32 out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
+    return out;
+}
+
+// Words of a row that is there. What lies beyond an aligned row's end is its start: it meets zeros of q, or
+// makes sums that nobody writes.
+template <int N>
+__device__ __forceinline__ void load_row(u32 (&words)[N], const u8* row, int offset, int end) {
+    if (ALIGNED) {
+        load_aligned(words, row + (offset < end ? offset : 0));
+    } else {
+        load_words<N, false>(words, row, offset, end);
+    }
+}
+
+// The scale of an int8 row, or the scale and minimum of an int4 group.
+__device__ __forceinline__ u32 load_scale(const Cache& cache, int position, int group) {
+    const u8* from = cache.scales + position * cache.scales_step;
+    if (FORMAT == INT8) return ALIGNED ? *(const u16*)from : load2(from);
+    u32 word[1] = {0};
+    if (FORMAT == INT4) load_row(word, from, 4 * group, 4 * cache.groups);
+    return word[0];
+}
+
+__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][row]);
-        const float from = top == -INFINITE ? 0 : top;
-        float sum = 0;
+    for (int n = 0; n < 2; n++) {
+        // A position that nobody sees is replaced by the last one, and its score left out.
+        const int position = min(start + 8 * n + g, stop - 1);
+        const u8* row = cache.weights + position * cache.weights_step;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
-        if (parts == 1) {
-            const long long place = row_place(shape, sequence, head, first_row + row) + column;
-            ((u16*)out)[place] = to_half(mixed[row][i % OUT] / sum);
-            continue;
-        }
-        const long long line = ((long long)sequence * kv_heads + head) * rows + first_row + row;
-        partial[(line * parts + part) * dim + column] = mixed[row][i % OUT];
-        if (column == 0) {
-            float* ends = partial + all * parts * dim + (line * parts + part) * 2;
-            ends[0] = top;
-            ends[1] = sum;
+        for (int j = 0; j < KEY_LOADS; j++) {
+            load_row(keys[n][j].words, row, (16 * j + 4 * t) * KEY_WORDS, cache.row);
+            keys[n][j].scale[0] = load_scale(cache, position, j);
         }
     }
+}
+
+__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int first) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int position = min(start + 2 * t + i % 2 + i / 2 * 8, stop - 1);
+        const u8* row = cache.weights + position * cache.weights_step;
+#pragma unroll
+        for (int j = 0; j < VALUE_LOADS; j++) {
+            load_row(values[i].words[j], row, (32 * (first + j) + 4 * g) * VALUE_WORDS, cache.row);
+            if (FORMAT == INT4) values[i].scales[j] = load_scale(cache, position, first + j);
+        }
+        if (FORMAT == INT8) values[i].scales[0] = load_scale(cache, position, 0);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
+    const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
+    int group, int dim, int first, int positions, int window, float scale, int first_part
+) {
+    __shared__ float tops[WARPS][FEW];
+    __shared__ float sums[WARPS][FEW];
+    __shared__ float mixed[FEW][OUT];
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int rows = positions * group;
+    const long long lines = (long long)gridDim.z * kv_heads * rows;
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, lines};
+    const int head = blockIdx.x % kv_heads, half = blockIdx.x / kv_heads, part = blockIdx.y, parts = gridDim.y;
+    const int sequence = blockIdx.z;
+    const u8* base = cache + sequence * 2 * plane;
+    const Cache keys = cache_of(base, scales, dim, kv_heads, head);
+    const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
+    const int start = (first_part + part) * SPLIT;
+    const int stop = min(start + SPLIT, first + positions);
+    // Steps before what the first row sees are left out; which warp takes which step stays the same.
+    int begin = start + warp * STEP;
+    const int sees = first_seen(shape, 0);
+    if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
+
+    const float factor = scale * 1.4426950408889634f;
+    u32 right[KEY_LOADS][INNER / KEY_LOADS];
+    const u8* q_row = q + 2 * row_place(shape, sequence, head, min(g, rows - 1));
+#pragma unroll
+    for (int j = 0; j < KEY_LOADS; j++) load_q(right[j], q_row, 2 * dim, j, t);
+    // The positions of the rows 2 t and 2 t + 1.
+    const int seen[2] = {first + min(2 * t, rows - 1) / group, first + min(2 * t + 1, rows - 1) / group};
+    float top[2] = {-INFINITE, -INFINITE}, sum[2] = {0, 0}, mix[OUT / 16][4] = {};
+
+    Key key[2][KEY_LOADS];
+    if (ROOMY && begin < stop) load_keys(key, keys, begin, stop);
+#pragma unroll 1
+    for (int at = begin; at < stop; at += WARPS * STEP) {
+        Value value[4];
+        if (!ROOMY) load_keys(key, keys, at, stop);
+        if (ROOMY) load_values(value, values, at, stop, VALUE_LOADS * half);
+        float scores[4] = {};
+#pragma unroll
+        for (int j = 0; j < KEY_LOADS; j++) {
+            u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
+            decode_key(low, key[0][j]);
+            decode_key(high, key[1][j]);
+#pragma unroll
+            for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
+                multiply(scores, low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
+            }
+        }
+        // The next keys are on their way while these are weighed; at the end, the same again.
+        if (ROOMY) load_keys(key, keys, at + WARPS * STEP < stop ? at + WARPS * STEP : at, stop);
+        if (!ROOMY) load_values(value, values, at, stop, VALUE_LOADS * half);
+        float keep[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float largest = top[i];
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const int position = at + 8 * n + g;
+                const bool visible = position <= seen[i] && seen[i] - position < window;
+                scores[2 * n + i] = visible ? scores[2 * n + i] * factor : -INFINITE;
+                largest = fmaxf(largest, scores[2 * n + i]);
+            }
+#pragma unroll
+            for (int lane = 4; lane < 32; lane *= 2) {
+                largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, lane));
+            }
+            const float from = largest == -INFINITE ? 0 : largest;
+            keep[i] = power_of_two(top[i] - from);
+            top[i] = largest;
+#pragma unroll
+            for (int n = 0; n < 2; n++) scores[2 * n + i] = power_of_two(scores[2 * n + i] - from);
+            sum[i] = sum[i] * keep[i] + (scores[i] + scores[2 + i]);
+        }
+        if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
+#pragma unroll
+            for (int d = 0; d < OUT / 16; d++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) mix[d][i] *= keep[i % 2];
+            }
+        }
+        const u32 weights[2] = {
+            transposed(to_halves(scores[0], scores[1])), transposed(to_halves(scores[2], scores[3]))
+        };
+#pragma unroll
+        for (int j = 0; j < VALUE_LOADS; j++) {
+            u32 halves[4][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                multiply(
+                    mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
+                    __byte_perm(halves[0][m], halves[1][m], 0x7632),
+                    __byte_perm(halves[2][m], halves[3][m], 0x5410),
+                    __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
+                );
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int lane = 4; lane < 32; lane *= 2) sum[i] += __shfl_xor_sync(0xffffffff, sum[i], lane);
+        if (g == 0) {
+            tops[warp][2 * t + i] = top[i];
+            sums[warp][2 * t + i] = sum[i];
+        }
+    }
+    __syncthreads();
+    float share[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float largest = -INFINITE;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, tops[w][2 * t + i]);
+        share[i] = power_of_two(top[i] - (largest == -INFINITE ? 0 : largest));
+    }
+    // Warp by warp, so that the order of the sum is written.
+#pragma unroll 1
+    for (int w = 0; w < WARPS; w++) {
+        if (w == warp) {
+#pragma unroll
+            for (int d = 0; d < OUT / 16; d++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int column = d / 4 * 64 + value_dim(g, d % 4 * 2 + i / 2);
+                    float& place = mixed[2 * t + i % 2][column];
+                    const float part_of = mix[d][i] * share[i % 2];
+                    place = w == 0 ? part_of : place + part_of;
+                }
+            }
+        }
+        __syncthreads();
+    }
+    write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, 0, part, parts);
 }

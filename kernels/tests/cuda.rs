@@ -437,7 +437,9 @@ fn the_cache_is_stored_bit_by_bit() {
                     gpu.kernels.append_cache(gpu.stream, &append).unwrap();
                     let found = read(region);
                     let off = found.iter().zip(&expected).position(|(f, e)| f != e);
-                    assert_eq!(off, None, "{format} {dim} {side:?}");
+                    let around = off.map(|at| at / 16 * 16..(at / 16 * 16 + 16).min(found.len()));
+                    let bytes = around.map(|range| (&found[range.clone()], &expected[range]));
+                    assert_eq!(off, None, "{format} {dim} {side:?}: {bytes:x?}");
                 }
             }
         }
