@@ -83,44 +83,6 @@ struct Value {
     u32 scales[FORMAT == INT4 ? VALUE_LOADS : 1];
 };
 
-// The scales of a row, of int4 from group `first` on.
-template <int N>
-__device__ __forceinline__ void load_scales(
-    u32 (&scales)[N], const Cache& cache, int position, bool there, int first
-) {
-    const u8* from = cache.scales + position * cache.scales_step;
-    if (FORMAT == INT8) scales[0] = there ? load2(from) : 0;
-    if (FORMAT == INT4) {
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-            u32 word[1];
-            load_words<1, ALIGNED>(word, from, 4 * (first + j), there ? 4 * cache.groups : 0);
-            scales[j] = word[0];
-        }
-    }
-}
-
-__device__ __forceinline__ void load_key(
-    Key& key, const Cache& cache, int position, bool there, int t, int j
-) {
-    const u8* row = cache.weights + position * cache.weights_step;
-    load_words<KEY_WORDS, ALIGNED>(key.words, row, (16 * j + 4 * t) * KEY_WORDS, there ? cache.row : 0);
-    load_scales(key.scale, cache, position, there, j);
-}
-
-// Of the 64s from `first` on.
-__device__ __forceinline__ void load_value(
-    Value& value, const Cache& cache, int position, bool there, int g, int first
-) {
-    const u8* row = cache.weights + position * cache.weights_step;
-#pragma unroll
-    for (int j = 0; j < VALUE_LOADS; j++) {
-        const int offset = (32 * (first + j) + 4 * g) * VALUE_WORDS;
-        load_words<VALUE_WORDS, ALIGNED>(value.words[j], row, offset, there ? cache.row : 0);
-    }
-    load_scales(value.scales, cache, position, there, first);
-}
-
 // Words of halves of a load of keys.
 __device__ __forceinline__ void decode_key(u32 (&halves)[INNER / KEY_LOADS], const Key& key) {
     const u32 scale = low_twice(key.scale[0]);
@@ -194,6 +156,59 @@ __device__ __forceinline__ void decode_value(u32 (&halves)[4], const Value& valu
     }
 }
 
+// Words of a row that is there. What lies beyond an aligned row's end is its start: it meets zeros of q, or
+// makes sums that nobody writes.
+template <int N>
+__device__ __forceinline__ void load_row(u32 (&words)[N], const u8* row, int offset, int end) {
+    if (ALIGNED) {
+        load_aligned(words, row + (offset < end ? offset : 0));
+    } else {
+        load_words<N, false>(words, row, offset, end);
+    }
+}
+
+// The scale of an int8 row, or the scale and minimum of an int4 group.
+__device__ __forceinline__ u32 load_scale(const Cache& cache, int position, int group) {
+    const u8* from = cache.scales + position * cache.scales_step;
+    if (FORMAT == INT8) return ALIGNED ? *(const u16*)from : load2(from);
+    u32 word[1] = {0};
+    if (FORMAT == INT4) load_row(word, from, 4 * group, 4 * cache.groups);
+    return word[0];
+}
+
+// The j-th load of a position's keys.
+__device__ __forceinline__ void load_key(Key& key, const Cache& cache, int position, int j, int t) {
+    const u8* row = cache.weights + position * cache.weights_step;
+    load_row(key.words, row, (16 * j + 4 * t) * KEY_WORDS, cache.row);
+    key.scale[0] = load_scale(cache, position, j);
+}
+
+__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        // A position that nobody sees is replaced by the last one, and its score left out.
+        const int position = min(start + 8 * n + g, stop - 1);
+#pragma unroll
+        for (int j = 0; j < KEY_LOADS; j++) load_key(keys[n][j], cache, position, j, t);
+    }
+}
+
+__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int first) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int position = min(start + 2 * t + i % 2 + i / 2 * 8, stop - 1);
+        const u8* row = cache.weights + position * cache.weights_step;
+#pragma unroll
+        for (int j = 0; j < VALUE_LOADS; j++) {
+            load_row(values[i].words[j], row, (32 * (first + j) + 4 * g) * VALUE_WORDS, cache.row);
+            if (FORMAT == INT4) values[i].scales[j] = load_scale(cache, position, first + j);
+        }
+        if (FORMAT == INT8) values[i].scales[0] = load_scale(cache, position, 0);
+    }
+}
+
 // What a warp knows of its rows g (index 0) and g + 8 (index 1): the largest score so far, the sum of
 // exponentials, and their sum of values. Scores are in units of the base-2 logarithm.
 struct State {
@@ -228,27 +243,12 @@ __device__ __forceinline__ void pass(
             for (int i = 0; i < 2; i++) load_q(kept[j % (ROOMY ? KEY_LOADS : 1)][i], q_rows[i], q_ends[i], j, t);
         }
     }
+    Key ahead[2][KEY_LOADS];
+    if (ROOMY && begin < stop) load_keys(ahead, keys, begin, stop);
 #pragma unroll 1
     for (int start = begin; start < stop; start += step) {
-        Key ahead[2][ROOMY ? KEY_LOADS : 1];
-        if (ROOMY) {
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                const int position = start + 8 * n + g;
-#pragma unroll
-                for (int j = 0; j < KEY_LOADS; j++) {
-                    load_key(ahead[n][j % (ROOMY ? KEY_LOADS : 1)], keys, position, position < stop, t, j);
-                }
-            }
-        }
         Value value[4];
-        if (ROOMY) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int position = start + 2 * t + i % 2 + i / 2 * 8;
-                load_value(value[i], values, position, position < stop, g, VALUE_LOADS * half);
-            }
-        }
+        if (ROOMY) load_values(value, values, start, stop, VALUE_LOADS * half);
         float scores[2][4] = {};
 #pragma unroll UNROLL
         for (int j = 0; j < KEY_LOADS; j++) {
@@ -266,9 +266,9 @@ __device__ __forceinline__ void pass(
             }
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                const int position = start + 8 * n + g;
+                // A loop that is not unrolled cannot choose a register.
                 Key& key = ahead[n][ROOMY ? j : 0];
-                if (!ROOMY) load_key(key, keys, position, position < stop, t, j);
+                if (!ROOMY) load_key(key, keys, min(start + 8 * n + g, stop - 1), j, t);
                 decode_key(right, key);
 #pragma unroll
                 for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
@@ -278,6 +278,8 @@ __device__ __forceinline__ void pass(
                 }
             }
         }
+        if (ROOMY) load_keys(ahead, keys, start + step < stop ? start + step : start, stop);
+        float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float top = state.top[i];
@@ -293,7 +295,7 @@ __device__ __forceinline__ void pass(
             top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
             // A row that has seen nothing yet has nothing to keep, and no difference of infinities.
             const float base = top == -INFINITE ? 0 : top;
-            const float keep = power_of_two(state.top[i] - base);
+            keep[i] = power_of_two(state.top[i] - base);
             state.top[i] = top;
             float sum = 0;
 #pragma unroll
@@ -303,11 +305,13 @@ __device__ __forceinline__ void pass(
                 sum += score;
             }
             // The four lanes' parts of the sum are added at the end.
-            state.sum[i] = state.sum[i] * keep + sum;
+            state.sum[i] = state.sum[i] * keep[i] + sum;
+        }
+        if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
 #pragma unroll
             for (int d = 0; d < OUT / 8; d++) {
-                state.values[d][2 * i] *= keep;
-                state.values[d][2 * i + 1] *= keep;
+#pragma unroll
+                for (int i = 0; i < 4; i++) state.values[d][i] *= keep[i / 2];
             }
         }
         u32 weights[4];
@@ -315,13 +319,7 @@ __device__ __forceinline__ void pass(
         for (int i = 0; i < 4; i++) {
             weights[i] = to_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
         }
-        if (!ROOMY) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int position = start + 2 * t + i % 2 + i / 2 * 8;
-                load_value(value[i], values, position, position < stop, g, VALUE_LOADS * half);
-            }
-        }
+        if (!ROOMY) load_values(value, values, start, stop, VALUE_LOADS * half);
 #pragma unroll
         for (int j = 0; j < VALUE_LOADS; j++) {
             u32 halves[4][4];
@@ -533,56 +531,6 @@ __device__ __forceinline__ u32 transposed(u32 word) {
     u32 out;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
     return out;
-}
-
-// Words of a row that is there. What lies beyond an aligned row's end is its start: it meets zeros of q, or
-// makes sums that nobody writes.
-template <int N>
-__device__ __forceinline__ void load_row(u32 (&words)[N], const u8* row, int offset, int end) {
-    if (ALIGNED) {
-        load_aligned(words, row + (offset < end ? offset : 0));
-    } else {
-        load_words<N, false>(words, row, offset, end);
-    }
-}
-
-// The scale of an int8 row, or the scale and minimum of an int4 group.
-__device__ __forceinline__ u32 load_scale(const Cache& cache, int position, int group) {
-    const u8* from = cache.scales + position * cache.scales_step;
-    if (FORMAT == INT8) return ALIGNED ? *(const u16*)from : load2(from);
-    u32 word[1] = {0};
-    if (FORMAT == INT4) load_row(word, from, 4 * group, 4 * cache.groups);
-    return word[0];
-}
-
-__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        // A position that nobody sees is replaced by the last one, and its score left out.
-        const int position = min(start + 8 * n + g, stop - 1);
-        const u8* row = cache.weights + position * cache.weights_step;
-#pragma unroll
-        for (int j = 0; j < KEY_LOADS; j++) {
-            load_row(keys[n][j].words, row, (16 * j + 4 * t) * KEY_WORDS, cache.row);
-            keys[n][j].scale[0] = load_scale(cache, position, j);
-        }
-    }
-}
-
-__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int first) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int position = min(start + 2 * t + i % 2 + i / 2 * 8, stop - 1);
-        const u8* row = cache.weights + position * cache.weights_step;
-#pragma unroll
-        for (int j = 0; j < VALUE_LOADS; j++) {
-            load_row(values[i].words[j], row, (32 * (first + j) + 4 * g) * VALUE_WORDS, cache.row);
-            if (FORMAT == INT4) values[i].scales[j] = load_scale(cache, position, first + j);
-        }
-        if (FORMAT == INT8) values[i].scales[0] = load_scale(cache, position, 0);
-    }
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
