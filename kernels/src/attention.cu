@@ -462,7 +462,8 @@ __device__ __forceinline__ void write_part(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
+// One block a multiprocessor is enough: given less room, the compiler spills a few registers.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
     int group, int dim, int first, int positions, int window, float scale, int first_part
 ) {

@@ -20,10 +20,14 @@ __device__ __forceinline__ float from_half(u16 bits) {
     return value;
 }
 
+// Packed into a word by hand: from a 16-bit result that is then cut to a byte, ptxas 13.0 makes a conversion of
+// the number to an integer.
 __device__ __forceinline__ u16 to_half(float value) {
-    u16 bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
+    u32 bits;
+    asm("{ .reg .b16 half, zero; cvt.rn.f16.f32 half, %1; mov.b16 zero, 0; mov.b32 %0, {half, zero}; }"
+        : "=r"(bits)
+        : "f"(value));
+    return (u16)bits;
 }
 
 __device__ __forceinline__ float from_bf16(u16 bits) { return __uint_as_float((u32)bits << 16); }
