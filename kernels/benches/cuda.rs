@@ -291,7 +291,7 @@ impl Bench<'_> {
             };
             self.gpu.kernels.attention(self.gpu.stream, &attention).unwrap();
         });
-        let pairs = positions as f64 * (first as f64 + (positions as f64 + 1.0) / 2.0);
+        let pairs = (positions * (2 * first + positions + 1)) as f64 / 2.0;
         let operations = 4.0 * pairs * (sequences * query * 128) as f64;
         let moved = bytes + 4 * sequences * positions * query * 128;
         self.report(&name, seconds, moved as f64, operations);

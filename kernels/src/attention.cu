@@ -12,6 +12,11 @@
 // `whole`: a block of 4 warps has 64 rows, and every warp passes all that its rows see.
 // `split`: a block has 16 rows and 512 positions, which its warps take in turn; where there are several such
 // parts, `combine` adds them up.
+// `split_few`: the same for 8 rows at most, with both products turned round, so that no half of them is empty:
+//
+//   scores (16 positions x 8 rows) = keys * q^T (dim x 8),   sums (dim x 8) += values^T * weights (16 x 8)
+//
+// Here lane 4 g + t holds of q the row g.
 
 #define WARPS 4
 #define SPLIT 512
@@ -51,6 +56,8 @@ struct Shape {
     int window;
     int kv_heads;
     float scale;
+    // Rows of all heads and sequences.
+    long long lines;
 };
 
 // The number of a dimension for column `n` and index `e` of 8 among 64.
@@ -75,44 +82,6 @@ struct Value {
     u32 words[VALUE_LOADS][VALUE_WORDS];
     u32 scales[FORMAT == INT4 ? VALUE_LOADS : 1];
 };
-
-// The scales of a row, of int4 from group `first` on.
-template <int N>
-__device__ __forceinline__ void load_scales(
-    u32 (&scales)[N], const Cache& cache, int position, bool there, int first
-) {
-    const u8* from = cache.scales + position * cache.scales_step;
-    if (FORMAT == INT8) scales[0] = there ? load2(from) : 0;
-    if (FORMAT == INT4) {
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-            u32 word[1];
-            load_words<1, ALIGNED>(word, from, 4 * (first + j), there ? 4 * cache.groups : 0);
-            scales[j] = word[0];
-        }
-    }
-}
-
-__device__ __forceinline__ void load_key(
-    Key& key, const Cache& cache, int position, bool there, int t, int j
-) {
-    const u8* row = cache.weights + position * cache.weights_step;
-    load_words<KEY_WORDS, ALIGNED>(key.words, row, (16 * j + 4 * t) * KEY_WORDS, there ? cache.row : 0);
-    load_scales(key.scale, cache, position, there, j);
-}
-
-// Of the 64s from `first` on.
-__device__ __forceinline__ void load_value(
-    Value& value, const Cache& cache, int position, bool there, int g, int first
-) {
-    const u8* row = cache.weights + position * cache.weights_step;
-#pragma unroll
-    for (int j = 0; j < VALUE_LOADS; j++) {
-        const int offset = (32 * (first + j) + 4 * g) * VALUE_WORDS;
-        load_words<VALUE_WORDS, ALIGNED>(value.words[j], row, offset, there ? cache.row : 0);
-    }
-    load_scales(value.scales, cache, position, there, first);
-}
 
 // Words of halves of a load of keys.
 __device__ __forceinline__ void decode_key(u32 (&halves)[INNER / KEY_LOADS], const Key& key) {
@@ -187,6 +156,59 @@ __device__ __forceinline__ void decode_value(u32 (&halves)[4], const Value& valu
     }
 }
 
+// Words of a row that is there. What lies beyond an aligned row's end is its start: it meets zeros of q, or
+// makes sums that nobody writes.
+template <int N>
+__device__ __forceinline__ void load_row(u32 (&words)[N], const u8* row, int offset, int end) {
+    if (ALIGNED) {
+        load_aligned(words, row + (offset < end ? offset : 0));
+    } else {
+        load_words<N, false>(words, row, offset, end);
+    }
+}
+
+// The scale of an int8 row, or the scale and minimum of an int4 group.
+__device__ __forceinline__ u32 load_scale(const Cache& cache, int position, int group) {
+    const u8* from = cache.scales + position * cache.scales_step;
+    if (FORMAT == INT8) return ALIGNED ? *(const u16*)from : load2(from);
+    u32 word[1] = {0};
+    if (FORMAT == INT4) load_row(word, from, 4 * group, 4 * cache.groups);
+    return word[0];
+}
+
+// The j-th load of a position's keys.
+__device__ __forceinline__ void load_key(Key& key, const Cache& cache, int position, int j, int t) {
+    const u8* row = cache.weights + position * cache.weights_step;
+    load_row(key.words, row, (16 * j + 4 * t) * KEY_WORDS, cache.row);
+    key.scale[0] = load_scale(cache, position, j);
+}
+
+__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        // A position that nobody sees is replaced by the last one, and its score left out.
+        const int position = min(start + 8 * n + g, stop - 1);
+#pragma unroll
+        for (int j = 0; j < KEY_LOADS; j++) load_key(keys[n][j], cache, position, j, t);
+    }
+}
+
+__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int first) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int position = min(start + 2 * t + i % 2 + i / 2 * 8, stop - 1);
+        const u8* row = cache.weights + position * cache.weights_step;
+#pragma unroll
+        for (int j = 0; j < VALUE_LOADS; j++) {
+            load_row(values[i].words[j], row, (32 * (first + j) + 4 * g) * VALUE_WORDS, cache.row);
+            if (FORMAT == INT4) values[i].scales[j] = load_scale(cache, position, first + j);
+        }
+        if (FORMAT == INT8) values[i].scales[0] = load_scale(cache, position, 0);
+    }
+}
+
 // What a warp knows of its rows g (index 0) and g + 8 (index 1): the largest score so far, the sum of
 // exponentials, and their sum of values. Scores are in units of the base-2 logarithm.
 struct State {
@@ -221,27 +243,12 @@ __device__ __forceinline__ void pass(
             for (int i = 0; i < 2; i++) load_q(kept[j % (ROOMY ? KEY_LOADS : 1)][i], q_rows[i], q_ends[i], j, t);
         }
     }
+    Key ahead[2][KEY_LOADS];
+    if (ROOMY && begin < stop) load_keys(ahead, keys, begin, stop);
 #pragma unroll 1
     for (int start = begin; start < stop; start += step) {
-        Key ahead[2][ROOMY ? KEY_LOADS : 1];
-        if (ROOMY) {
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                const int position = start + 8 * n + g;
-#pragma unroll
-                for (int j = 0; j < KEY_LOADS; j++) {
-                    load_key(ahead[n][j % (ROOMY ? KEY_LOADS : 1)], keys, position, position < stop, t, j);
-                }
-            }
-        }
         Value value[4];
-        if (ROOMY) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int position = start + 2 * t + i % 2 + i / 2 * 8;
-                load_value(value[i], values, position, position < stop, g, VALUE_LOADS * half);
-            }
-        }
+        if (ROOMY) load_values(value, values, start, stop, VALUE_LOADS * half);
         float scores[2][4] = {};
 #pragma unroll UNROLL
         for (int j = 0; j < KEY_LOADS; j++) {
@@ -259,9 +266,9 @@ __device__ __forceinline__ void pass(
             }
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                const int position = start + 8 * n + g;
+                // A loop that is not unrolled cannot choose a register.
                 Key& key = ahead[n][ROOMY ? j : 0];
-                if (!ROOMY) load_key(key, keys, position, position < stop, t, j);
+                if (!ROOMY) load_key(key, keys, min(start + 8 * n + g, stop - 1), j, t);
                 decode_key(right, key);
 #pragma unroll
                 for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
@@ -271,6 +278,8 @@ __device__ __forceinline__ void pass(
                 }
             }
         }
+        if (ROOMY) load_keys(ahead, keys, start + step < stop ? start + step : start, stop);
+        float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float top = state.top[i];
@@ -286,7 +295,7 @@ __device__ __forceinline__ void pass(
             top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
             // A row that has seen nothing yet has nothing to keep, and no difference of infinities.
             const float base = top == -INFINITE ? 0 : top;
-            const float keep = power_of_two(state.top[i] - base);
+            keep[i] = power_of_two(state.top[i] - base);
             state.top[i] = top;
             float sum = 0;
 #pragma unroll
@@ -296,11 +305,13 @@ __device__ __forceinline__ void pass(
                 sum += score;
             }
             // The four lanes' parts of the sum are added at the end.
-            state.sum[i] = state.sum[i] * keep + sum;
+            state.sum[i] = state.sum[i] * keep[i] + sum;
+        }
+        if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
 #pragma unroll
             for (int d = 0; d < OUT / 8; d++) {
-                state.values[d][2 * i] *= keep;
-                state.values[d][2 * i + 1] *= keep;
+#pragma unroll
+                for (int i = 0; i < 4; i++) state.values[d][i] *= keep[i / 2];
             }
         }
         u32 weights[4];
@@ -308,13 +319,7 @@ __device__ __forceinline__ void pass(
         for (int i = 0; i < 4; i++) {
             weights[i] = to_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
         }
-        if (!ROOMY) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int position = start + 2 * t + i % 2 + i / 2 * 8;
-                load_value(value[i], values, position, position < stop, g, VALUE_LOADS * half);
-            }
-        }
+        if (!ROOMY) load_values(value, values, start, stop, VALUE_LOADS * half);
 #pragma unroll
         for (int j = 0; j < VALUE_LOADS; j++) {
             u32 halves[4][4];
@@ -374,7 +379,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     const u8* q, u8* out, float*, const u8* cache, long long plane, long long scales, int kv_heads, int group,
     int dim, int first, int positions, int window, float scale, int
 ) {
-    const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, 0};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int sequence = blockIdx.y / kv_heads, head = blockIdx.y % kv_heads;
     const int rows = positions * group, half = blockIdx.z;
@@ -425,16 +430,50 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
+// Writes what a block has of some rows: the result, or a part of it.
+template <int N>
+__device__ __forceinline__ void write_part(
+    const Shape& shape, const float (&tops)[WARPS][N], const float (&sums)[WARPS][N], const float (&mixed)[N][OUT],
+    u8* out, float* partial, int sequence, int head, int half, int first_row, int part, int parts
+) {
+    const int rows = shape.positions * shape.group, present = min(N, rows - first_row);
+    for (int i = threadIdx.x; i < present * OUT; i += 32 * WARPS) {
+        const int row = i / OUT, column = OUT * half + i % OUT;
+        if (column >= shape.dim) continue;
+        float top = -INFINITE;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][row]);
+        const float from = top == -INFINITE ? 0 : top;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
+        if (parts == 1) {
+            const long long place = row_place(shape, sequence, head, first_row + row) + column;
+            ((u16*)out)[place] = to_half(mixed[row][i % OUT] / sum);
+            continue;
+        }
+        const long long line = ((long long)sequence * shape.kv_heads + head) * rows + first_row + row;
+        partial[(line * parts + part) * shape.dim + column] = mixed[row][i % OUT];
+        if (column == 0) {
+            float* ends = partial + shape.lines * parts * shape.dim + (line * parts + part) * 2;
+            ends[0] = top;
+            ends[1] = sum;
+        }
+    }
+}
+
+// One block a multiprocessor is enough: given less room, the compiler spills a few registers.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
     int group, int dim, int first, int positions, int window, float scale, int first_part
 ) {
     __shared__ float tops[WARPS][ROWS];
     __shared__ float sums[WARPS][ROWS];
     __shared__ float mixed[ROWS][OUT];
-    const Shape shape = {group, dim, first, positions, window, kv_heads, scale};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int rows = positions * group, tiles = (rows + ROWS - 1) / ROWS;
+    const long long lines = (long long)gridDim.z / tiles * kv_heads * rows;
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, lines};
     const int head = blockIdx.x % kv_heads, half = blockIdx.x / kv_heads, part = blockIdx.y, parts = gridDim.y;
     const int sequence = blockIdx.z / tiles, first_row = blockIdx.z % tiles * ROWS;
     const u8* base = cache + sequence * 2 * plane;
@@ -483,29 +522,153 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split(
         }
         __syncthreads();
     }
-    const int present = min(ROWS, rows - first_row);
-    const long long all = (long long)gridDim.z / tiles * kv_heads * rows;
-    for (int i = threadIdx.x; i < present * OUT; i += 32 * WARPS) {
-        const int row = i / OUT, column = OUT * half + i % OUT;
-        if (column >= dim) continue;
-        float top = -INFINITE;
+    write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, first_row, part, parts);
+}
+
+#define FEW 8
+
+// An 8 x 8 matrix of halves turned round: lane 4 g + t gives row g, columns 2 t and 2 t + 1, and gets column g.
+__device__ __forceinline__ u32 transposed(u32 word) {
+    u32 out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
+    return out;
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
+    const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
+    int group, int dim, int first, int positions, int window, float scale, int first_part
+) {
+    __shared__ float tops[WARPS][FEW];
+    __shared__ float sums[WARPS][FEW];
+    __shared__ float mixed[FEW][OUT];
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int rows = positions * group;
+    const long long lines = (long long)gridDim.z * kv_heads * rows;
+    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, lines};
+    const int head = blockIdx.x % kv_heads, half = blockIdx.x / kv_heads, part = blockIdx.y, parts = gridDim.y;
+    const int sequence = blockIdx.z;
+    const u8* base = cache + sequence * 2 * plane;
+    const Cache keys = cache_of(base, scales, dim, kv_heads, head);
+    const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
+    const int start = (first_part + part) * SPLIT;
+    const int stop = min(start + SPLIT, first + positions);
+    // Steps before what the first row sees are left out; which warp takes which step stays the same.
+    int begin = start + warp * STEP;
+    const int sees = first_seen(shape, 0);
+    if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
+
+    const float factor = scale * 1.4426950408889634f;
+    u32 right[KEY_LOADS][INNER / KEY_LOADS];
+    const u8* q_row = q + 2 * row_place(shape, sequence, head, min(g, rows - 1));
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][row]);
-        const float from = top == -INFINITE ? 0 : top;
-        float sum = 0;
+    for (int j = 0; j < KEY_LOADS; j++) load_q(right[j], q_row, 2 * dim, j, t);
+    // The positions of the rows 2 t and 2 t + 1.
+    const int seen[2] = {first + min(2 * t, rows - 1) / group, first + min(2 * t + 1, rows - 1) / group};
+    float top[2] = {-INFINITE, -INFINITE}, sum[2] = {0, 0}, mix[OUT / 16][4] = {};
+
+    Key key[2][KEY_LOADS];
+    if (ROOMY && begin < stop) load_keys(key, keys, begin, stop);
+#pragma unroll 1
+    for (int at = begin; at < stop; at += WARPS * STEP) {
+        Value value[4];
+        if (!ROOMY) load_keys(key, keys, at, stop);
+        if (ROOMY) load_values(value, values, at, stop, VALUE_LOADS * half);
+        float scores[4] = {};
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
-        if (parts == 1) {
-            const long long place = row_place(shape, sequence, head, first_row + row) + column;
-            ((u16*)out)[place] = to_half(mixed[row][i % OUT] / sum);
-            continue;
+        for (int j = 0; j < KEY_LOADS; j++) {
+            u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
+            decode_key(low, key[0][j]);
+            decode_key(high, key[1][j]);
+#pragma unroll
+            for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
+                multiply(scores, low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
+            }
         }
-        const long long line = ((long long)sequence * kv_heads + head) * rows + first_row + row;
-        partial[(line * parts + part) * dim + column] = mixed[row][i % OUT];
-        if (column == 0) {
-            float* ends = partial + all * parts * dim + (line * parts + part) * 2;
-            ends[0] = top;
-            ends[1] = sum;
+        // The next keys are on their way while these are weighed; at the end, the same again.
+        if (ROOMY) load_keys(key, keys, at + WARPS * STEP < stop ? at + WARPS * STEP : at, stop);
+        if (!ROOMY) load_values(value, values, at, stop, VALUE_LOADS * half);
+        float keep[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float largest = top[i];
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const int position = at + 8 * n + g;
+                const bool visible = position <= seen[i] && seen[i] - position < window;
+                scores[2 * n + i] = visible ? scores[2 * n + i] * factor : -INFINITE;
+                largest = fmaxf(largest, scores[2 * n + i]);
+            }
+#pragma unroll
+            for (int lane = 4; lane < 32; lane *= 2) {
+                largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, lane));
+            }
+            const float from = largest == -INFINITE ? 0 : largest;
+            keep[i] = power_of_two(top[i] - from);
+            top[i] = largest;
+#pragma unroll
+            for (int n = 0; n < 2; n++) scores[2 * n + i] = power_of_two(scores[2 * n + i] - from);
+            sum[i] = sum[i] * keep[i] + (scores[i] + scores[2 + i]);
+        }
+        if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
+#pragma unroll
+            for (int d = 0; d < OUT / 16; d++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) mix[d][i] *= keep[i % 2];
+            }
+        }
+        const u32 weights[2] = {
+            transposed(to_halves(scores[0], scores[1])), transposed(to_halves(scores[2], scores[3]))
+        };
+#pragma unroll
+        for (int j = 0; j < VALUE_LOADS; j++) {
+            u32 halves[4][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                multiply(
+                    mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
+                    __byte_perm(halves[0][m], halves[1][m], 0x7632),
+                    __byte_perm(halves[2][m], halves[3][m], 0x5410),
+                    __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
+                );
+            }
         }
     }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int lane = 4; lane < 32; lane *= 2) sum[i] += __shfl_xor_sync(0xffffffff, sum[i], lane);
+        if (g == 0) {
+            tops[warp][2 * t + i] = top[i];
+            sums[warp][2 * t + i] = sum[i];
+        }
+    }
+    __syncthreads();
+    float share[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float largest = -INFINITE;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, tops[w][2 * t + i]);
+        share[i] = power_of_two(top[i] - (largest == -INFINITE ? 0 : largest));
+    }
+    // Warp by warp, so that the order of the sum is written.
+#pragma unroll 1
+    for (int w = 0; w < WARPS; w++) {
+        if (w == warp) {
+#pragma unroll
+            for (int d = 0; d < OUT / 16; d++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int column = d / 4 * 64 + value_dim(g, d % 4 * 2 + i / 2);
+                    float& place = mixed[2 * t + i % 2][column];
+                    const float part_of = mix[d][i] * share[i % 2];
+                    place = w == 0 ? part_of : place + part_of;
+                }
+            }
+        }
+        __syncthreads();
+    }
+    write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, 0, part, parts);
 }

@@ -1,6 +1,7 @@
 //! Every kernel on a GPU against its reference. Skipped, with the reason, where there is no GPU.
 
 #![allow(unsafe_code, reason = "the driver is a C interface")]
+#![allow(clippy::unwrap_used, reason = "a test whose data cannot be made has failed")]
 
 mod device;
 
@@ -174,7 +175,7 @@ fn products() {
                     );
                     // An odd address cannot go to cuBLAS, so it is compared with what cannot either.
                     let shifted = Product { spare: 0, ..product };
-                    if rows <= 64 || (format != Format::Fp16) || inputs % 8 != 0 || outputs % 8 != 0
+                    if rows <= 16 || (format != Format::Fp16) || inputs % 8 != 0 || outputs % 8 != 0
                     {
                         assert!(
                             shifted.run(gpu, 0, seed).0 == shifted.run(gpu, 1, seed).0,
@@ -206,7 +207,7 @@ fn a_rows_result_does_not_depend_on_the_rows_beside_it() {
             };
             // The generator makes weights first, then x row by row, so the first row is the same.
             let alone = product(1).run(gpu, 0, 5).0;
-            for rows in [2, 9, 33, 64] {
+            for rows in [2, 8, 9, 16] {
                 assert_eq!(&product(rows).run(gpu, 0, 5).0[..alone.len()], &alone[..]);
             }
         }
@@ -437,7 +438,9 @@ fn the_cache_is_stored_bit_by_bit() {
                     gpu.kernels.append_cache(gpu.stream, &append).unwrap();
                     let found = read(region);
                     let off = found.iter().zip(&expected).position(|(f, e)| f != e);
-                    assert_eq!(off, None, "{format} {dim} {side:?}");
+                    let around = off.map(|at| at / 16 * 16..(at / 16 * 16 + 16).min(found.len()));
+                    let bytes = around.map(|range| (&found[range.clone()], &expected[range]));
+                    assert_eq!(off, None, "{format} {dim} {side:?}: {bytes:x?}");
                 }
             }
         }

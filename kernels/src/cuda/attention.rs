@@ -17,6 +17,9 @@ const HALF: usize = 128;
 /// Rows that a warp works on at once.
 const TILE: usize = 16;
 
+/// Rows of a kv head up to which the products are turned round.
+const FEW: usize = 8;
+
 /// New rows of a cache.
 #[derive(Debug, Clone, Copy)]
 pub struct Append<'a> {
@@ -146,17 +149,11 @@ impl Kernels {
         }
         let halves = heads.dim.div_ceil(HALF);
         let pairs = error::product("the heads", &[sequences, kv_heads])?;
-        let (name, grid) = if cut.parts > 0 {
-            (
-                "split",
-                [
-                    kv_heads * halves,
-                    cut.parts,
-                    error::product("the tiles", &[sequences, rows.div_ceil(TILE)])?,
-                ],
-            )
-        } else {
-            ("whole", [rows.div_ceil(4 * TILE), pairs, halves])
+        let tiles = error::product("the tiles", &[sequences, rows.div_ceil(TILE)])?;
+        let (name, grid) = match (cut.parts, rows) {
+            (0, _) => ("whole", [rows.div_ceil(4 * TILE), pairs, halves]),
+            (parts, ..=FEW) => ("split_few", [kv_heads * halves, parts, sequences]),
+            (parts, _) => ("split", [kv_heads * halves, parts, tiles]),
         };
         let window = heads.window.map_or(i32::MAX, |w| i32::try_from(w).unwrap_or(i32::MAX));
         let direct = cut.parts < 2;

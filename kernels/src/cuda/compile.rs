@@ -119,8 +119,9 @@ fn key(unit: Unit, architecture: Architecture) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    let hash: String = hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{unit}-{architecture}-{hash}.cubin")
+    let hash = hash.finalize();
+    let hash = hash.first_chunk().map_or(0, |bytes| u128::from_be_bytes(*bytes));
+    format!("{unit}-{architecture}-{hash:032x}.cubin")
 }
 
 fn version() -> String {

@@ -1,6 +1,7 @@
 //! Loading kernels and launching them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
 use std::sync::PoisonError;
@@ -91,13 +92,13 @@ impl Kernels {
 
     fn function(&self, unit: Unit, name: Option<&'static str>) -> Result<CUfunction, CudaError> {
         let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(&unit) {
+        if let Entry::Vacant(place) = all.entry(unit) {
             let image = compile::cached(unit, self.architecture)?;
             let mut module = ptr::null_mut();
             // SAFETY: a whole image of machine code, which says itself how long it is.
             let result = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
             check("load compiled kernels", result)?;
-            all.insert(unit, Loaded { module, functions: BTreeMap::new() });
+            place.insert(Loaded { module, functions: BTreeMap::new() });
         }
         let (Some(loaded), Some(name)) = (all.get_mut(&unit), name) else {
             return Ok(ptr::null_mut());

@@ -10,8 +10,15 @@ use super::{CudaError, Kernels, Stream};
 use crate::error;
 use crate::format::Format;
 
-/// Rows up to which weights are decoded in registers whatever else there is.
-const FEW: usize = 64;
+/// Rows up to which weights are decoded in registers whatever else there is. More of them take longer than
+/// decoding once and multiplying by cuBLAS (measured on an H200); fp16 needs no decoding.
+fn few(format: Format) -> usize {
+    match format {
+        Format::Fp16 => 16,
+        Format::Bf16 => 48,
+        _ => 64,
+    }
+}
 
 /// Outputs that a tile of decoded weights must have to be worth a product of its own.
 const TILE: usize = 1024;
@@ -50,7 +57,7 @@ impl Kernels {
     /// Bytes of spare memory with which a product is fastest; with fewer it is computed in tiles, or
     /// with weights decoded as they are used.
     pub fn linear_spare(rows: usize, format: Format, outputs: usize, inputs: usize) -> u64 {
-        if rows <= FEW || format == Format::Fp16 {
+        if rows <= few(format) || format == Format::Fp16 {
             return 0;
         }
         (outputs as u64).saturating_mul(inputs as u64).saturating_mul(2)
@@ -74,7 +81,12 @@ impl Kernels {
         let row = layout.inputs.saturating_mul(2).max(1);
         let room = usize::try_from(spare.bytes()).unwrap_or(usize::MAX) / row / 128 * 128;
         let tile = if layout.format == Format::Fp16 { layout.outputs } else { room };
-        if rows > FEW && whole && aligned && tile >= layout.outputs.min(TILE) && self.has_cublas() {
+        if rows > few(layout.format)
+            && whole
+            && aligned
+            && tile >= layout.outputs.min(TILE)
+            && self.has_cublas()
+        {
             self.by_cublas(stream, linear, tile.min(layout.outputs))
         } else {
             self.decoding(stream, linear)
@@ -88,14 +100,13 @@ impl Kernels {
         let step = if layout.format == Format::Int8 { 16 } else { 8 };
         let aligned =
             x.aligned() && matrix.region().aligned() && layout.inputs.is_multiple_of(step);
-        // Blocks of more outputs read x less often, blocks of fewer keep a small matrix's GPU busy. The
-        // sums are the same either way.
-        let (name, outputs, columns) = match (aligned, rows <= 8, wide(matrix)) {
-            (false, _, _) => ("few_unaligned", 16, 16),
-            (true, true, false) => ("few_narrow_8", 16, 8),
-            (true, false, false) => ("few_narrow_16", 16, 16),
-            (true, true, true) => ("few_wide_8", 32, 8),
-            (true, false, true) => ("few_wide_16", 32, 16),
+        let columns = if aligned && rows <= 8 { 8 } else { 16 };
+        let (name, outputs) = match (aligned, columns, tile(layout.outputs)) {
+            (false, _, _) => ("few_unaligned", 16),
+            (true, 8, 16) => ("few_narrow_8", 16),
+            (true, 8, _) => ("few_wide_8", 32),
+            (true, _, 16) => ("few_narrow_16", 16),
+            (true, _, _) => ("few_wide_16", 32),
         };
         let grid = [rows.div_ceil(columns), layout.outputs.div_ceil(outputs), 1];
         let launch = Launch { unit: Unit::Linear(layout.format), name, grid, threads: 256 };
@@ -171,7 +182,8 @@ impl Kernels {
     }
 }
 
-/// Whether a matrix has so many outputs that blocks of 32 still fill a large GPU.
-fn wide(matrix: &DeviceMatrix) -> bool {
-    matrix.layout().outputs >= 32 * 192
+/// Outputs of a block: more of them read x less often, fewer give every multiprocessor of a large GPU a block
+/// of a small matrix. The sums are the same either way.
+fn tile(outputs: usize) -> usize {
+    if outputs < 6144 { 16 } else { 32 }
 }

@@ -20,10 +20,14 @@ __device__ __forceinline__ float from_half(u16 bits) {
     return value;
 }
 
+// Packed into a word by hand: from a 16-bit result that is then cut to a byte, ptxas 13.0 makes a conversion of
+// the number to an integer.
 __device__ __forceinline__ u16 to_half(float value) {
-    u16 bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
+    u32 bits;
+    asm("{ .reg .b16 half, zero; cvt.rn.f16.f32 half, %1; mov.b16 zero, 0; mov.b32 %0, {half, zero}; }"
+        : "=r"(bits)
+        : "f"(value));
+    return (u16)bits;
 }
 
 __device__ __forceinline__ float from_bf16(u16 bits) { return __uint_as_float((u32)bits << 16); }
@@ -88,28 +92,31 @@ __device__ inline float stored(
 
 // --- stored numbers, a few words at a time
 
+// N words at a multiple of their size.
+template <int N>
+__device__ __forceinline__ void load_aligned(u32 (&words)[N], const u8* from) {
+    if (N == 4) {
+        asm volatile(
+            "ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(words[0]), "=r"(words[1 % N]), "=r"(words[2 % N]), "=r"(words[3 % N])
+            : "l"(from)
+        );
+    } else if (N == 2) {
+        asm volatile(
+            "ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1 % N]) : "l"(from)
+        );
+    } else {
+        asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+    }
+}
+
 // N words of a row, zeros beyond its `end`; both in bytes. FAST rows start and end at multiples of N words.
 template <int N, bool FAST>
 __device__ __forceinline__ void load_words(u32 (&words)[N], const u8* row, int offset, int end) {
 #pragma unroll
     for (int i = 0; i < N; i++) words[i] = 0;
     if (FAST) {
-        if (offset < end) {
-            const u8* from = row + offset;
-            if (N == 4) {
-                asm volatile(
-                    "ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-                    : "=r"(words[0]), "=r"(words[1 % N]), "=r"(words[2 % N]), "=r"(words[3 % N])
-                    : "l"(from)
-                );
-            } else if (N == 2) {
-                asm volatile(
-                    "ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1 % N]) : "l"(from)
-                );
-            } else {
-                asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
-            }
-        }
+        if (offset < end) load_aligned(words, row + offset);
     } else {
 #pragma unroll
         for (int i = 0; i < 4 * N; i++) {
@@ -133,15 +140,22 @@ __device__ __forceinline__ void halves_of_int8(u32 word, u32& low, u32& high) {
     high = sub_halves(__byte_perm(biased, 0x64646464, 0x4342), 0x64806480);
 }
 
+// (word & mask) | other in one instruction: the compiler makes two of it where both are constants.
+__device__ __forceinline__ u32 masked_or(u32 word, u32 mask, u32 other) {
+    u32 out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(word), "r"(mask), "r"(other));
+    return out;
+}
+
 // Eight nibbles as halves, `minimum + q * scale` rounded once: inputs (0, 2), (1, 3), and the same of the
 // high nibbles, which are 32 further on.
 __device__ __forceinline__ void halves_of_int4(u32 word, u32 scale, u32 minimum, u32 (&out)[4]) {
-    const u32 next = word >> 8;
-    const u32 a = sub_halves((word & 0x000f000f) | 0x64006400, 0x64006400);
-    const u32 b = sub_halves((next & 0x000f000f) | 0x64006400, 0x64006400);
+    const u32 next = word >> 8, high = 0x64006400;
+    const u32 a = sub_halves(masked_or(word, 0x000f000f, high), high);
+    const u32 b = sub_halves(masked_or(next, 0x000f000f, high), high);
     // 1024 + 16 q, divided by 16, less 64.
-    const u32 c = fma_halves((word & 0x00f000f0) | 0x64006400, 0x2c002c00, 0xd400d400);
-    const u32 d = fma_halves((next & 0x00f000f0) | 0x64006400, 0x2c002c00, 0xd400d400);
+    const u32 c = fma_halves(masked_or(word, 0x00f000f0, high), 0x2c002c00, 0xd400d400);
+    const u32 d = fma_halves(masked_or(next, 0x00f000f0, high), 0x2c002c00, 0xd400d400);
     out[0] = fma_halves(a, scale, minimum);
     out[1] = fma_halves(b, scale, minimum);
     out[2] = fma_halves(c, scale, minimum);

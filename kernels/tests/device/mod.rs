@@ -1,11 +1,17 @@
 //! A GPU for tests and measurements: memory, one stream, the kernels.
 
 #![allow(dead_code, reason = "tests use one part, measurements another")]
+#![allow(clippy::unwrap_used, reason = "a test whose data cannot be made has failed")]
+#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use cudarc::driver::sys::CUdevice_attribute::{
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+};
 use cudarc::driver::sys::{self, CUresult};
 use half::f16;
 use pipo_kernels::cuda::{Architecture, Kernels, Region, Stream};
@@ -55,20 +61,8 @@ impl Device {
             {
                 return Err("there is no NVIDIA GPU".into());
             }
-            use sys::CUdevice_attribute::{
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            };
-            ok(sys::cuDeviceGetAttribute(
-                &raw mut major,
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                device,
-            ));
-            ok(sys::cuDeviceGetAttribute(
-                &raw mut minor,
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-                device,
-            ));
+            ok(sys::cuDeviceGetAttribute(&raw mut major, MAJOR, device));
+            ok(sys::cuDeviceGetAttribute(&raw mut minor, MINOR, device));
             ok(sys::cuDeviceGetName(name.as_mut_ptr().cast(), 63, device));
             ok(sys::cuDevicePrimaryCtxRetain(&raw mut context, device));
             ok(sys::cuCtxSetCurrent(context));
