@@ -44,7 +44,7 @@ mod transfer;
 
 use apart::Apart;
 use arithmetic::Arithmetic;
-use driver::{Arena, Context, Pin};
+use driver::{Arena, Context, Pin, Stream};
 use queue::Queues;
 
 pub(crate) use driver::is_present;
@@ -189,6 +189,7 @@ impl<'a> CudaBackend<'a> {
         let gathered: Vec<Buffer> = gathered.collect::<Result<_, _>>()?;
         let apart = Apart::new(request, layout)?;
         let arithmetic = Arithmetic::new(request, &knobs, workspace, &context, &apart)?;
+        arithmetic.warm(frame, arena.all(), &Stream::new()?)?;
         let host = Host {
             source,
             units,

@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use pipo_plan::schedule::{LaneKind, Op, OpId, Schedule, Work};
 use pipo_plan::timeline::Timeline;
+use pipo_plan::units::Bytes;
 
 mod bind;
 mod error;
@@ -56,9 +57,13 @@ pub const PATIENCE: Duration = Duration::from_millis(20);
 /// that does not would hold up those of other lanes.
 pub const AHEAD: usize = 16;
 
-/// The same for a lane that several queues of the schedule share: what is issued first runs first, even if
-/// it has to wait for another lane and something else could have run. So the choice is made late.
+/// The same for a lane that several queues of the schedule share, counting only what moves [`MANY`] bytes:
+/// what is issued first runs first, even if it has to wait for another lane and something else could have
+/// run. So the choice is made late.
 pub const AHEAD_OF_CHOICE: usize = 2;
+
+/// Bytes that take longer to move than the host takes to issue the next operation.
+pub const MANY: Bytes = Bytes(4 << 20);
 
 /// One operation, as a backend gets it.
 #[derive(Debug, Clone, Copy)]

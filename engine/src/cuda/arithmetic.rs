@@ -1,10 +1,14 @@
 //! A unit's arithmetic as launches: rows stay on the device, and what is between products lies in the
 //! plan's workspace.
 
+use std::collections::BTreeSet;
+
 use pipo_kernels::attention::Heads;
 use pipo_kernels::cuda::{DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region};
+use pipo_kernels::format::matrix_bytes;
 use pipo_kernels::{Format, embedding};
 use pipo_plan::model::{Part, TensorKind};
+use pipo_plan::schedule::Piece;
 use pipo_plan::strategy::Granularity;
 use pipo_plan::strategy::frame::Frame;
 
@@ -79,6 +83,45 @@ impl Arithmetic {
     /// Numbers of a hidden state.
     pub(super) fn hidden(&self) -> usize {
         in_memory(self.tensors.model().hidden)
+    }
+}
+
+impl Arithmetic {
+    /// Multiplies once in every shape that the prompt needs, on whatever lies in the workspace: libraries
+    /// load the code of a product when it is first asked for, which takes longer than many products.
+    pub(super) fn warm(
+        &self,
+        frame: &Frame,
+        weights: Region,
+        stream: &Stream,
+    ) -> Result<(), Fault> {
+        let computes = frame.units.iter().map(|unit| frame.compute(unit, 0, 0, Piece::Whole));
+        let linears: BTreeSet<_> = computes.flat_map(|compute| compute.linears).collect();
+        for linear in linears {
+            let [rows, outputs, inputs] =
+                [linear.rows, linear.outputs, linear.inputs].map(in_memory);
+            let format = if self.fused { format(linear.precision) } else { Format::Fp16 };
+            let bytes = matrix_bytes(format, linear.outputs, linear.inputs).unwrap_or(u64::MAX);
+            let (x, out) = (2 * linear.rows * linear.inputs, 2 * linear.rows * linear.outputs);
+            let regions =
+                (weights.slice(0, bytes), self.inner.slice(0, x), self.inner.slice(0, out));
+            // What does not fit is computed in another way than is warmed here.
+            let (Ok(weights), Ok(x), Ok(result)) = regions else { continue };
+            let spare = self.inner.slice(out, self.inner.bytes() - out)?;
+            let matrix = DeviceMatrix::new(format, outputs, inputs, weights)?;
+            let linear = Linear {
+                x,
+                rows,
+                matrix: &matrix,
+                bias: None,
+                residual: None,
+                out: result,
+                out_type: Out::Fp16,
+                spare,
+            };
+            self.kernels.linear(stream.raw(), &linear)?;
+        }
+        stream.synchronise()
     }
 }
 

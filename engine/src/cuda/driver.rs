@@ -288,6 +288,11 @@ impl Arena {
         Ok(Self { all: unsafe { Region::new(address, bytes) }, used: 0 })
     }
 
+    /// All of it.
+    pub(super) fn all(&self) -> Region {
+        self.all
+    }
+
     /// The next part of it.
     pub(super) fn take(&mut self, bytes: Bytes) -> Result<Region, Fault> {
         let region = self.all.slice(self.used, bytes.0);

@@ -3,6 +3,7 @@
 
 use pipo_plan::model::Part;
 use pipo_plan::schedule::Tier;
+use rayon::prelude::*;
 
 use super::driver::Stream;
 use super::{CudaBackend, Region, fault, length};
@@ -24,6 +25,7 @@ impl CudaBackend<'_> {
         let run = unit.run(Part::Embedding, &weights)?;
         let stays = self.hidden_home.get(usize::from(task.op.micro));
         let mut gathered = stays.map_or_else(|| self.gathered(task), Ok)?.write()?;
+        let width = 2 * self.arithmetic.hidden();
         let mut rest = &mut gathered[..];
         for chunk in 0..self.host.frame.chunks(task.pass) {
             let shape = self.host.frame.rows(task.pass, chunk);
@@ -31,13 +33,18 @@ impl CudaBackend<'_> {
                 (in_memory(shape.context - shape.positions), in_memory(shape.positions));
             let rows = Rows { first, count, pass: task.pass, last_chunk: true };
             let tokens = tokens(&self.host.sequences(task.op.micro)?, rows)?;
-            // Rounded where the device rounds.
-            let embedded =
-                self.decoder.embed_in(&run, &tokens, rows.positions(), crate::half::round)?;
             let (now, later) = rest
-                .split_at_mut_checked(2 * embedded.len())
+                .split_at_mut_checked(tokens.len() * width)
                 .ok_or_else(|| fault("more rows are embedded than there is room for"))?;
-            crate::half::store(&embedded, now);
+            // One sequence after the other, each by whoever is free.
+            let sequences = tokens.par_chunks(count.max(1)).zip(now.par_chunks_mut(count * width));
+            sequences.try_for_each(|(tokens, now)| {
+                // Rounded where the device rounds.
+                let round = crate::half::round;
+                let embedded = self.decoder.embed_in(&run, tokens, rows.positions(), round)?;
+                crate::half::store(&embedded, now);
+                Ok::<(), Fault>(())
+            })?;
             rest = later;
         }
         Ok(())

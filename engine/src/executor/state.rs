@@ -10,7 +10,7 @@ use pipo_plan::units::Nanos;
 
 use super::bind::{Binder, Bound};
 use super::error::{ExecutionError, Fault};
-use super::{AHEAD, AHEAD_OF_CHOICE, Interval, Task};
+use super::{AHEAD, AHEAD_OF_CHOICE, Interval, MANY, Task};
 
 /// When something ended, and which operation it was.
 type Ended = (Nanos, OpId);
@@ -79,8 +79,9 @@ impl LaneState {
     }
 
     fn has_room(&self) -> bool {
-        let ahead = if self.queues.len() > 1 { AHEAD_OF_CHOICE } else { AHEAD };
-        self.performing.is_none() && self.issued.len() < ahead
+        let many = self.issued.iter().filter(|started| started.work.bytes() >= MANY).count();
+        let late = self.queues.len() > 1 && many >= AHEAD_OF_CHOICE;
+        self.performing.is_none() && self.issued.len() < AHEAD && !late
     }
 }
 
