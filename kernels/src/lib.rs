@@ -1,7 +1,9 @@
 //! Every operation of a decoder, once as a reference that is easy to believe and, where it pays, once
 //! as a fast version for the CPU.
 //!
-//! This crate holds no policy: it knows neither models nor plans. Numbers between operations are `f32`;
+//! The GPU's version is the `.cu` file beside a reference, and is launched through [`cuda`].
+//!
+//! This crate holds no policy: it knows neither models nor plans. On the CPU numbers between operations are `f32`;
 //! weights and caches are stored in a [`format::Format`].
 //!
 //! # The order of sums
