@@ -1,5 +1,5 @@
 //! Multiplication by a 4096 x 11008 matrix: bytes of weights a second where one row is multiplied, beside
-//! reading the same bytes and copying them, and operations a second where 64 rows are.
+//! reading as many bytes and copying them, all from memory and none from a cache, and operations a second where 64 rows are.
 
 #![allow(clippy::expect_used, reason = "a benchmark without its matrix has nothing to measure")]
 
@@ -59,24 +59,32 @@ fn copy(cpu: &Cpu, bytes: &[u8], to: &mut [u8]) {
     cpu.pool().for_each(pieces, |(from, to): (&[u8], &mut [u8])| to.copy_from_slice(from));
 }
 
+/// More than caches hold: matrices of so many bytes take turns.
+const ARENA: usize = 512 << 20;
+
 fn decode(c: &mut Criterion) {
     let (x, mut out) = (values(INPUTS), vec![0.0; OUTPUTS]);
     for format in FORMATS {
-        let bytes = stored(format);
-        let matrix = Matrix::new(format, OUTPUTS, INPUTS, &bytes).expect("its own bytes");
+        let one = stored(format);
+        let arena = one.repeat(ARENA.div_ceil(one.len()));
+        let mut matrices = arena.chunks_exact(one.len()).cycle();
+        let mut next = || matrices.next().expect("at least one matrix");
         let mut group = c.benchmark_group(format!("decode/{format}"));
-        group.sample_size(20).throughput(Throughput::Bytes(bytes.len() as u64));
-        let mut to = vec![0; bytes.len()];
+        group.sample_size(20).throughput(Throughput::Bytes(one.len() as u64));
+        let mut to = vec![0; one.len()];
         for threads in [1, 2] {
             let cpu = Cpu::new(threads);
             group.bench_function(BenchmarkId::new("linear", threads), |b| {
-                b.iter(|| linear(&cpu, &x, 1, &matrix, None, &mut out).expect("matching shapes"));
+                b.iter(|| {
+                    let matrix = Matrix::new(format, OUTPUTS, INPUTS, next()).expect("its bytes");
+                    linear(&cpu, &x, 1, &matrix, None, &mut out).expect("matching shapes");
+                });
             });
             group.bench_function(BenchmarkId::new("read", threads), |b| {
-                b.iter(|| read(&cpu, &bytes));
+                b.iter(|| read(&cpu, next()));
             });
             group.bench_function(BenchmarkId::new("memcpy", threads), |b| {
-                b.iter(|| copy(&cpu, &bytes, &mut to));
+                b.iter(|| copy(&cpu, next(), &mut to));
             });
         }
         group.finish();
