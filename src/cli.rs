@@ -276,6 +276,25 @@ pub struct Profile {
     /// A first look in some ten seconds: fewer samples, small matrices, few rows.
     #[arg(long)]
     pub quick: bool,
+    /// Measure only this, and take everything else from --base.
+    ///
+    /// For a disk that others use too: measure it again right before what matters.
+    #[arg(long, value_enum, value_name = "WHAT", requires = "base")]
+    pub only: Option<Only>,
+    /// With --only disk: read this file and write nothing, such as the weights.bin of the store that a plan
+    /// will read.
+    #[arg(long, value_name = "FILE", requires = "only", conflicts_with_all = ["folder", "disk_size"])]
+    pub file: Option<PathBuf>,
+    /// What --only does not measure: catalogue name or profile file.
+    #[arg(long, value_name = "MACHINE", requires = "only")]
+    pub base: Option<String>,
+}
+
+/// A part of a machine that can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Only {
+    /// The disk.
+    Disk,
 }
 
 /// Arguments of `verify`.

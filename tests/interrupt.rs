@@ -72,6 +72,36 @@ fn interrupt(child: &Child) {
     assert!(sent.unwrap().success());
 }
 
+/// Waits until a process takes Ctrl-C itself, and is a moment into what it does then.
+fn at_work(child: &mut Child) {
+    let status = format!("/proc/{}/status", child.id());
+    let catches = || {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        // The interrupt is signal 2.
+        mask.is_some_and(|mask| mask & (1 << 1) != 0)
+    };
+    while !catches() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+}
+
+/// A command that would take minutes is interrupted: it ends soon, says so, and leaves nothing.
+fn is_interrupted(folder: &Path, line: &str) {
+    let before = listed(folder);
+    let mut child = start(folder, line);
+    at_work(&mut child);
+    interrupt(&child);
+    let output = ended(child);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(error.contains("interrupted"), "{error}");
+    assert_eq!(listed(folder), before);
+}
+
 const LONG: &str = "run plan.toml --model store --tokens 1,2,3,4 --new-tokens 100000 --timeline t.json --svg t.svg";
 
 #[test]
@@ -99,6 +129,27 @@ fn a_killed_run_leaves_nothing() {
     child.kill().unwrap();
     assert!(!ended(child).status.success());
     assert_eq!(listed(folder.path()), before);
+}
+
+#[test]
+fn ctrl_c_ends_a_verification_which_writes_nothing() {
+    let folder = long();
+    let at = folder.path();
+    let profile = "results/published/cpu-accuracy/machine.toml";
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(profile), at.join("machine.toml")).unwrap();
+    let plan = fs::read_to_string(at.join("plan.toml")).unwrap();
+    fs::write(at.join("plan.toml"), plan.replace("new_tokens = 8", "new_tokens = 3000")).unwrap();
+    is_interrupted(
+        at,
+        "--threads 1 verify plan.toml --machine machine.toml --model store --baseline none --runs 1000",
+    );
+}
+
+#[test]
+fn ctrl_c_ends_a_benchmark() {
+    let folder = long();
+    is_interrupted(folder.path(), "bench --model store -p 0 -n 50000 -o csv");
+    is_interrupted(folder.path(), "bench --model store --plan plan.toml -p 8 -n 0 -r 4000000000");
 }
 
 #[test]

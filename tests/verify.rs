@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pipo_plan::diagnostic::Document;
+use pipo_plan::machine::Machine;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -55,6 +57,58 @@ fn a_machine_is_measured_in_full_and_can_be_planned_for() {
     }));
     assert_eq!(fs::read_dir(at).unwrap().count(), 2);
     good(at, "tune --model opt-125m --machine host.toml --gpu-mem 60MB --batch 1 --effort 1");
+}
+
+#[test]
+fn the_disk_alone_is_measured_again() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let published = repository("results/published/cpu-accuracy/machine.toml");
+    fs::copy(published, at.join("machine.toml")).unwrap();
+    let line = "profile --only disk --base machine.toml --quick --disk-size 256MiB -o again.toml";
+    let text = good(at, line);
+    assert!(text.contains("disk.read_total") && !text.contains("host.copy"), "{text}");
+    let read = |name: &str| {
+        let text = fs::read_to_string(at.join(name)).unwrap();
+        Machine::from_toml(&Document::new(name, text)).unwrap()
+    };
+    let (mut base, again) = (read("machine.toml"), read("again.toml"));
+    for entry in again.figures() {
+        let of_disk = entry.path.starts_with("disk.") || entry.path == "software.disk_request";
+        assert_eq!(of_disk, entry.source == "disk-measured", "{}", entry.path);
+    }
+    // Nothing else differs.
+    base.disk.clone_from(&again.disk);
+    base.software.disk_request = again.software.disk_request.clone();
+    base.sources.clone_from(&again.sources);
+    assert!(base == again);
+    let samples = fs::read_to_string(at.join("again.samples.csv")).unwrap();
+    assert!(
+        samples.lines().skip(1).all(|line| {
+            line.starts_with("disk.") || line.starts_with("software.disk_request,")
+        })
+    );
+    // It can be a base again.
+    good(at, &line.replace("machine.toml", "again.toml"));
+    assert_eq!(fs::read_dir(at).unwrap().count(), 3);
+
+    // Of a file that is there, only reads are measured, and nothing is written but the profile.
+    fs::File::create(at.join("weights.bin")).unwrap().set_len(256 << 20).unwrap();
+    let line = "profile --only disk --base machine.toml --quick --file weights.bin -o file.toml";
+    good(at, line);
+    let file = read("file.toml");
+    assert_eq!(file.disk.as_ref().unwrap().write, read("machine.toml").disk.unwrap().write);
+    assert_eq!(file.disk.unwrap().read.source, "disk-measured");
+    assert_eq!(fs::read_dir(at).unwrap().count(), 6);
+    fs::File::create(at.join("weights.bin")).unwrap().set_len(1 << 20).unwrap();
+    let error = bad(at, line, 1);
+    assert!(error.contains("weights.bin: it has 1.05 MB") && error.contains("268 MB"), "{error}");
+
+    bad(at, "profile --only disk", 2);
+    bad(at, "profile --file weights.bin", 2);
+    bad(at, "profile --base machine.toml", 2);
+    let error = bad(at, "profile --only disk --base nowhere.toml", 1);
+    assert!(error.contains("nowhere.toml"), "{error}");
 }
 
 #[test]

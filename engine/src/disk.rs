@@ -12,11 +12,13 @@ mod aligned;
 mod buffered;
 mod direct;
 mod faulty;
+mod overlapped;
 
 pub use aligned::AlignedBuf;
 pub use buffered::Buffered;
 pub use direct::Direct;
 pub use faulty::{Faulty, Trouble};
+pub(crate) use overlapped::overlapped;
 
 /// What direct reads must be aligned to, in memory and in the file: the page, which no disk exceeds.
 pub const PAGE: usize = 4096;

@@ -20,7 +20,7 @@ use std::path::Path;
 use pipo_plan::model::{Model, Precision};
 
 use self::checkpoint::Checkpoint;
-use self::quantise::Squares;
+use self::quantise::{Refused, Squares};
 use self::random::Random;
 use self::report::Ledger;
 use self::source::{Rows, Wanted};
@@ -162,12 +162,17 @@ fn convert(
         let numbers = &mut numbers[..in_memory(count * inputs)];
         rows.read(wanted, first, numbers)?;
         let encoded = quantise::encode(precision, in_memory(inputs), numbers);
-        let encoded = encoded.map_err(|at| ImportError::Unrepresentable {
-            tensor: wanted.to_string(),
-            row: first + at.index as u64 / inputs,
-            column: at.index as u64 % inputs,
-            value: at.value,
-            precision,
+        let encoded = encoded.map_err(|refused| match refused {
+            Refused::Number { index, value } => ImportError::Unrepresentable {
+                tensor: wanted.to_string(),
+                row: first + index as u64 / inputs,
+                column: index as u64 % inputs,
+                value,
+                precision,
+            },
+            Refused::Shape(error) => {
+                ImportError::Unaddressable { tensor: wanted.to_string(), error }
+            }
         })?;
         squares.add(encoded.squares);
         writer.write(&encoded.data)?;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pipo_plan::machine::Machine;
+use pipo_plan::units::Bytes;
 
 use crate::disk::{NotDirect, ReadError};
 use crate::executor::{ExecutionError, Fault};
@@ -92,6 +93,27 @@ pub enum ProfileError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file is too short to be read again and again.
+    #[error(
+        "{}: it has {length}, reading is measured on {least} or more; name a larger file with --file, or leave it out",
+        path.display()
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// How long it is.
+        length: Bytes,
+        /// How long it must be.
+        least: Bytes,
+    },
+    /// Writing was not measured, and nothing stands for it.
+    #[error(
+        "`{machine}` has no disk whose writing could stand for this one's; leave --file out, so that writing is measured too"
+    )]
+    NotWritten {
+        /// The base.
+        machine: String,
+    },
     /// The scratch file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -132,6 +154,26 @@ pub fn profile(
     let disk = disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?;
     let measured = machine::Measured { memory, handover, kernels, disk };
     let machine = machine::assemble(measured, settings.threads)?;
+    Ok(Profile { machine, samples: sampler.into_samples(), notes })
+}
+
+/// Measures the disk alone, and takes every other figure from `base`.
+///
+/// A disk that others use too is not equally fast at all times; the rest of a machine hardly changes.
+/// With a `file`, that is read and nothing is written: what a disk still has to do with a scratch file
+/// would slow its reads, and another file may lie elsewhere on it. Writing is then the base's as well.
+pub fn profile_disk(
+    settings: &Settings,
+    base: Machine,
+    file: Option<&Path>,
+) -> Result<Profile, ProfileError> {
+    let mut sampler = Sampler::new(settings.samples, settings.patience);
+    let mut notes = Vec::new();
+    let disk = match file {
+        Some(file) => disk::measure_file(&mut sampler, file, &mut notes)?,
+        None => disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?,
+    };
+    let machine = machine::with_disk(base, &disk)?;
     Ok(Profile { machine, samples: sampler.into_samples(), notes })
 }
 

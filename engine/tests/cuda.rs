@@ -49,19 +49,19 @@ fn on_gpu<S: Strategy>(
 
 /// What this backend runs of PIPO. A model whose tokens pass through a product on their way in rounds it
 /// elsewhere where the host looks them up.
-fn runnable(knobs: Pipo, case: &Case) -> Pipo {
+fn runnable(knobs: &Pipo, case: &Case) -> Pipo {
     let kv = if knobs.kv == KvTier::Disk { KvTier::Host } else { knobs.kv };
     let through_product = MODELS[case.model] == "opt-postnorm";
     let embedding = if through_product { Embedding::Unit } else { knobs.embedding };
     let hidden = if embedding == Embedding::Unit { Processor::Gpu } else { knobs.hidden };
-    Pipo { attention: Processor::Gpu, hidden, kv, embedding, ..knobs }
+    Pipo { attention: Processor::Gpu, hidden, kv, embedding, ..knobs.clone() }
 }
 
 #[test]
 fn a_pipo_run_is_the_resident_run_bit_for_bit() {
     on_gpu(150, (pipo(), cases().prop_filter("dense", dense)), |(knobs, case)| {
         let fused = knobs.fused;
-        check_offloaded(Device::Cuda, case, System::Pipo(runnable(knobs, &case)), fused)
+        check_offloaded(Device::Cuda, case, System::Pipo(runnable(&knobs, &case)), fused)
     });
 }
 

@@ -83,7 +83,9 @@ impl Device {
                     device.queues.lock().unwrap().insert(number, sender);
                     let device = &device;
                     scope.spawn(move || {
-                        receiver.iter().for_each(|(id, after)| device.work(id, &after))
+                        for (id, after) in receiver {
+                            device.work(id, &after);
+                        }
                     });
                 }
             }
@@ -109,12 +111,13 @@ impl Device {
 
 impl Backend for Device {
     fn perform(&self, task: &Task) -> Result<(), Fault> {
-        match self.queues.lock().unwrap().get(&self.lanes[usize::from(task.op.queue.0)]) {
-            Some(queue) => queue.send((task.id, task.after.to_vec())).unwrap(),
-            None => {
-                assert_eq!(task.after, []);
-                self.recorder.perform_one(task.id);
-            }
+        let lane = self.lanes[usize::from(task.op.queue.0)];
+        let queue = self.queues.lock().unwrap().get(&lane).cloned();
+        if let Some(queue) = queue {
+            queue.send((task.id, task.after.to_vec())).unwrap();
+        } else {
+            assert_eq!(task.after, []);
+            self.recorder.perform_one(task.id);
         }
         Ok(())
     }

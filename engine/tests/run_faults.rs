@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pipo_engine::disk::{BlockReader, Buffered, Faulty, ReadError, Trouble};
 use pipo_engine::executor::ExecutionError;
-use pipo_engine::run::{Outcome, RunError};
+use pipo_engine::run::{Outcome, Request, RunError, run as execute};
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::strategy::pipo::{Embedding, Pipo};
 use pipo_plan::strategy::{KvTier, Strategy};
@@ -35,6 +35,18 @@ fn streamed(fixture: &Fixture) -> Plan {
     fixture.plan(Strategy::Pipo(knobs), Batching { micro: 2, count: 2, prefill_chunk: None }, 4)
 }
 
+/// A run whose reads of weights are another reader's.
+fn with_reader(
+    fixture: &Fixture,
+    plan: &Plan,
+    reader: &dyn BlockReader,
+    cancelled: &AtomicBool,
+) -> Result<Outcome, RunError> {
+    let prompts = fixture.prompts(plan);
+    let request = Request::new(plan, &fixture.store, &prompts);
+    execute(&Request { threads: 1, reader: Some(reader), ..request }, cancelled)
+}
+
 /// Runs with a reader on a thread of its own, so that a hang is a failure.
 fn run(
     plan: Plan,
@@ -43,7 +55,7 @@ fn run(
 ) -> Result<Outcome, RunError> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        let result = fixture.run_from(&plan, Some(&reader), &AtomicBool::new(false));
+        let result = with_reader(fixture, &plan, &reader, &AtomicBool::new(false));
         sender.send(result).unwrap();
     });
     receiver.recv_timeout(PATIENCE).unwrap()
@@ -67,7 +79,7 @@ impl<R: BlockReader> BlockReader for Counted<'_, R> {
 fn reads(fixture: &Fixture) -> u64 {
     let count = AtomicU64::new(0);
     let reader = Counted(buffered(fixture), &count);
-    fixture.run_from(&streamed(fixture), Some(&reader), &AtomicBool::new(false)).unwrap();
+    with_reader(fixture, &streamed(fixture), &reader, &AtomicBool::new(false)).unwrap();
     count.into_inner()
 }
 
@@ -135,7 +147,7 @@ fn a_cancelled_run_ends_with_the_read_under_way() {
             std::thread::sleep(Duration::from_millis(250));
             cancelled.store(true, Ordering::Relaxed);
         });
-        fixture.run_from(&plan, Some(&reader), &cancelled)
+        with_reader(fixture, &plan, &reader, &cancelled)
     });
     assert!(matches!(result, Err(RunError::Execution(ExecutionError::Cancelled))), "{result:?}");
     let took = begin.elapsed();
@@ -171,8 +183,7 @@ fn a_budget_that_is_a_byte_too_small_is_refused_before_anything_is_read() {
             *budget = *budget - Bytes(1);
             let count = AtomicU64::new(0);
             let reader = Counted(buffered(fixture), &count);
-            let error =
-                fixture.run_from(&small, Some(&reader), &AtomicBool::new(false)).unwrap_err();
+            let error = with_reader(fixture, &small, &reader, &AtomicBool::new(false)).unwrap_err();
             assert!(matches!(error, RunError::Plan(_)), "{error}");
             let error = error.to_string();
             assert!(error.starts_with(path) && error.contains("1 B (1 B) too much"), "{error}");

@@ -1,5 +1,5 @@
 //! Multiplication by a 4096 x 11008 matrix: bytes of weights a second where one row is multiplied, beside
-//! reading the same bytes and copying them, and operations a second where 64 rows are.
+//! reading as many bytes and copying them, all from memory and none from a cache, and operations a second where 64 rows are.
 
 #![allow(clippy::expect_used, reason = "a benchmark without its matrix has nothing to measure")]
 
@@ -24,10 +24,10 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(next).collect()
 }
 
-fn stored(format: Format) -> Vec<u8> {
-    let layout = Layout::new(format, OUTPUTS, INPUTS).expect("a matrix that fits in memory");
+fn stored(format: Format, outputs: usize) -> Vec<u8> {
+    let layout = Layout::new(format, outputs, INPUTS).expect("a matrix that fits in memory");
     let mut bytes = vec![0; layout.bytes()];
-    let (weights, scales) = bytes.split_at_mut(layout.weights(0..OUTPUTS).end);
+    let (weights, scales) = bytes.split_at_mut(layout.weights(0..outputs).end);
     let rows = values(64 * INPUTS);
     for (weights, scales) in weights.chunks_mut(64 * layout.weights_row).zip(
         scales
@@ -39,14 +39,19 @@ fn stored(format: Format) -> Vec<u8> {
     bytes
 }
 
-/// Reads every byte, in as many pieces as there are threads.
+/// Reads every byte, in as many pieces as there are threads, and each in four places at once, as a product
+/// of four outputs does: one stream of reads is slower.
 fn read(cpu: &Cpu, bytes: &[u8]) {
     let pieces = bytes.chunks(bytes.len().div_ceil(4 * cpu.pool().threads())).collect();
     cpu.pool().for_each(pieces, |piece: &[u8]| {
+        let mut streams = piece.as_chunks::<64>().0.chunks(piece.len().div_ceil(4 * 64));
+        let [a, b, c, d] = std::array::from_fn(|_| streams.next().unwrap_or_default());
         let mut sums = [0_u64; 8];
-        for line in piece.as_chunks::<64>().0 {
-            for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
+            for line in [a, b, c, d] {
+                for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+                }
             }
         }
         black_box(sums);
@@ -59,26 +64,46 @@ fn copy(cpu: &Cpu, bytes: &[u8], to: &mut [u8]) {
     cpu.pool().for_each(pieces, |(from, to): (&[u8], &mut [u8])| to.copy_from_slice(from));
 }
 
+/// Outputs of a matrix that stays in a core's own cache: what instructions alone allow.
+const CACHED: usize = 64;
+
+/// More than caches hold: matrices of so many bytes take turns.
+const ARENA: usize = 512 << 20;
+
 fn decode(c: &mut Criterion) {
     let (x, mut out) = (values(INPUTS), vec![0.0; OUTPUTS]);
     for format in FORMATS {
-        let bytes = stored(format);
-        let matrix = Matrix::new(format, OUTPUTS, INPUTS, &bytes).expect("its own bytes");
+        let one = stored(format, OUTPUTS);
+        let arena = one.repeat(ARENA.div_ceil(one.len()));
+        let mut matrices = arena.chunks_exact(one.len()).cycle();
+        let mut next = || matrices.next().expect("at least one matrix");
         let mut group = c.benchmark_group(format!("decode/{format}"));
-        group.sample_size(20).throughput(Throughput::Bytes(bytes.len() as u64));
-        let mut to = vec![0; bytes.len()];
+        group.sample_size(20).throughput(Throughput::Bytes(one.len() as u64));
+        let mut to = vec![0; one.len()];
         for threads in [1, 2] {
             let cpu = Cpu::new(threads);
             group.bench_function(BenchmarkId::new("linear", threads), |b| {
-                b.iter(|| linear(&cpu, &x, 1, &matrix, None, &mut out).expect("matching shapes"));
+                b.iter(|| {
+                    let matrix = Matrix::new(format, OUTPUTS, INPUTS, next()).expect("its bytes");
+                    linear(&cpu, &x, 1, &matrix, None, &mut out).expect("matching shapes");
+                });
             });
             group.bench_function(BenchmarkId::new("read", threads), |b| {
-                b.iter(|| read(&cpu, &bytes));
+                b.iter(|| read(&cpu, next()));
             });
             group.bench_function(BenchmarkId::new("memcpy", threads), |b| {
-                b.iter(|| copy(&cpu, &bytes, &mut to));
+                b.iter(|| copy(&cpu, next(), &mut to));
             });
         }
+        let few = stored(format, CACHED);
+        let matrix = Matrix::new(format, CACHED, INPUTS, &few).expect("its bytes");
+        let cpu = Cpu::new(1);
+        group.throughput(Throughput::Bytes(few.len() as u64));
+        group.bench_function(BenchmarkId::new("linear, cached", 1), |b| {
+            b.iter(|| {
+                linear(&cpu, &x, 1, &matrix, None, &mut out[..CACHED]).expect("matching shapes");
+            });
+        });
         group.finish();
     }
 }
@@ -87,7 +112,7 @@ fn prefill(c: &mut Criterion) {
     const ROWS: usize = 64;
     let (x, mut out) = (values(ROWS * INPUTS), vec![0.0; ROWS * OUTPUTS]);
     for format in FORMATS {
-        let bytes = stored(format);
+        let bytes = stored(format, OUTPUTS);
         let matrix = Matrix::new(format, OUTPUTS, INPUTS, &bytes).expect("its own bytes");
         let mut group = c.benchmark_group(format!("prefill/{format}"));
         // Elements are floating-point operations: Gelem/s is GFLOP/s.

@@ -208,11 +208,13 @@ impl Rows for Int4Rows {
             tile::steps(simd, matrix.row_scales(first + o), to);
         }
         let mut rows: [(&[u8], Steps); O] = [(&[], &[]); O];
+        let mut next: [&[u8]; O] = [&[]; O];
         for o in 0..O {
+            next[o] = matrix.row(first + O + o);
             let steps = scratch[o * size..(o + 1) * size].as_flattened();
             rows[o] = (matrix.row(first + o), steps.as_chunks().0);
         }
-        tile::int4::<S, R, O>(simd, rows, x)
+        tile::int4::<S, R, O>(simd, rows, next, x)
     }
 }
 

@@ -129,6 +129,16 @@ fn the_nibbles_of_a_group_are_where_they_are_said_to_be() {
 }
 
 #[test]
+fn a_group_beyond_fp16_is_clipped_to_its_end() {
+    for (value, stored) in [(-330_944.0_f32, -65504.0), (f32::MIN, -65504.0)] {
+        let (bytes, saturation) = quantise(Format::Int4, &[value; 3], 1, 3).unwrap();
+        assert_eq!((saturation.clipped, saturation.nan), (3, 0));
+        let matrix = Matrix::new(Format::Int4, 1, 3, &bytes).unwrap();
+        assert_eq!(row(&matrix, 0), [stored; 3]);
+    }
+}
+
+#[test]
 fn a_wrong_length_is_an_error() {
     assert!(matches!(
         Matrix::new(Format::Int8, 2, 3, &[0; 11]),

@@ -210,7 +210,8 @@ pub struct Software {
     /// of the host has to wake up in between; nothing where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Figure<Nanos>>,
-    /// Bytes that a reading thread checks against their checksums in a second; unchecked where absent.
+    /// Bytes that a thread checks against their checksums in a second, which it does with each piece of a
+    /// read while the next one is read (`schedule::checked_at_once`); unchecked where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<Figure<Bandwidth>>,
 }

@@ -25,7 +25,9 @@ mod builder;
 mod work;
 
 pub use builder::{Builder, NewOp, Pass};
-pub use work::{Attention, Compute, DiskIo, HostMemory, Linear, Work, WorkId, WorkTable};
+pub use work::{
+    Attention, Compute, DiskIo, HostMemory, Linear, Work, WorkId, WorkTable, checked_at_once,
+};
 
 /// Where bytes can live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,7 @@
 //! Prices works on a machine profile.
 
 use pipo_plan::machine::{Curve, Disk, Figure, Host, Machine};
-use pipo_plan::schedule::{DiskIo, HostMemory, Work};
+use pipo_plan::schedule::{DiskIo, HostMemory, Work, checked_at_once};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 use crate::cost::{Capacities, Cost, Costs, Price, Resource};
@@ -36,13 +36,18 @@ impl<'a> CostModel<'a> {
         self.transfer(bytes, curve.bandwidth(request.min(bytes)))
     }
 
-    /// The same read with what its thread does besides waiting for the disk: it checks what it has read,
-    /// and copies it where it comes through the page cache.
-    fn checked(&self, read: Cost, bytes: Bytes, copied: Option<Bandwidth>) -> Cost {
-        let checks = self.machine.software.checksum.as_ref().map(|rate| rate.time(bytes));
-        let (checks, copies) =
-            (checks.unwrap_or_default(), copied.map_or(Nanos::ZERO, |rate| rate.time(bytes)));
-        let nanos = read.nanos + checks;
+    /// The same read with what cores do beside waiting for the disk: they copy it where it comes through
+    /// the page cache, and check each piece while the next one is read. Whichever is slower runs through,
+    /// and one piece of the other has nothing beside it: the last one to check, or the first one to read.
+    /// It counts as a whole piece, so that more bytes never take less time.
+    fn checked(&self, read: Cost, bytes: Bytes, piece: Bytes, copied: Option<Bandwidth>) -> Cost {
+        let piece = piece.min(bytes);
+        let check = |bytes| self.machine.software.checksum.as_ref().map(|rate| rate.time(bytes));
+        let (checks, last) = (check(bytes).unwrap_or_default(), check(piece).unwrap_or_default());
+        let copies = copied.map_or(Nanos::ZERO, |rate| rate.time(bytes));
+        let share = piece.as_f64() / bytes.as_f64().max(1.0);
+        let first = Nanos::ceil(read.nanos.as_f64() * share);
+        let nanos = (read.nanos + last).max(first + checks);
         let cores = (checks + copies.min(read.nanos)).as_f64() / nanos.as_f64().max(1.0);
         let draw = read.draw;
         Cost { draw, ..Cost::moving(bytes, nanos) }.on_cores(cores)
@@ -79,8 +84,9 @@ impl<'a> CostModel<'a> {
                 (Some(mapped), Some(memcpy(bytes, mapped)))
             }
         };
-        let cost = self.checked(cost.drawing(Resource::Dram, 1.0), bytes, copied);
-        let hit = hit.map(|hit| self.checked(hit, bytes, copied));
+        let piece = checked_at_once(request);
+        let cost = self.checked(cost.drawing(Resource::Dram, 1.0), bytes, piece, copied);
+        let hit = hit.map(|hit| self.checked(hit, bytes, piece, copied));
         Ok(Price { bytes, disk_read: bytes, cost, hit })
     }
 

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use pipo_engine::profile::{Profile, Sample, Settings, profile};
+use pipo_engine::profile::{Profile, Sample, Settings, profile, profile_disk};
 use pipo_engine::run::default_threads;
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 use serde_json::json;
 
-use crate::cli::Profile as Args;
+use crate::cli::{Only, Profile as Args};
+use crate::input;
 use crate::output::{self, Printer};
 
 /// Runs the command.
@@ -18,9 +19,13 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     if args.quick {
         settings = settings.quick();
     }
+    let base = args.base.as_deref().map(input::machine).transpose()?;
     let bar = printer.progress("measuring");
-    bar.set_length(4);
-    let measured = profile(&settings, &mut |_| bar.inc(1));
+    bar.set_length(if args.only.is_some() { 1 } else { 4 });
+    let measured = match (args.only, base) {
+        (Some(Only::Disk), Some(base)) => profile_disk(&settings, base, args.file.as_deref()),
+        _ => profile(&settings, &mut |_| bar.inc(1)),
+    };
     bar.finish_and_clear();
     let Profile { machine, samples, notes } = measured?;
     let beside = args.output.with_extension("samples.csv");
@@ -36,10 +41,16 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     };
     let figures = machine.figures();
     let tables = ["gpu.kernels.time", "gpu.attentions.time"];
-    let shown = figures.iter().filter(|entry| !tables.contains(&entry.path));
+    let measured = |path: &str| samples.iter().any(|sample| sample.figure == path);
+    let shown = figures
+        .iter()
+        .filter(|entry| !tables.contains(&entry.path))
+        .filter(|entry| args.only.is_none() || measured(entry.path));
     printer.section("Figures (spread: half the distance between the quartiles)");
     printer.table(&["figure", "value", "spread"], &shown.map(row).collect::<Vec<_>>());
-    kernels(&machine, printer);
+    if args.only.is_none() {
+        kernels(&machine, printer);
+    }
     printer.line("");
     for path in [&args.output, &beside] {
         printer.line(format!("wrote    {}", Path::new(path).display()));

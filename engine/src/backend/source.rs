@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use pipo_plan::schedule::{DiskIo, Work};
+use pipo_plan::schedule::{DiskIo, Work, checked_at_once};
 use pipo_plan::units::Bytes;
 
 use super::{fault, length};
-use crate::disk::{BlockReader, Buffered, Direct};
+use crate::disk::{BlockReader, Buffered, Direct, PAGE, overlapped};
 use crate::executor::Fault;
 use crate::run::{Request, RunError};
 use crate::store::{Check, Place, Store};
@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Reads a stretch from its byte `offset` on.
+    /// Reads a stretch from its byte `offset` on, and checks what has arrived while it reads on.
     pub(crate) fn read(
         &self,
         stretch: &Stretch,
@@ -104,7 +104,19 @@ impl<'a> Source<'a> {
         into: &mut [u8],
     ) -> Result<(), Fault> {
         let text = |error: &dyn std::fmt::Display| Fault(error.to_string());
-        self.reader.read(stretch.at + offset, into).map_err(|error| text(&error))?;
-        stretch.check.piece(stretch.start() + offset, into).map_err(|error| text(&error))
+        // Pieces end where requests do: a direct reader's are whole pages.
+        let page = PAGE as u64;
+        let request = (self.way.request.0 / page).max(1) * page;
+        let step = checked_at_once(Bytes(request)).0;
+        overlapped(
+            stretch.at + offset,
+            into,
+            |at| at.saturating_add(step) / page * page,
+            |at, piece| self.reader.read(at, piece).map_err(|error| text(&error)),
+            |at, piece| {
+                let at = at - stretch.at + stretch.start();
+                stretch.check.piece(at, piece).map_err(|error| text(&error))
+            },
+        )
     }
 }

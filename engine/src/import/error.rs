@@ -174,6 +174,14 @@ pub enum ImportError {
         /// The format.
         precision: pipo_plan::model::Precision,
     },
+    /// A tensor of a shape that cannot be addressed.
+    #[error("`{tensor}`: {error}; import it on a machine with wider addresses")]
+    Unaddressable {
+        /// The tensor.
+        tensor: String,
+        /// What is too large.
+        error: pipo_kernels::ShapeError,
+    },
 }
 
 fn help(value: f32) -> &'static str {

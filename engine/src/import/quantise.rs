@@ -1,34 +1,32 @@
 //! Numbers to bytes, in the formats of the store: those of [`pipo_kernels::format`], which reads them back.
 //!
-//! A matrix is row-major and little-endian:
-//!
-//! - fp16, bf16: the numbers.
-//! - int8: a plane of signed bytes, then a plane of one fp16 scale for each row; value = q * scale.
-//! - int4: groups of 64 inputs, the last of each row padded with zeros; a plane of 32 bytes a group,
-//!   then a plane of (scale, minimum) in fp16 a group; value = minimum + q * scale. Byte k of a group
-//!   holds input k in its low nibble and input k + 32 in its high one, so that 32 bytes unpack into
-//!   two contiguous runs.
-//!
-//! Scales are rounded up and minima down, so that the codes always reach the extremes and no number
-//! is further from its value than half a step.
+//! What a format cannot hold is refused here, where computing with a cache would clip it; and what the
+//! rounding did is summed up.
 
-mod rounding;
-
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-use pipo_kernels::format::GROUP;
+use pipo_kernels::format::{GROUP, Saturation, dequantise_row, quantise};
+use pipo_kernels::{Format, Matrix, ShapeError};
 use pipo_plan::model::Precision;
 use rayon::prelude::*;
 
-use self::rounding::{extremes, farthest, nearest, not_above, not_below};
-
-/// A number that the format cannot hold, by its place among the numbers given.
+/// Why numbers cannot be stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Unrepresentable {
-    /// Its index.
-    pub index: usize,
-    /// The number.
-    pub value: f32,
+pub enum Refused {
+    /// A number that the format cannot hold: the first that is not finite, or else the farthest from zero
+    /// of its row.
+    Number {
+        /// Its index among the numbers given.
+        index: usize,
+        /// The number.
+        value: f32,
+    },
+    /// A shape that cannot be addressed.
+    Shape(ShapeError),
+}
+
+impl From<ShapeError> for Refused {
+    fn from(error: ShapeError) -> Self {
+        Self::Shape(error)
+    }
 }
 
 /// Sums of squares, from which a relative error comes.
@@ -90,139 +88,58 @@ pub struct Encoded {
 
 /// Stores whole rows of `inputs` numbers. Rows are worked on in parallel and summed in their order,
 /// so that the result does not depend on the number of threads.
-pub fn encode(
-    precision: Precision,
-    inputs: usize,
-    rows: &[f32],
-) -> Result<Encoded, Unrepresentable> {
-    let inputs = inputs.max(1);
-    let (data_row, scale_row) = match precision {
-        // Vectors are columns: one number is too little for a task.
-        Precision::Fp16 | Precision::Bf16 => return sixteen(precision, rows),
-        Precision::Int8 => (inputs, 2),
-        Precision::Int4 => (inputs.div_ceil(GROUP) * GROUP / 2, inputs.div_ceil(GROUP) * 4),
-    };
-    let count = rows.len() / inputs;
-    let mut data = vec![0; count * data_row];
-    let mut scales = vec![0; count * scale_row];
-    let encode_row = if precision == Precision::Int8 { int8_row } else { int4_row };
-    let squares = rows
-        .par_chunks_exact(inputs)
-        .zip(data.par_chunks_exact_mut(data_row))
-        .zip(scales.par_chunks_exact_mut(scale_row))
-        .enumerate()
-        .map(|(row, ((numbers, data), scales))| {
-            encode_row(numbers, data, scales)
-                .map_err(|at| Unrepresentable { index: row * inputs + at.index, ..at })
-        })
-        .collect::<Vec<_>>();
-    let squares = total(squares)?;
-    Ok(Encoded { data, scales, squares })
-}
-
-fn total(parts: Vec<Result<Squares, Unrepresentable>>) -> Result<Squares, Unrepresentable> {
-    let mut sum = Squares::default();
-    for part in parts {
-        sum.add(part?);
-    }
-    Ok(sum)
-}
-
-fn sixteen(precision: Precision, numbers: &[f32]) -> Result<Encoded, Unrepresentable> {
+pub fn encode(precision: Precision, inputs: usize, rows: &[f32]) -> Result<Encoded, Refused> {
+    /// Of 16 bits, which know no rows: vectors are columns, and one number is too little for a task.
     const CHUNK: usize = 1 << 14;
-    let mut data = vec![0; numbers.len() * 2];
-    let squares = numbers
-        .par_chunks(CHUNK)
-        .zip(data.par_chunks_mut(2 * CHUNK))
+    let inputs = inputs.max(1);
+    let groups = inputs.div_ceil(GROUP);
+    let (format, inputs, data_row, scale_row) = match precision {
+        Precision::Fp16 => (Format::Fp16, CHUNK, 2 * CHUNK, 0),
+        Precision::Bf16 => (Format::Bf16, CHUNK, 2 * CHUNK, 0),
+        Precision::Int8 => (Format::Int8, inputs, inputs, 2),
+        Precision::Int4 => (Format::Int4, inputs, groups * GROUP / 2, groups * 4),
+    };
+    let stored = rows
+        .par_chunks(inputs)
         .enumerate()
-        .map(|(chunk, (numbers, data))| {
-            let mut stored = vec![0.0; numbers.len()];
-            let bits: Vec<u16> = if precision == Precision::Bf16 {
-                let mut narrow = vec![bf16::ZERO; numbers.len()];
-                narrow.convert_from_f32_slice(numbers);
-                narrow.convert_to_f32_slice(&mut stored);
-                narrow.into_iter().map(bf16::to_bits).collect()
-            } else {
-                let mut narrow = vec![f16::ZERO; numbers.len()];
-                narrow.convert_from_f32_slice(numbers);
-                narrow.convert_to_f32_slice(&mut stored);
-                narrow.into_iter().map(f16::to_bits).collect()
-            };
-            for (bytes, bits) in data.as_chunks_mut::<2>().0.iter_mut().zip(bits) {
-                *bytes = bits.to_le_bytes();
-            }
-            let mut squares = Squares::default();
-            if let Some(index) = stored.iter().position(|number| !number.is_finite()) {
-                let value = numbers[index];
-                return Err(Unrepresentable { index: chunk * CHUNK + index, value });
-            }
-            squares.note(numbers, &stored[..numbers.len()]);
-            Ok(squares)
-        })
-        .collect();
-    Ok(Encoded { data, scales: Vec::new(), squares: total(squares)? })
+        .map(|(row, numbers)| encode_row(format, numbers, row * inputs))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut all = Encoded::default();
+    all.data.reserve_exact(stored.len() * data_row);
+    all.scales.reserve_exact(stored.len() * scale_row);
+    for (bytes, squares) in &stored {
+        let (data, scales) = bytes.split_at(bytes.len() - scale_row);
+        all.data.extend_from_slice(data);
+        all.scales.extend_from_slice(scales);
+        all.squares.add(*squares);
+    }
+    Ok(all)
 }
 
-fn int8_row(
-    numbers: &[f32],
-    data: &mut [u8],
-    scales: &mut [u8],
-) -> Result<Squares, Unrepresentable> {
-    let (low, high) = extremes(numbers)?;
-    let largest = high.max(-low);
-    let scale = not_below(largest / 127.0).ok_or_else(|| farthest(numbers))?;
-    let step = scale.to_f32();
-    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-    let mut squares = Squares::default();
-    let mut stored = [0.0; GROUP];
-    for (numbers, data) in numbers.chunks(GROUP).zip(data.chunks_mut(GROUP)) {
-        for ((&number, byte), stored) in numbers.iter().zip(data).zip(&mut stored) {
-            let code = nearest((number * inverse).clamp(-127.0, 127.0));
-            #[allow(clippy::cast_possible_truncation, reason = "clamped to what fits")]
-            let code = code as i8;
-            *byte = code.cast_unsigned();
-            *stored = f32::from(code) * step;
-        }
-        squares.note(numbers, &stored[..numbers.len()]);
+/// Both planes of one row, whose first number has the index `first`.
+fn encode_row(format: Format, row: &[f32], first: usize) -> Result<(Vec<u8>, Squares), Refused> {
+    let (bytes, saturation) = quantise(format, row, 1, row.len())?;
+    if saturation != Saturation::default() {
+        let (index, value) = culprit(row);
+        return Err(Refused::Number { index: first + index, value });
     }
-    scales.copy_from_slice(&scale.to_le_bytes());
-    Ok(squares)
+    let mut stored = vec![0.0; row.len()];
+    dequantise_row(&Matrix::new(format, 1, row.len(), &bytes)?, 0, &mut stored)?;
+    let mut squares = Squares::default();
+    squares.note(row, &stored);
+    Ok((bytes, squares))
 }
 
-fn int4_row(
-    numbers: &[f32],
-    data: &mut [u8],
-    scales: &mut [u8],
-) -> Result<Squares, Unrepresentable> {
-    let mut squares = Squares::default();
-    let groups = numbers.chunks(GROUP).zip(data.chunks_exact_mut(GROUP / 2));
-    for (group, ((numbers, data), scales)) in groups.zip(scales.chunks_exact_mut(4)).enumerate() {
-        let shift = |at: Unrepresentable| Unrepresentable { index: group * GROUP + at.index, ..at };
-        let (low, high) = extremes(numbers).map_err(shift)?;
-        let limits = not_above(low)
-            .and_then(|minimum| Some((not_below((high - minimum.to_f32()) / 15.0)?, minimum)));
-        let (scale, minimum) = limits.ok_or_else(|| shift(farthest(numbers)))?;
-        let (step, base) = (scale.to_f32(), minimum.to_f32());
-        let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-        let (mut codes, mut stored) = ([0_u8; GROUP], [0.0; GROUP]);
-        for ((&number, code), stored) in numbers.iter().zip(&mut codes).zip(&mut stored) {
-            let rounded = nearest(((number - base) * inverse).clamp(0.0, 15.0));
-            #[allow(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "clamped to what fits"
-            )]
-            let rounded = rounded as u8;
-            *code = rounded;
-            *stored = base + f32::from(rounded) * step;
+/// The number of a row to blame where one does not fit.
+fn culprit(row: &[f32]) -> (usize, f32) {
+    let mut worst = (0, 0.0_f32);
+    for (index, &value) in row.iter().enumerate() {
+        if !value.is_finite() {
+            return (index, value);
         }
-        squares.note(numbers, &stored[..numbers.len()]);
-        let (lower, upper) = codes.split_at(GROUP / 2);
-        for ((byte, &low), &high) in data.iter_mut().zip(lower).zip(upper) {
-            *byte = low | (high << 4);
+        if value.abs() > worst.1.abs() {
+            worst = (index, value);
         }
-        scales[..2].copy_from_slice(&scale.to_le_bytes());
-        scales[2..].copy_from_slice(&minimum.to_le_bytes());
     }
-    Ok(squares)
+    worst
 }

@@ -26,6 +26,7 @@ pub(super) struct DiskTimes {
     pub(super) direct: Vec<(Bytes, Middle)>,
     /// Several threads, each a stretch.
     pub(super) together: Middle,
+    /// Nothing where a file was read that is not ours to write.
     pub(super) written: Vec<(Bytes, Middle)>,
     pub(super) buffered: Vec<(Bytes, Middle)>,
     /// In requests as a memory map makes them, cold and then from the page cache.
@@ -50,6 +51,7 @@ const THREADS: usize = 4;
 /// A memory map is read ahead by so much.
 const READ_AHEAD: usize = 128 << 10;
 
+/// Measures a scratch file of `size` bytes in `folder`.
 pub(super) fn measure(
     sampler: &mut Sampler,
     folder: &Path,
@@ -57,19 +59,37 @@ pub(super) fn measure(
     notes: &mut Vec<String>,
 ) -> Result<DiskTimes, ProfileError> {
     let scratch = Scratch::new(folder, size)?;
+    let read = reads(&scratch, sampler, notes)?;
+    Ok(DiskTimes { written: scratch.written(sampler)?, ..read })
+}
+
+/// Measures an existing file, which is only read.
+pub(super) fn measure_file(
+    sampler: &mut Sampler,
+    file: &Path,
+    notes: &mut Vec<String>,
+) -> Result<DiskTimes, ProfileError> {
+    reads(&Scratch::existing(file)?, sampler, notes)
+}
+
+fn reads(
+    scratch: &Scratch,
+    sampler: &mut Sampler,
+    notes: &mut Vec<String>,
+) -> Result<DiskTimes, ProfileError> {
     scratch.forget()?;
     let direct = scratch.direct(sampler, notes)?;
     let together = scratch.together(sampler)?;
     let request = scratch.request(sampler)?;
     let buffered = scratch.buffered(sampler)?;
     let (mapped, mapped_again) = scratch.mapped(sampler)?;
-    let written = scratch.written(sampler)?;
-    let free = statvfs(folder).map_err(|error| scratch.failed("inspect", error.into()))?;
+    let free = statvfs(&scratch.folder).map_err(|error| scratch.failed("inspect", error.into()))?;
     let capacity = Bytes(free.f_bavail.saturating_mul(free.f_frsize).max(1));
+    let written = Vec::new();
     Ok(DiskTimes { direct, together, written, buffered, mapped, mapped_again, request, capacity })
 }
 
-/// A file to read and write. It has no name where the system has a path for open files, so that nothing
+/// A file to read, and to write where it is ours. A scratch file has no name where the system has a path for open files, so that nothing
 /// stays behind however the process ends.
 struct Scratch {
     _unnamed: Option<File>,
@@ -114,6 +134,25 @@ impl Scratch {
         };
         scratch.fill(&stretch).map_err(|source| scratch.failed("write in", source))?;
         Ok(scratch)
+    }
+
+    /// A file that is there already, at least as long as one round of reads.
+    fn existing(path: &Path) -> Result<Self, ProfileError> {
+        let failed = |source| ProfileError::Scratch { action: "read", path: path.into(), source };
+        let length = File::open(path).and_then(|file| file.metadata()).map_err(failed)?.len();
+        let size = length / STRETCH as u64 * STRETCH as u64;
+        if size < (THREADS * STRETCH) as u64 {
+            let least = DiskTimes::TOGETHER;
+            return Err(ProfileError::Short { path: path.into(), length: Bytes(length), least });
+        }
+        Ok(Self {
+            _unnamed: None,
+            _named: None,
+            path: path.into(),
+            folder: path.parent().filter(|p| p.is_dir()).unwrap_or(Path::new(".")).into(),
+            size,
+            next: AtomicU64::new(0),
+        })
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> ProfileError {

@@ -22,6 +22,7 @@ pub(super) struct Measured {
 }
 
 const MEASURED: &str = "measured";
+const DISK: &str = "disk-measured";
 const SYSTEM: &str = "system";
 const CHOSEN: &str = "chosen";
 const ESTIMATE: &str = "estimate";
@@ -71,19 +72,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             pageable_h2d: copies.clone(),
             pageable_d2h: copies,
         },
-        disk: Some(Disk {
-            read: curve(&disk.direct, Some(DiskTimes::STRETCH))?,
-            read_total: Some(by(rate((DiskTimes::TOGETHER, disk.together)), disk.together)),
-            write: curve(&disk.written, Some(DiskTimes::STRETCH))?,
-            buffered_read: curve(&disk.buffered, Some(DiskTimes::STRETCH))?,
-            page_fault_read: by(rate((DiskTimes::STRETCH, disk.mapped)), disk.mapped),
-            page_fault_hit: Some(by(
-                rate((DiskTimes::STRETCH, disk.mapped_again)),
-                disk.mapped_again,
-            )),
-            direct_to_gpu: None,
-            capacity: Figure::new(disk.capacity, SYSTEM),
-        }),
+        disk: Some(disk_figures(&disk, curve(&disk.written, Some(DiskTimes::STRETCH))?)?),
         host: Host {
             memory: Figure::new(system.memory, SYSTEM),
             reserved: Figure::new(system.memory - system.available, SYSTEM),
@@ -104,9 +93,64 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
         },
     };
+    checked(machine)
+}
+
+fn checked(machine: Machine) -> Result<Machine, ProfileError> {
     let document = Document::new("the profile", machine.to_toml());
     machine.check(&document).map_err(|error| ProfileError::Implausible(error.to_string()))?;
     Ok(machine)
+}
+
+/// The machine `base` with the figures of a disk that was measured later. They have a source of their own,
+/// because the base's figures may come from anywhere.
+pub(super) fn with_disk(base: Machine, disk: &DiskTimes) -> Result<Machine, ProfileError> {
+    let mut machine = base;
+    let before = machine.disk.take();
+    let direct_to_gpu = before.as_ref().and_then(|disk| disk.direct_to_gpu.clone());
+    let write = match before {
+        _ if !disk.written.is_empty() => again(curve(&disk.written, Some(DiskTimes::STRETCH))?),
+        Some(before) => before.write,
+        None => return Err(ProfileError::NotWritten { machine: machine.name }),
+    };
+    let Disk { read, read_total, buffered_read, page_fault_read, page_fault_hit, .. } =
+        disk_figures(disk, write.clone())?;
+    machine.disk = Some(Disk {
+        read: again(read),
+        read_total: read_total.map(again),
+        write,
+        buffered_read: again(buffered_read),
+        page_fault_read: again(page_fault_read),
+        page_fault_hit: page_fault_hit.map(again),
+        direct_to_gpu,
+        capacity: Figure::new(disk.capacity, DISK),
+    });
+    machine.software.disk_request = again(by(disk.request.median, disk.request));
+    let text = format!(
+        "measured by pipo profile --only disk on {}: medians after a warm-up",
+        system::describe().processor
+    );
+    machine.sources.insert(DISK.into(), text);
+    checked(machine)
+}
+
+fn again<T>(figure: Figure<T>) -> Figure<T> {
+    Figure { source: DISK.into(), ..figure }
+}
+
+fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileError> {
+    let rate = |bytes, middle| by(rate((bytes, middle)), middle);
+    let stretch = DiskTimes::STRETCH;
+    Ok(Disk {
+        read: curve(&disk.direct, Some(stretch))?,
+        read_total: Some(rate(DiskTimes::TOGETHER, disk.together)),
+        write,
+        buffered_read: curve(&disk.buffered, Some(stretch))?,
+        page_fault_read: rate(stretch, disk.mapped),
+        page_fault_hit: Some(rate(stretch, disk.mapped_again)),
+        direct_to_gpu: None,
+        capacity: Figure::new(disk.capacity, SYSTEM),
+    })
 }
 
 fn sources(processor: &str) -> BTreeMap<String, String> {

@@ -1,7 +1,9 @@
 //! The bytes of each format, by hand.
 
 use half::f16;
-use pipo_engine::import::quantise::encode;
+use pipo_engine::decoder::format;
+use pipo_engine::import::quantise::{Refused, encode};
+use pipo_kernels::format::quantise;
 use pipo_plan::model::Precision;
 use proptest::prelude::*;
 
@@ -56,6 +58,31 @@ fn only_the_exact_number_of_bytes_is_decoded() {
 }
 
 proptest! {
+    /// A store's bytes are those that the kernels make of the same numbers, and what the rounding did is
+    /// what they read back.
+    #[test]
+    fn bytes_are_those_of_the_kernels(
+        numbers in prop::collection::vec(-3.0_f32..3.0, 1..600),
+        inputs in 1..200_usize,
+        scale in prop::sample::select(vec![1e-6_f32, 0.02, 1.0, 900.0]),
+    ) {
+        let outputs = numbers.len().div_ceil(inputs);
+        let mut rows: Vec<f32> = numbers.iter().map(|number| number * scale).collect();
+        rows.resize(outputs * inputs, 0.25);
+        for precision in Precision::ALL {
+            let encoded = encode(precision, inputs, &rows).unwrap();
+            let (expected, _) = quantise(format(precision), &rows, outputs, inputs).unwrap();
+            prop_assert_eq!([encoded.data, encoded.scales].concat(), &expected[..]);
+            let back = decode(precision, outputs as u64, inputs as u64, &expected).unwrap();
+            let square = |x: f64| x * x;
+            let error: f64 =
+                rows.iter().zip(&back).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+            let norm: f64 = rows.iter().map(|a| square(f64::from(*a))).sum();
+            prop_assert!((encoded.squares.error - error).abs() <= 1e-9 * error);
+            prop_assert!((encoded.squares.norm - norm).abs() <= 1e-9 * norm);
+        }
+    }
+
     /// Any numbers at all: stored within half a step, or refused by the first that does not fit.
     #[test]
     fn any_bits_are_stored_or_refused(
@@ -74,10 +101,11 @@ proptest! {
                     prop_assert!(back.iter().all(|number| number.is_finite()));
                     prop_assert!(encoded.squares.relative() <= 1.0 + 1e-6);
                 }
-                Err(at) => {
-                    prop_assert_eq!(at.value.to_bits(), numbers[at.index].to_bits());
-                    prop_assert!(!at.value.is_finite() || at.value.abs() > 60_000.0);
+                Err(Refused::Number { index, value }) => {
+                    prop_assert_eq!(value.to_bits(), numbers[index].to_bits());
+                    prop_assert!(!value.is_finite() || value.abs() > 60_000.0);
                 }
+                Err(Refused::Shape(error)) => prop_assert!(false, "{}", error),
             }
         }
     }

@@ -135,6 +135,8 @@ fn int4_group(
     let (low, high) = finite.fold((start, start), |(low, high), v| (low.min(v), high.max(v)));
     let minimum = at_most(low);
     let base = minimum.to_f32();
+    // A group that lies below the smallest fp16 ends where that begins.
+    let high = high.max(base);
     // Halves, because the difference of two floats can overflow.
     let scale = smallest((high / 2.0 - base / 2.0) / 7.5, |step| base + 15.0 * step >= high);
     let step = scale.to_f32();

@@ -2,13 +2,14 @@
 #![allow(unsafe_code, reason = "intrinsics; an `Avx2` exists only where the machine has them")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_and_si256, _mm256_castsi256_ps,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
+    __m256, __m256i, _MM_HINT_T1, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm256_and_si256,
+    _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
 };
 
 use super::{Job, LANES, Simd};
+use crate::format::GROUP_BYTES;
 
 /// The vectors of a machine with AVX2, FMA and F16C. Proof that it has them: [`Avx2::detect`] makes the
 /// only ones.
@@ -117,6 +118,12 @@ impl Simd for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(b.cast()))),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, from: &[u8; GROUP_BYTES]) {
+        // SAFETY: every machine with these vectors has SSE, and a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().cast()) }
     }
 
     #[inline(always)]

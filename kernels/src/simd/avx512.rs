@@ -2,13 +2,14 @@
 #![allow(unsafe_code, reason = "intrinsics; an `Avx512` exists only where the machine has them")]
 
 use std::arch::x86_64::{
-    __m512, _mm_loadu_si128, _mm256_loadu_si256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_slli_epi32,
-    _mm512_srli_epi32, _mm512_storeu_ps,
+    __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_castsi512_ps,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_permutexvar_ps, _mm512_set1_ps,
+    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
 };
 
 use super::{Job, LANES, Simd};
+use crate::format::GROUP_BYTES;
 
 /// The vectors of a machine with AVX-512F. Proof that it has them: [`Avx512::detect`] makes the only ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +90,12 @@ impl Simd for Avx512 {
     fn load_int8(self, from: &[u8; 16]) -> __m512 {
         // SAFETY: AVX-512F as above; the array is 16 readable bytes, and the load is unaligned.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, from: &[u8; GROUP_BYTES]) {
+        // SAFETY: every machine with these vectors has SSE, and a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().cast()) }
     }
 
     #[inline(always)]

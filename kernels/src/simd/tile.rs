@@ -127,20 +127,28 @@ pub(crate) fn add_floats<S: Simd, const R: usize, const O: usize>(
 pub(crate) type Steps<'a> = &'a [[f32; 2]];
 
 /// `O` rows of int4, given as nibbles and decoded scales, times `R` rows of activations.
+///
+/// Their places in the rows that come `next` are asked for early: decoding takes nearly as long as
+/// reading, and a processor does not look far enough ahead by itself to do both at once (one row with
+/// AVX-512, weights in no cache: 9.1 instead of 8.2 GiB/s, where 9.7 is the limit of the instructions).
 #[inline(always)]
 pub(crate) fn int4<S: Simd, const R: usize, const O: usize>(
     simd: S,
     weights: [(&[u8], Steps); O],
+    next: [&[u8]; O],
     x: [Activations; R],
 ) -> [[f32; R]; O] {
     let mut partial = [[simd.splat(0.0); R]; O];
     let groups = weights[0].0.len() / GROUP_BYTES;
     // Cut to one length, so that the loop needs no checks of bounds.
     let mut rows: [&[[u8; GROUP_BYTES]]; O] = [&[]; O];
+    let mut ahead = rows;
     let mut steps: [Steps; O] = [&[]; O];
     for o in 0..O {
         rows[o] = &weights[o].0.as_chunks().0[..groups];
         steps[o] = &weights[o].1[..groups];
+        // After the last row, what is here already.
+        ahead[o] = next[o].as_chunks().0.get(..groups).unwrap_or(rows[o]);
     }
     let mut whole: [&[[[f32; LANES]; GROUP / LANES]]; R] = [&[]; R];
     for r in 0..R {
@@ -148,6 +156,7 @@ pub(crate) fn int4<S: Simd, const R: usize, const O: usize>(
     }
     for g in 0..groups {
         for o in 0..O {
+            simd.prefetch(&ahead[o][g]);
             let [scale, minimum] = steps[o][g];
             let w = group(simd, &rows[o][g], scale, minimum);
             for r in 0..R {

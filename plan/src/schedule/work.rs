@@ -16,6 +16,14 @@ pub enum DiskIo {
     PageFault,
 }
 
+/// A read is checked against checksums in pieces of so many bytes, each while the next one is read: whole
+/// requests, and as many of them as one checksum covers (4 MiB), so that handing a piece on costs little
+/// beside it.
+pub fn checked_at_once(request: Bytes) -> Bytes {
+    const COVERED: u64 = 4 << 20;
+    Bytes(request.0.saturating_mul((COVERED / request.0.max(1)).max(1)))
+}
+
 /// What kind of host memory a copy engine meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostMemory {

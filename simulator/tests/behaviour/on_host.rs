@@ -4,7 +4,7 @@ use pipo_plan::machine::{Figure, Gpu, Machine, catalog};
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::{Compute, DiskIo, HostMemory, Linear, Work};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
-use pipo_simulator::{CostModel, Costs, Resource};
+use pipo_simulator::{Cost, CostModel, Costs, Resource};
 
 /// Two cores, one of which computes; round figures.
 fn host() -> Machine {
@@ -48,19 +48,53 @@ fn arithmetic_draws_on_the_hosts_memory_and_keeps_its_threads_busy() {
     assert_eq!(model.capacities().cores(), 2.0);
 }
 
+/// A direct read of 100 MB at the profile's 10 GB/s of checks.
+fn read(machine: &Machine, request: u64) -> Cost {
+    let work = Work::DiskRead { bytes: BYTES, request: Bytes(request), io: DiskIo::Direct };
+    CostModel::new(machine).price(&work).unwrap().cost
+}
+
 #[test]
-fn a_reader_needs_a_core_for_as_long_as_it_checks() {
+fn a_read_is_checked_piece_by_piece_while_the_next_is_read() {
     let machine = host();
-    let read = Work::DiskRead { bytes: BYTES, request: Bytes(8_000_000), io: DiskIo::Direct };
-    let cost = CostModel::new(&machine).price(&read).unwrap().cost;
-    // 100 MB at 10 GB/s.
-    let checks = 10_000_000.0;
-    assert!((cost.cores - checks / cost.nanos.as_f64()).abs() < 1e-9);
     let mut unchecked = machine.clone();
     unchecked.software.checksum = None;
-    let without = CostModel::new(&unchecked).price(&read).unwrap().cost;
-    assert_eq!(cost.nanos - without.nanos, Nanos(10_000_000));
-    assert_eq!(without.cores, 0.0);
+    for request in [10_000_000, 100_000_000, 800_000_000] {
+        let (cost, without) = (read(&machine, request), read(&unchecked, request));
+        // Only the last piece's check has no read beside it, and a core is needed for all of them.
+        let last = BYTES.0.min(request) / 10;
+        assert_eq!(cost.nanos - without.nanos, Nanos(last));
+        assert!((cost.cores - 10_000_000.0 / cost.nanos.as_f64()).abs() < 1e-9);
+        assert_eq!(without.cores, 0.0);
+    }
+}
+
+#[test]
+fn where_checks_are_slower_than_the_disk_they_take_the_time() {
+    let mut machine = host();
+    machine.software.checksum = None;
+    let first = read(&machine, 10_000_000).nanos.0 / 10;
+    machine.software.checksum = Some(Figure::new(Bandwidth(100_000_000), "estimate"));
+    let slow = read(&machine, 10_000_000).nanos;
+    assert!(slow.0.abs_diff(1_000_000_000 + first) <= 1, "{slow}");
+}
+
+#[test]
+fn more_bytes_never_take_less_time_to_read() {
+    let machine = host();
+    let model = CostModel::new(&machine);
+    for io in [DiskIo::Direct, DiskIo::Buffered, DiskIo::PageFault] {
+        let prices = (1..400_u64).map(|step| {
+            let work = Work::DiskRead { bytes: Bytes(step * 250_001), request: Bytes(8 << 20), io };
+            model.price(&work).unwrap()
+        });
+        let prices: Vec<_> = prices.collect();
+        for pair in prices.windows(2) {
+            assert!(pair[0].cost.nanos < pair[1].cost.nanos);
+            let hits = pair[0].hit.zip(pair[1].hit);
+            assert!(hits.is_none_or(|(less, more)| less.nanos < more.nanos));
+        }
+    }
 }
 
 #[test]
