@@ -10,7 +10,7 @@ use pipo_plan::workload::Objective;
 
 mod run;
 
-pub use run::{Bench, BenchFormat, Prompts, Run};
+pub use run::{Backend, Bench, BenchFormat, Prompts, Run};
 
 /// Runs a language model on a GPU it does not fit in: finds the pipeline, simulates it, explains it.
 ///
@@ -264,6 +264,9 @@ pub struct Import {
 /// Arguments of `profile`.
 #[derive(Debug, Args)]
 pub struct Profile {
+    /// What plays the GPU.
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: Backend,
     /// Where the profile goes; every sample goes beside it.
     #[arg(short, long, default_value = "machine.toml", value_name = "FILE")]
     pub output: PathBuf,

@@ -102,7 +102,7 @@ fn is_interrupted(folder: &Path, line: &str) {
     assert_eq!(listed(folder), before);
 }
 
-const LONG: &str = "run plan.toml --model store --tokens 1,2,3,4 --new-tokens 100000 --timeline t.json --svg t.svg";
+const LONG: &str = "run plan.toml --backend cpu --model store --tokens 1,2,3,4 --new-tokens 100000 --timeline t.json --svg t.svg";
 
 #[test]
 fn ctrl_c_ends_a_run_at_once_and_leaves_nothing() {
@@ -148,8 +148,8 @@ fn ctrl_c_ends_a_verification_which_writes_nothing() {
 #[test]
 fn ctrl_c_ends_a_benchmark() {
     let folder = long();
-    is_interrupted(folder.path(), "bench --model store -p 0 -n 50000 -o csv");
-    is_interrupted(folder.path(), "bench --model store --plan plan.toml -p 8 -n 0 -r 4000000000");
+    is_interrupted(folder.path(), "bench --backend cpu --model store -p 0 -n 50000 -o csv");
+    is_interrupted(folder.path(), "bench --backend cpu --model store --plan plan.toml -p 8 -n 0 -r 4000000000");
 }
 
 #[test]

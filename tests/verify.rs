@@ -42,7 +42,7 @@ fn prepared() -> TempDir {
 fn a_machine_is_measured_in_full_and_can_be_planned_for() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    let report = good(at, "--threads 1 --json profile --quick --disk-size 256MiB -o host.toml");
+    let report = good(at, "--threads 1 --json profile --backend cpu --quick --disk-size 256MiB -o host.toml");
     let report: Value = serde_json::from_str(&report).unwrap();
     let machine = good(at, "machines host.toml");
     for figure in ["gpu.kernels.time", "link.h2d", "disk.read", "host.gather", "software.handover"]
@@ -151,7 +151,7 @@ fn what_cannot_be_compared_is_refused() {
     let folder = prepared();
     let at = folder.path();
     let error = bad(at, "verify plan.toml --machine rtx3060-laptop --model store", 1);
-    assert!(error.contains("make one with `pipo profile`"), "{error}");
+    assert!(error.contains("profile this machine with `pipo profile`"), "{error}");
     let error = bad(at, "--threads 2 verify plan.toml --machine machine.toml --model store", 1);
     assert!(error.contains("was measured with 1 threads"), "{error}");
     let error = bad(at, "--threads 1 verify plan.toml --machine machine.toml --model nowhere", 1);

@@ -35,7 +35,7 @@ use crate::run::{GREEDY, Request, RunError};
 mod apart;
 mod arithmetic;
 mod attention;
-mod driver;
+pub(crate) mod driver;
 mod head;
 mod hidden;
 mod mlp;

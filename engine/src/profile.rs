@@ -15,8 +15,10 @@ use pipo_plan::units::Bytes;
 
 use crate::disk::{NotDirect, ReadError};
 use crate::executor::{ExecutionError, Fault};
+use crate::run::Device;
 
 mod disk;
+mod gpu;
 mod kernels;
 mod lanes;
 mod machine;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub largest: usize,
     /// Most rows of a product that are measured.
     pub most_rows: usize,
+    /// What plays the GPU.
+    pub device: Device,
 }
 
 impl Settings {
@@ -57,6 +61,7 @@ impl Settings {
             patience: Duration::from_millis(150),
             largest: usize::MAX,
             most_rows: usize::MAX,
+            device: Device::Cpu,
         }
     }
 
@@ -152,7 +157,14 @@ pub fn profile(
     let kernels = kernels::measure(&mut sampler, settings)?;
     progress("disk");
     let disk = disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?;
-    let measured = machine::Measured { memory, handover, kernels, disk };
+    let gpu = match settings.device {
+        Device::Cpu => None,
+        Device::Cuda => {
+            progress("GPU");
+            Some(gpu::measure(&mut sampler, settings)?)
+        }
+    };
+    let measured = machine::Measured { memory, handover, kernels, disk, gpu };
     let machine = machine::assemble(measured, settings.threads)?;
     Ok(Profile { machine, samples: sampler.into_samples(), notes })
 }

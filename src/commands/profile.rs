@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pipo_engine::profile::{Profile, Sample, Settings, profile, profile_disk};
-use pipo_engine::run::default_threads;
+use pipo_engine::run::{Device, default_threads};
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 use serde_json::json;
 
@@ -16,12 +16,14 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     let threads = threads.unwrap_or_else(default_threads);
     let mut settings = Settings::new(threads, &args.folder);
     settings.file = args.disk_size.0;
+    settings.device = args.backend.device();
     if args.quick {
         settings = settings.quick();
     }
     let base = args.base.as_deref().map(input::machine).transpose()?;
     let bar = printer.progress("measuring");
-    bar.set_length(if args.only.is_some() { 1 } else { 4 });
+    let parts = if settings.device == Device::Cuda { 5 } else { 4 };
+    bar.set_length(if args.only.is_some() { 1 } else { parts });
     let measured = match (args.only, base) {
         (Some(Only::Disk), Some(base)) => profile_disk(&settings, base, args.file.as_deref()),
         _ => profile(&settings, &mut |_| bar.inc(1)),

@@ -65,6 +65,13 @@ impl Case {
 pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     let (plan, machine) = simulate::read(&args.on)?;
     let device = if machine.gpu.is_on_host() { Device::Cpu } else { Device::Cuda };
+    if device == Device::Cuda && Device::present() != device {
+        bail!(
+            "{} is a profile of `{}`, and there is no NVIDIA GPU here: profile this machine with `pipo profile`, and tune for it with --machine",
+            machine.name,
+            machine.gpu.name
+        );
+    }
     let store = Store::open(&args.model)?;
     let threads = threads.unwrap_or_else(default_threads);
     if device == Device::Cpu && u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
@@ -90,6 +97,12 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
         ));
     }
     measure(&mut cases, &store, (device, threads), args.runs.max(1), printer)?;
+    for device in cases.iter().filter_map(|case| Some(&case.median().ok()?.device)) {
+        if device_differs(device, &machine) && !notes.iter().any(|note| note.contains(device)) {
+            let (name, gpu) = (&machine.name, &machine.gpu.name);
+            notes.push(format!("{name} is a profile of `{gpu}`, and this ran on {device}"));
+        }
+    }
     let written = write(&args.output, &cases)?;
     for note in &notes {
         printer.line(format!("note     {note}"));
@@ -121,6 +134,11 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
         "notes": notes,
         "wrote": written,
     }))
+}
+
+/// Whether a run was on another device than the one that was predicted for.
+fn device_differs(device: &str, machine: &Machine) -> bool {
+    !machine.gpu.is_on_host() && device != machine.gpu.name
 }
 
 /// Whether a plan has weights on disk and reads them through the page cache.

@@ -17,7 +17,7 @@ use crate::run::RunError;
 const OLDEST: i32 = 12_080;
 
 /// A driver's refusal, with what was tried.
-pub(super) fn checked<T>(what: &str, result: Result<T, DriverError>) -> Result<T, Fault> {
+pub(crate) fn checked<T>(what: &str, result: Result<T, DriverError>) -> Result<T, Fault> {
     result.map_err(|error| {
         let text = |text: Result<&std::ffi::CStr, _>| {
             text.map_or_else(|_| "unknown".into(), |text| text.to_string_lossy().into_owned())
@@ -36,7 +36,7 @@ pub(crate) fn is_present() -> bool {
 
 /// The context of one device.
 #[derive(Debug)]
-pub(super) struct Context {
+pub(crate) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
 }
@@ -48,7 +48,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     /// The context of the first device, made current on this thread.
-    pub(super) fn open() -> Result<Self, RunError> {
+    pub(crate) fn open() -> Result<Self, RunError> {
         let unavailable = |what: String, next_step| RunError::Unavailable { what, next_step };
         // SAFETY: loading the driver's library runs its initialisers, which it is made for.
         if !unsafe { sys::is_culib_present() } {
@@ -85,13 +85,13 @@ impl Context {
     }
 
     /// Makes the context current on this thread.
-    pub(super) fn enter(&self) -> Result<(), Fault> {
+    pub(crate) fn enter(&self) -> Result<(), Fault> {
         // SAFETY: the context is retained until `self` is dropped.
         checked("enter its context", unsafe { result::ctx::set_current(self.context) })
     }
 
     /// What kernels are compiled for.
-    pub(super) fn architecture(&self) -> Result<Architecture, Fault> {
+    pub(crate) fn architecture(&self) -> Result<Architecture, Fault> {
         use sys::CUdevice_attribute as Attribute;
         let figure = |attribute| {
             // SAFETY: the device is one the driver named.
@@ -104,19 +104,27 @@ impl Context {
         Architecture::of(major, minor).map_err(|error| Fault(error.to_string()))
     }
 
+    /// Streaming multiprocessors.
+    pub(crate) fn multiprocessors(&self) -> Result<u32, Fault> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: the device is one the driver named.
+        let count = unsafe { result::device::get_attribute(self.device, attribute) };
+        Ok(u32::try_from(checked("describe the device", count)?).unwrap_or(0))
+    }
+
     /// The device's name, as the driver gives it.
-    pub(super) fn name(&self) -> Result<String, Fault> {
+    pub(crate) fn name(&self) -> Result<String, Fault> {
         checked("name the device", result::device::get_name(self.device))
     }
 
     /// Memory of the device that nobody holds, and all of it.
-    pub(super) fn memory() -> Result<(Bytes, Bytes), Fault> {
+    pub(crate) fn memory() -> Result<(Bytes, Bytes), Fault> {
         let (free, all) = checked("say how much memory is free", result::mem_get_info())?;
         Ok((Bytes(free as u64), Bytes(all as u64)))
     }
 
     /// Waits for everything that the device was given.
-    pub(super) fn synchronise(&self) -> Result<(), Fault> {
+    pub(crate) fn synchronise(&self) -> Result<(), Fault> {
         self.enter()?;
         checked("finish its work", result::ctx::synchronize())
     }
@@ -131,7 +139,7 @@ impl Drop for Context {
 
 /// A stream: what is given to it happens in that order.
 #[derive(Debug)]
-pub(super) struct Stream(sys::CUstream);
+pub(crate) struct Stream(sys::CUstream);
 
 // SAFETY: the driver locks what its calls on one stream share.
 unsafe impl Send for Stream {}
@@ -139,29 +147,29 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    pub(super) fn new() -> Result<Self, Fault> {
+    pub(crate) fn new() -> Result<Self, Fault> {
         let kind = result::stream::StreamKind::NonBlocking;
         Ok(Self(checked("make a stream", result::stream::create(kind))?))
     }
 
-    pub(super) fn raw(&self) -> sys::CUstream {
+    pub(crate) fn raw(&self) -> sys::CUstream {
         self.0
     }
 
     /// Notes in an event when the stream gets here.
-    pub(super) fn record(&self, event: &Event) -> Result<(), Fault> {
+    pub(crate) fn record(&self, event: &Event) -> Result<(), Fault> {
         // SAFETY: both are alive.
         checked("record an event", unsafe { result::event::record(event.0, self.0) })
     }
 
     /// Lets the stream wait until an event has happened.
-    pub(super) fn wait(&self, event: &Event) -> Result<(), Fault> {
+    pub(crate) fn wait(&self, event: &Event) -> Result<(), Fault> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both are alive.
         checked("wait for an event", unsafe { result::stream::wait_event(self.0, event.0, flags) })
     }
 
-    pub(super) fn synchronise(&self) -> Result<(), Fault> {
+    pub(crate) fn synchronise(&self) -> Result<(), Fault> {
         // SAFETY: the stream is alive.
         checked("finish a stream", unsafe { result::stream::synchronize(self.0) })
     }
@@ -172,7 +180,7 @@ impl Stream {
     ///
     /// Nobody writes or frees `from`, nor uses `to` outside of this stream's order, before the stream has
     /// got past the copy.
-    pub(super) unsafe fn upload(&self, from: &[u8], to: Region) -> Result<(), Fault> {
+    pub(crate) unsafe fn upload(&self, from: &[u8], to: Region) -> Result<(), Fault> {
         fits(from.len(), to)?;
         // SAFETY: `to` is memory of the device and as long as `from`; the caller promises the rest.
         checked("copy to the device", unsafe {
@@ -186,7 +194,7 @@ impl Stream {
     ///
     /// Nobody uses or frees the `length` bytes from `to` on, nor writes `from` outside of this stream's
     /// order, before the stream has got past the copy.
-    pub(super) unsafe fn download(
+    pub(crate) unsafe fn download(
         &self,
         from: Region,
         to: *mut u8,
@@ -199,8 +207,16 @@ impl Stream {
         checked("copy from the device", result.result())
     }
 
+    /// Fills memory with a byte.
+    pub(crate) fn fill(&self, region: Region, byte: u8) -> Result<(), Fault> {
+        let length = usize::try_from(region.bytes()).unwrap_or(usize::MAX);
+        // SAFETY: the region is memory of the device, used in the stream's order.
+        let result = unsafe { result::memset_d8_async(region.address(), byte, length, self.0) };
+        checked("fill memory", result)
+    }
+
     /// Copies within the device.
-    pub(super) fn copy(&self, from: Region, to: Region) -> Result<(), Fault> {
+    pub(crate) fn copy(&self, from: Region, to: Region) -> Result<(), Fault> {
         let length = usize::try_from(from.bytes()).unwrap_or(usize::MAX);
         fits(length, to)?;
         // SAFETY: both regions are memory of the device, and are used in the stream's order.
@@ -229,7 +245,7 @@ fn fits(length: usize, region: Region) -> Result<(), Fault> {
 
 /// Something that a stream gets to, with its time.
 #[derive(Debug)]
-pub(super) struct Event(sys::CUevent);
+pub(crate) struct Event(sys::CUevent);
 
 // SAFETY: the driver locks what its calls on one event share.
 unsafe impl Send for Event {}
@@ -237,20 +253,20 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    pub(super) fn new() -> Result<Self, Fault> {
+    pub(crate) fn new() -> Result<Self, Fault> {
         // Waiting must not take a core from the threads that read and copy.
         let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
         Ok(Self(checked("make an event", result::event::create(flags))?))
     }
 
     /// Waits until it has happened.
-    pub(super) fn synchronise(&self) -> Result<(), Fault> {
+    pub(crate) fn synchronise(&self) -> Result<(), Fault> {
         // SAFETY: the event is alive.
         checked("finish an operation", unsafe { result::event::synchronize(self.0) })
     }
 
     /// Milliseconds from this event to a later one; both have happened.
-    pub(super) fn until(&self, later: &Self) -> Result<f32, Fault> {
+    pub(crate) fn until(&self, later: &Self) -> Result<f32, Fault> {
         // SAFETY: both are alive and were made with their times kept.
         checked("read a time", unsafe { result::event::elapsed(self.0, later.0) })
     }
@@ -265,16 +281,16 @@ impl Drop for Event {
 
 /// Memory of the device, in one piece.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(crate) struct Arena {
     all: Region,
     used: u64,
 }
 
 impl Arena {
     /// Where a part of it begins: the driver's own alignment, which every kernel and copy likes.
-    pub(super) const ALIGNMENT: u64 = 256;
+    pub(crate) const ALIGNMENT: u64 = 256;
 
-    pub(super) fn new(name: &str, bytes: u64) -> Result<Self, RunError> {
+    pub(crate) fn new(name: &str, bytes: u64) -> Result<Self, RunError> {
         let (free, _) = Context::memory()?;
         let refused = || MemoryError::Refused {
             name: format!("{name} (the device has {} free)", free.both()),
@@ -289,12 +305,12 @@ impl Arena {
     }
 
     /// All of it.
-    pub(super) fn all(&self) -> Region {
+    pub(crate) fn all(&self) -> Region {
         self.all
     }
 
     /// The next part of it.
-    pub(super) fn take(&mut self, bytes: Bytes) -> Result<Region, Fault> {
+    pub(crate) fn take(&mut self, bytes: Bytes) -> Result<Region, Fault> {
         let region = self.all.slice(self.used, bytes.0);
         let region = region.map_err(|error| Fault(format!("the device's memory: {error}")))?;
         let end = (self.used + bytes.0).next_multiple_of(Self::ALIGNMENT);
@@ -312,7 +328,7 @@ impl Drop for Arena {
 
 /// Pages of the host that copy engines may reach, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Pin(*mut c_void);
+pub(crate) struct Pin(*mut c_void);
 
 // SAFETY: the address is only ever given back to the driver.
 unsafe impl Send for Pin {}
@@ -323,7 +339,7 @@ impl Pin {
     /// # Safety
     ///
     /// The bytes stay where they are until the pin is dropped.
-    pub(super) unsafe fn new(bytes: &[u8]) -> Result<Option<Self>, Fault> {
+    pub(crate) unsafe fn new(bytes: &[u8]) -> Result<Option<Self>, Fault> {
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -345,17 +361,17 @@ impl Drop for Pin {
 
 /// Rows of equal width at even distances, on the device and in host memory.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// Bytes of a row.
-    pub(super) width: usize,
-    pub(super) count: usize,
+    pub(crate) width: usize,
+    pub(crate) count: usize,
     /// From the first row's first byte to the last row's last.
-    pub(super) device: Region,
+    pub(crate) device: Region,
     /// Bytes from one row to the next.
-    pub(super) device_pitch: usize,
+    pub(crate) device_pitch: usize,
     /// The first byte.
-    pub(super) host: *mut u8,
-    pub(super) host_pitch: usize,
+    pub(crate) host: *mut u8,
+    pub(crate) host_pitch: usize,
 }
 
 impl Rows {
@@ -400,7 +416,7 @@ impl Stream {
     ///
     /// The rows in host memory are there, and nobody writes or frees them, nor uses those of the device
     /// outside of this stream's order, before the stream has got past the copy.
-    pub(super) unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), Fault> {
+    pub(crate) unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), Fault> {
         // SAFETY: as promised by the caller.
         unsafe { self.copy_rows(rows, true) }
     }
@@ -411,7 +427,7 @@ impl Stream {
     ///
     /// The rows in host memory are there, and nobody uses or frees them, nor writes those of the device
     /// outside of this stream's order, before the stream has got past the copy.
-    pub(super) unsafe fn download_rows(&self, rows: &Rows) -> Result<(), Fault> {
+    pub(crate) unsafe fn download_rows(&self, rows: &Rows) -> Result<(), Fault> {
         // SAFETY: as promised by the caller.
         unsafe { self.copy_rows(rows, false) }
     }

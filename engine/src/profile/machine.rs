@@ -8,6 +8,7 @@ use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 
 use super::ProfileError;
 use super::disk::DiskTimes;
+use super::gpu::Gpu as GpuTimes;
 use super::kernels::{Attended, Kernels, Product};
 use super::memory::Copies;
 use super::sampling::Middle;
@@ -19,6 +20,8 @@ pub(super) struct Measured {
     pub(super) handover: Middle,
     pub(super) kernels: Kernels,
     pub(super) disk: DiskTimes,
+    /// Where the host's cores do not play it.
+    pub(super) gpu: Option<GpuTimes>,
 }
 
 const MEASURED: &str = "measured";
@@ -31,7 +34,7 @@ const ESTIMATE: &str = "estimate";
 pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, ProfileError> {
     let system = system::describe();
     let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    let Measured { memory, handover, kernels, disk } = measured;
+    let Measured { memory, handover, kernels, disk, gpu } = measured;
     let copies = curve(&memory.one, None)?;
     let copy = by(rate(memory.one[memory.one.len() - 1]), memory.one[memory.one.len() - 1].1);
     let (size, both) = memory.beside;
@@ -41,7 +44,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
     let (bandwidth, all) = if all[0].0 > all[1].0 { all[0] } else { all[1] };
     // A copy reads and writes; what one operation alone reaches is there for all of them together.
     let bandwidth = bandwidth.max(twice(copy.value)).max(weights.0);
-    let machine = Machine {
+    let mut machine = Machine {
         name: "host-cpu".into(),
         description: format!(
             "{}, {} cores, of which {threads} compute and play the GPU",
@@ -93,6 +96,9 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
         },
     };
+    if let Some(gpu) = gpu {
+        put(gpu, &system.processor, &mut machine)?;
+    }
     checked(machine)
 }
 
@@ -151,6 +157,46 @@ fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileE
         direct_to_gpu: None,
         capacity: Figure::new(disk.capacity, SYSTEM),
     })
+}
+
+/// Puts what a GPU takes where the host's cores stood for it.
+fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), ProfileError> {
+    let what = format!("{} beside {processor}", gpu.name);
+    machine.name = "this-gpu".into();
+    machine.description = format!("{what}, {} cores", machine.host.cores.value);
+    let text = format!("measured by pipo profile on {what}: medians after a warm-up");
+    machine.sources.insert(MEASURED.into(), text);
+    let prompt = gpu.attentions.first();
+    machine.gpu = Gpu {
+        name: gpu.name,
+        architecture: gpu.architecture,
+        memory: Figure::new(gpu.memory, SYSTEM),
+        context: Figure::new(gpu.context, MEASURED),
+        sms: Figure::new(gpu.sms, SYSTEM),
+        memory_bandwidth: by(rate(gpu.bandwidth), gpu.bandwidth.1),
+        matmul: fastest(&gpu.products),
+        attention: attention(prompt),
+        elementwise: Some(by(rate(gpu.elementwise), gpu.elementwise.1)),
+        dequantise: by(rate(gpu.dequantise), gpu.dequantise.1),
+        decompress: None,
+        launch: by(gpu.launch.median, gpu.launch),
+        sync: by(gpu.sync.median, gpu.sync),
+        kernels: gpu.products.iter().map(kernel).collect(),
+        attentions: gpu.attentions.iter().map(|a| a.attention.clone()).collect(),
+    };
+    let h2d = curve(&gpu.h2d, None)?;
+    machine.link = Link {
+        duplex: by(rate(gpu.duplex).max(h2d.value.best()), gpu.duplex.1),
+        h2d,
+        d2h: curve(&gpu.d2h, None)?,
+        pageable_h2d: curve(&gpu.pageable_h2d, None)?,
+        pageable_d2h: curve(&gpu.pageable_d2h, None)?,
+    };
+    let software = &mut machine.software;
+    (software.barrier, software.host_op) = (machine.gpu.sync.clone(), machine.gpu.launch.clone());
+    // The device waits for operations by itself; only threads of the host wake each other up.
+    software.handover = None;
+    Ok(())
 }
 
 fn sources(processor: &str) -> BTreeMap<String, String> {

@@ -1,6 +1,6 @@
 //! What a run took.
 
-use pipo_engine::run::Outcome;
+use pipo_engine::run::{Device, Outcome};
 use pipo_results::accuracy::Figures;
 use serde_json::{Map, json};
 
@@ -46,10 +46,14 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
             tiers.map(|(tier, bytes)| format!("{} {}", tier.name(), bytes.both())).collect();
         printer.note(format!("memory   {}", tiers.join("; ")));
     }
-    printer.note(format!(
-        "backend  CPU, threads of one computation: {}; what the plan has on the GPU is in host memory here",
-        session.threads
-    ));
+    let device = outcomes.first().map_or("nothing", |outcome| outcome.device.as_str());
+    match session.device {
+        Device::Cuda => printer.note(format!("backend  CUDA, {device}")),
+        Device::Cpu => printer.note(format!(
+            "backend  CPU, threads of one computation: {}; what the plan has on the GPU is in host memory here",
+            session.threads
+        )),
+    }
 }
 
 /// For programs.
