@@ -54,7 +54,8 @@ fn the_table_has_a_row_for_each_test() {
 #[test]
 fn a_plan_keeps_its_sequences_and_has_a_column() {
     let folder = tuned();
-    let text = good(folder.path(), "bench --backend cpu --model store --plan plan.toml -p 16 -n 0 -r 1");
+    let text =
+        good(folder.path(), "bench --backend cpu --model store --plan plan.toml -p 16 -n 0 -r 1");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(cells(lines[0])[5], "plan");
     let row = cells(lines[2]);
@@ -96,12 +97,18 @@ fn what_cannot_be_measured_is_said() {
     let at = folder.path();
     assert!(bad(at, "bench", 2).contains("--model"));
     assert!(bad(at, "bench --backend cpu --model store -r 0", 2).contains("--repetitions"));
-    assert!(bad(at, "bench --backend cpu --model store --pg 16", 1).contains("write one such as 512,128"));
+    assert!(
+        bad(at, "bench --backend cpu --model store --pg 16", 1)
+            .contains("write one such as 512,128")
+    );
     assert!(bad(at, "bench --model nowhere", 1).contains("nowhere/store.json"));
     // Its own positions are what a test is bounded by, however large the number.
     for prompt in ["512", "18446744073709551615"] {
         let error = bad(at, &format!("bench --backend cpu --model store -p {prompt}"), 1);
         assert!(error.contains("resident with") && error.contains("prompt tokens"), "{error}");
     }
-    assert!(bad(at, "bench --backend cpu --model store --plan store/store.json", 1).contains("store.json"));
+    assert!(
+        bad(at, "bench --backend cpu --model store --plan store/store.json", 1)
+            .contains("store.json")
+    );
 }

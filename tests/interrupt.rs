@@ -149,7 +149,10 @@ fn ctrl_c_ends_a_verification_which_writes_nothing() {
 fn ctrl_c_ends_a_benchmark() {
     let folder = long();
     is_interrupted(folder.path(), "bench --backend cpu --model store -p 0 -n 50000 -o csv");
-    is_interrupted(folder.path(), "bench --backend cpu --model store --plan plan.toml -p 8 -n 0 -r 4000000000");
+    is_interrupted(
+        folder.path(),
+        "bench --backend cpu --model store --plan plan.toml -p 8 -n 0 -r 4000000000",
+    );
 }
 
 #[test]

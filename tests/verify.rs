@@ -42,7 +42,10 @@ fn prepared() -> TempDir {
 fn a_machine_is_measured_in_full_and_can_be_planned_for() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
-    let report = good(at, "--threads 1 --json profile --backend cpu --quick --disk-size 256MiB -o host.toml");
+    let report = good(
+        at,
+        "--threads 1 --json profile --backend cpu --quick --disk-size 256MiB -o host.toml",
+    );
     let report: Value = serde_json::from_str(&report).unwrap();
     let machine = good(at, "machines host.toml");
     for figure in ["gpu.kernels.time", "link.h2d", "disk.read", "host.gather", "software.handover"]

@@ -9,6 +9,7 @@
 //! - [`decoder`] computes, part by part, on the CPU.
 //! - [`tokenizer`] turns text into tokens and back.
 //! - [`profile`] measures this machine, so that a simulator can predict what a run will take.
+//! - [`counters`] reads what a GPU says of itself while something runs.
 //! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, and
 //!   [`adapt`] fits a plan to other prompts.
 
@@ -16,6 +17,7 @@ pub mod adapt;
 pub mod arithmetic;
 mod backend;
 
+pub mod counters;
 mod cpu;
 mod cuda;
 pub mod decoder;

@@ -15,6 +15,7 @@ use pipo_plan::units::Bytes;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::counters::{Counters, watch};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
 use crate::disk::{BlockReader, ReadError};
@@ -137,6 +138,8 @@ pub struct Outcome {
     pub notes: Vec<String>,
     /// What played the GPU, by name.
     pub device: String,
+    /// What a GPU's own counters said meanwhile.
+    pub counters: Option<Counters>,
 }
 
 /// Why a plan did not run.
@@ -207,16 +210,18 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
             backend.finish()?;
             let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
             let (tokens, logits) = backend.into_results();
-            Ok(Outcome { tokens, logits, timeline, allocated, notes, device: "the CPU".into() })
+            let (device, counters) = ("the CPU".into(), None);
+            Ok(Outcome { tokens, logits, timeline, allocated, notes, device, counters })
         }
         Device::Cuda => {
             let backend = CudaBackend::new(request, &schedule.layout, cpu, cancelled)?;
-            let timeline = execute(&schedule, &backend, cancelled)?;
+            let (timeline, counters) = watch(|| execute(&schedule, &backend, cancelled));
+            let timeline = timeline?;
             backend.finish()?;
             let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
             let (tokens, logits) = backend.results();
             let device = backend.device().into();
-            Ok(Outcome { tokens, logits, timeline, allocated, notes, device })
+            Ok(Outcome { tokens, logits, timeline, allocated, notes, device, counters })
         }
     }
 }

@@ -42,6 +42,9 @@ pub struct Run {
     /// What to write of the measured timeline.
     #[command(flatten)]
     pub files: TimelineFiles,
+    /// The GPU's own counters while the plan ran (NVML, and GPM where the card has it), as CSV.
+    #[arg(long, value_name = "FILE")]
+    pub counters: Option<PathBuf>,
 }
 
 /// What plays the GPU.

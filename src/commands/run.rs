@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::cli::Run;
 use crate::commands::timeline::{self, Named};
-use crate::output::Printer;
+use crate::output::{self, Printer};
 use crate::{input, interrupt};
 
 use job::Job;
@@ -82,6 +82,16 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         let timeline = &outcome.timeline;
         let named = Named { process: "measured", title: &title, subtitle: &subtitle, timeline };
         wrote = timeline::write(&args.files, &named)?;
+        if let Some(path) = &args.counters {
+            let Some(counters) = &outcome.counters else {
+                bail!(
+                    "there are no counters to write: {} has none that NVML reads",
+                    outcome.device
+                );
+            };
+            output::write(path, &counters.csv())?;
+            wrote.push(path.clone());
+        }
     }
     let tokens = in_order(&jobs, &outcomes);
     if !streamed {

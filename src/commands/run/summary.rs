@@ -1,5 +1,6 @@
 //! What a run took.
 
+use pipo_engine::counters::Counters;
 use pipo_engine::run::{Device, Outcome};
 use pipo_results::accuracy::Figures;
 use serde_json::{Map, json};
@@ -45,6 +46,9 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
         let tiers: Vec<String> =
             tiers.map(|(tier, bytes)| format!("{} {}", tier.name(), bytes.both())).collect();
         printer.note(format!("memory   {}", tiers.join("; ")));
+        if let Some(text) = outcome.counters.as_ref().and_then(counted) {
+            printer.note(format!("counters {text}"));
+        }
     }
     let device = outcomes.first().map_or("nothing", |outcome| outcome.device.as_str());
     match session.device {
@@ -54,6 +58,24 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
             session.threads
         )),
     }
+}
+
+/// What a GPU's own counters said, on average; nothing of a run that is shorter than a reading.
+pub fn counted(counters: &Counters) -> Option<String> {
+    let percent = |name: &str, mean: Option<f64>| Some(format!("{name} {:.0} %", mean?));
+    let watts = |mean: f64| format!("{mean:.0} W");
+    let all = [
+        percent("nvml", counters.mean(|r| r.nvml)),
+        percent("kernel", counters.mean(|r| r.kernel)),
+        percent("sm", counters.mean(|r| r.sm)),
+        counters
+            .mean(|r| r.to_device.map(|rate| rate.as_f64()))
+            .map(|mean| format!("to the device {:.1} GB/s", mean / 1e9)),
+        counters.mean(|r| r.power).map(watts),
+        counters.energy.map(|joules| format!("{joules:.0} J")),
+    ];
+    let all: Vec<String> = all.into_iter().flatten().collect();
+    (!counters.readings.is_empty()).then(|| all.join(", "))
 }
 
 /// For programs.

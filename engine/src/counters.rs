@@ -1,0 +1,181 @@
+//! The counters of a GPU while something runs: NVML's, and GPM's where the card has them (Hopper and newer).
+//!
+//! They say the same three things apart that a timeline does: `nvml`, some engine was busy, copies
+//! included; `kernel`, kernels ran (GPM's graphics utilisation); `sm`, how many multiprocessors had work.
+//! A counter that is not there is absent, and never a reason to fail.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::Clock;
+use nvml_wrapper::enums::gpm::GpmMetricId;
+use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
+use pipo_plan::units::{Bandwidth, Nanos};
+
+/// Between two readings: GPM needs 100 ms to be trusted, and NVML is refreshed about every 200 ms.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often the end is looked for in between.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// One reading.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Reading {
+    /// When, from the beginning of the run.
+    pub at: Nanos,
+    /// NVML's utilisation, in percent.
+    pub nvml: Option<f64>,
+    /// GPM's graphics utilisation since the reading before, in percent.
+    pub kernel: Option<f64>,
+    /// GPM's utilisation of multiprocessors since the reading before, in percent.
+    pub sm: Option<f64>,
+    /// From host to device since the reading before.
+    pub to_device: Option<Bandwidth>,
+    /// From device to host.
+    pub from_device: Option<Bandwidth>,
+    /// Clock of the multiprocessors, in MHz.
+    pub clock: Option<u32>,
+    /// Power drawn, in watts.
+    pub power: Option<f64>,
+}
+
+/// Readings in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Counters {
+    /// One each [`INTERVAL`].
+    pub readings: Vec<Reading>,
+    /// Energy from beginning to end, in joules.
+    pub energy: Option<f64>,
+}
+
+impl Counters {
+    /// The mean of a counter over the readings that have it.
+    pub fn mean(&self, of: impl Fn(&Reading) -> Option<f64>) -> Option<f64> {
+        let values: Vec<f64> = self.readings.iter().filter_map(of).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    }
+
+    /// Every reading, as lines of `header` and comma-separated values; empty where a counter is absent.
+    pub fn csv(&self) -> String {
+        let mut text = String::from(
+            "seconds,nvml_percent,kernel_percent,sm_percent,to_device_bytes_per_s,from_device_bytes_per_s,sm_clock_mhz,power_w\n",
+        );
+        let cell = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.1}"));
+        let rate = |rate: Option<Bandwidth>| rate.map_or(String::new(), |rate| rate.0.to_string());
+        for r in &self.readings {
+            let clock = r.clock.map_or(String::new(), |clock| clock.to_string());
+            text += &format!(
+                "{:.3},{},{},{},{},{},{clock},{}\n",
+                r.at.as_f64() / 1e9,
+                cell(r.nvml),
+                cell(r.kernel),
+                cell(r.sm),
+                rate(r.to_device),
+                rate(r.from_device),
+                cell(r.power)
+            );
+        }
+        text
+    }
+}
+
+/// Reads the counters of the first GPU while `work` runs; none where NVML is not there.
+pub fn watch<T>(work: impl FnOnce() -> T) -> (T, Option<Counters>) {
+    let Ok(nvml) = Nvml::init() else { return (work(), None) };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| read_until(&nvml, &stop));
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        (result, watcher.join().ok().flatten())
+    })
+}
+
+/// Reads until told to stop.
+fn read_until(nvml: &Nvml, stop: &AtomicBool) -> Option<Counters> {
+    let device = nvml.device_by_index(0).ok()?;
+    let begin = Instant::now();
+    let energy = |()| device.total_energy_consumption().ok();
+    let before = energy(());
+    let mut last = device.gpm_sample().ok();
+    let mut readings = Vec::new();
+    loop {
+        let next = begin + INTERVAL * u32::try_from(readings.len() + 1).unwrap_or(u32::MAX);
+        while Instant::now() < next && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(PATIENCE);
+        }
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let sample = device.gpm_sample().ok();
+        let [kernel, sm, to_device, from_device] = match (&last, &sample) {
+            (Some(last), Some(sample)) => between(nvml, last, sample),
+            _ => [None; 4],
+        };
+        last = sample;
+        readings.push(Reading {
+            at: Nanos(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+            nvml: device.utilization_rates().ok().map(|rates| f64::from(rates.gpu)),
+            kernel,
+            sm,
+            to_device: to_device.map(megabytes),
+            from_device: from_device.map(megabytes),
+            clock: device.clock_info(Clock::SM).ok(),
+            power: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+        });
+    }
+    let spent = before.zip(energy(())).map(|(before, after)| after.saturating_sub(before) as f64);
+    Some(Counters { readings, energy: spent.map(|millijoules| millijoules / 1e3) })
+}
+
+/// GPM's rates come in MiB a second.
+fn megabytes(rate: f64) -> Bandwidth {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate of a bus, far below 2^63"
+    )]
+    let rate = (rate.max(0.0) * f64::from(1 << 20)) as u64;
+    Bandwidth(rate)
+}
+
+/// What GPM says of the time between two samples.
+fn between(nvml: &Nvml, last: &GpmSample, sample: &GpmSample) -> [Option<f64>; 4] {
+    let wanted = [
+        GpmMetricId::GraphicsUtil,
+        GpmMetricId::SmUtil,
+        GpmMetricId::PcieRxPerSec,
+        GpmMetricId::PcieTxPerSec,
+    ];
+    let Ok(values) = gpm_metrics_get(nvml, last, sample, &wanted) else { return [None; 4] };
+    let mut values = values.into_iter().map(|value| value.ok().map(|value| value.value));
+    std::array::from_fn(|_| values.next().flatten().filter(|value| value.is_finite()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_is_not_there_is_an_empty_cell_and_no_part_of_a_mean() {
+        let with = Reading { at: Nanos(100_000_000), nvml: Some(90.0), ..Reading::default() };
+        let rate = Some(Bandwidth(55_000_000_000));
+        let other = Reading { at: Nanos(200_000_000), to_device: rate, ..Reading::default() };
+        let counters = Counters { readings: vec![with, other], energy: None };
+        assert_eq!(counters.mean(|r| r.nvml), Some(90.0));
+        assert_eq!(counters.mean(|r| r.sm), None);
+        insta::assert_snapshot!(counters.csv(), @r"
+        seconds,nvml_percent,kernel_percent,sm_percent,to_device_bytes_per_s,from_device_bytes_per_s,sm_clock_mhz,power_w
+        0.100,90.0,,,,,,
+        0.200,,,,55000000000,,,
+        ");
+    }
+
+    #[test]
+    fn work_is_done_with_and_without_counters() {
+        let (result, counters) = watch(|| 7);
+        assert_eq!(result, 7);
+        assert!(counters.is_none_or(|counters| counters.readings.len() <= 1));
+    }
+}
