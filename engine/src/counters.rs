@@ -4,6 +4,7 @@
 //! included; `kernel`, kernels ran (GPM's graphics utilisation); `sm`, how many multiprocessors had work.
 //! A counter that is not there is absent, and never a reason to fail.
 
+use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,10 @@ impl Counters {
         let rate = |rate: Option<Bandwidth>| rate.map_or(String::new(), |rate| rate.0.to_string());
         for r in &self.readings {
             let clock = r.clock.map_or(String::new(), |clock| clock.to_string());
-            text += &format!(
-                "{:.3},{},{},{},{},{},{clock},{}\n",
+            // Writing to a text cannot fail.
+            let _ = writeln!(
+                text,
+                "{:.3},{},{},{},{},{},{clock},{}",
                 r.at.as_f64() / 1e9,
                 cell(r.nvml),
                 cell(r.kernel),

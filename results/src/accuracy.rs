@@ -9,7 +9,7 @@ use pipo_plan::timeline::{Timeline, Times};
 use pipo_plan::units::Nanos;
 use serde::{Serialize, Serializer};
 
-use crate::utilisation::{Meters, Utilisation, whole};
+use crate::utilisation::{Meter, Meters, Utilisation, whole};
 
 /// What a person asks of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -129,6 +129,8 @@ pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
     });
     all.extend(busy.map(|name| time(&format!("busy: {name}"), &|f| f.busy_of(name))));
     all.push(number("overlap", |f| f.overlap));
+    all.push(number("nvml, %", |f| 100.0 * f.utilisation.get(Meter::Nvml)));
+    all.push(number("kernel, %", |f| 100.0 * f.utilisation.get(Meter::Kernel)));
     all
 }
 

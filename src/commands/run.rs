@@ -23,7 +23,7 @@ use text::Reader;
 
 mod job;
 pub mod prompts;
-mod summary;
+pub mod summary;
 mod text;
 
 /// What the jobs of a command have in common.

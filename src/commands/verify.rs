@@ -20,7 +20,7 @@ use pipo_tuner::{Evaluation, Request as Tuning, evaluate, tune};
 use serde_json::{Value, json};
 
 use crate::cli::Verify;
-use crate::commands::run::prompts;
+use crate::commands::run::{prompts, summary};
 use crate::commands::{report, simulate};
 use crate::interrupt;
 use crate::output::{self, Printer};
@@ -222,7 +222,15 @@ fn write(output: &Path, cases: &[Case]) -> anyhow::Result<Vec<String>> {
     output::write(&perfetto, &trace::chrome(&processes))?;
     let table = beside(output, "csv");
     output::write(&table, &csv(cases)?)?;
-    Ok([picture, perfetto, table].iter().map(|path| path.display().to_string()).collect())
+    let mut written = vec![picture, perfetto, table];
+    for case in cases {
+        if let Some(counters) = &case.median()?.counters {
+            let path = beside(output, &format!("{}.counters.csv", case.name));
+            output::write(&path, &counters.csv())?;
+            written.push(path);
+        }
+    }
+    Ok(written.iter().map(|path| path.display().to_string()).collect())
 }
 
 /// Every figure of every case, and the request of every run.
@@ -275,6 +283,9 @@ fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {
             "{} runs: request from {first} to {last}; the weight file was not in the page cache when each began",
             requests.len()
         ));
+    }
+    if let Some(text) = case.median()?.counters.as_ref().and_then(summary::counted) {
+        printer.line(format!("counters of the GPU, on average over the run: {text}"));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use pipo_engine::counters::Counters;
 use pipo_engine::run::{Device, Outcome};
+use pipo_plan::units::Bandwidth;
 use pipo_results::accuracy::Figures;
 use serde_json::{Map, json};
 
@@ -69,7 +70,7 @@ pub fn counted(counters: &Counters) -> Option<String> {
         percent("kernel", counters.mean(|r| r.kernel)),
         percent("sm", counters.mean(|r| r.sm)),
         counters
-            .mean(|r| r.to_device.map(|rate| rate.as_f64()))
+            .mean(|r| r.to_device.map(Bandwidth::as_f64))
             .map(|mean| format!("to the device {:.1} GB/s", mean / 1e9)),
         counters.mean(|r| r.power).map(watts),
         counters.energy.map(|joules| format!("{joules:.0} J")),
