@@ -254,8 +254,14 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(crate) fn new() -> Result<Self, Fault> {
-        // Waiting must not take a core from the threads that read and copy.
-        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
+        // Who waits should not take a core from the threads that read and copy; where there are plenty, it
+        // is sooner awake for that.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let flags = if cores > 8 {
+            sys::CUevent_flags::CU_EVENT_DEFAULT
+        } else {
+            sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC
+        };
         Ok(Self(checked("make an event", result::event::create(flags))?))
     }
 

@@ -14,6 +14,9 @@ use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::store::in_memory;
 
+/// Positions of one sequence that are looked up together, by whoever is free.
+const PIECE: usize = 64;
+
 impl CudaBackend<'_> {
     /// Embeds the rows of a pass in host memory.
     pub(super) fn gather(&self, task: &Task) -> Result<(), Fault> {
@@ -36,13 +39,16 @@ impl CudaBackend<'_> {
             let (now, later) = rest
                 .split_at_mut_checked(tokens.len() * width)
                 .ok_or_else(|| fault("more rows are embedded than there is room for"))?;
-            // One sequence after the other, each by whoever is free.
-            let sequences = tokens.par_chunks(count.max(1)).zip(now.par_chunks_mut(count * width));
-            sequences.try_for_each(|(tokens, now)| {
+            let tokens = tokens.chunks(count.max(1)).flat_map(|sequence| sequence.chunks(PIECE));
+            let places = now.chunks_mut((count * width).max(1));
+            let places = places.flat_map(|sequence| sequence.chunks_mut(PIECE * width));
+            let starts = (first..first + count).step_by(PIECE).cycle();
+            let pieces: Vec<_> = starts.zip(tokens.zip(places)).collect();
+            pieces.into_par_iter().try_for_each(|(start, (tokens, place))| {
                 // Rounded where the device rounds.
-                let round = crate::half::round;
-                let embedded = self.decoder.embed_in(&run, tokens, rows.positions(), round)?;
-                crate::half::store(&embedded, now);
+                let (positions, round) = (start..start + tokens.len(), crate::half::round);
+                let embedded = self.decoder.embed_in(&run, tokens, positions, round)?;
+                crate::half::store(&embedded, place);
                 Ok::<(), Fault>(())
             })?;
             rest = later;

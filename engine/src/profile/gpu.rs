@@ -12,16 +12,19 @@ use pipo_kernels::attention::Heads;
 use pipo_kernels::cuda::{
     Attention, DeviceCache, DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region,
 };
-use pipo_kernels::{Format, format::matrix_bytes};
+use pipo_kernels::{Format, Matrix, embedding, format::matrix_bytes};
 use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
 use pipo_plan::units::Bytes;
+
+use rayon::prelude::*;
 
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, Settings};
 use crate::cuda::driver::{Arena, Context, Event, Pin, Stream};
 use crate::decoder::format;
+use crate::disk::AlignedBuf;
 use crate::executor::Fault;
 use crate::memory::Buffer;
 use crate::store::in_memory;
@@ -92,6 +95,8 @@ pub(super) struct Gpu {
     pub(super) dequantise: (Bytes, Middle),
     pub(super) launch: Middle,
     pub(super) sync: Middle,
+    /// Rows of an embedding, looked up by all cores: the CUDA backend's way.
+    pub(super) gather: (Bytes, Middle),
 }
 
 /// What is measured on.
@@ -214,7 +219,31 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
         dequantise,
         launch,
         sync,
+        gather: gather(sampler)?,
     })
+}
+
+/// Rows of a 4-bit embedding that lie far apart, by all cores in pieces.
+fn gather(sampler: &mut Sampler) -> Result<(Bytes, Middle), ProfileError> {
+    let (rows, outputs, inputs) = (4096_u32, 50_272_u32, 4096);
+    let bytes = matrix_bytes(Format::Int4, u64::from(outputs), inputs as u64).unwrap_or(u64::MAX);
+    let bytes = in_memory(bytes);
+    let mut table = AlignedBuf::zeroed(bytes).ok_or(ProfileError::Memory(bytes))?;
+    table.fill(0x20);
+    let table = Matrix::new(Format::Int4, outputs as usize, inputs, &table)?;
+    let tokens: Vec<u32> = (0..rows).map(|row| row * 1571 % outputs).collect();
+    let mut stored = vec![0; 2 * inputs * tokens.len()];
+    let time = sampler.time("host.gather", &format!("{rows} x {inputs}, all cores"), || {
+        let pieces = tokens.par_chunks(64).zip(stored.par_chunks_mut(64 * 2 * inputs));
+        pieces.try_for_each(|(tokens, stored)| {
+            let mut rows = vec![0.0; tokens.len() * inputs];
+            embedding::lookup(&table, tokens, &mut rows)?;
+            crate::half::round(&mut rows);
+            crate::half::store(&rows, stored);
+            Ok::<(), ProfileError>(())
+        })
+    })?;
+    Ok((Bytes(2 * u64::from(rows) * inputs as u64), time))
 }
 
 fn products(

@@ -192,6 +192,7 @@ fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), Prof
         pageable_h2d: curve(&gpu.pageable_h2d, None)?,
         pageable_d2h: curve(&gpu.pageable_d2h, None)?,
     };
+    machine.host.gather = Some(by(rate(gpu.gather), gpu.gather.1));
     let software = &mut machine.software;
     (software.barrier, software.host_op) = (machine.gpu.sync.clone(), machine.gpu.launch.clone());
     // The device waits for operations by itself; only threads of the host wake each other up.
