@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pipo_engine::shape::Shape;
 use pipo_plan::model::Precision;
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_plan::workload::Objective;
 
 mod run;
 
+use run::shape;
 pub use run::{Backend, Bench, BenchFormat, Prompts, Run};
 
 /// Runs a language model on a GPU it does not fit in: finds the pipeline, simulates it, explains it.
@@ -267,6 +269,12 @@ pub struct Profile {
     /// What plays the GPU.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: Backend,
+    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s, or some of them.
+    ///
+    /// Kernels run on so many multiprocessors; copies and reads are held back by the host. Every output
+    /// says so.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
+    pub shape: Shape,
     /// Where the profile goes; every sample goes beside it.
     #[arg(short, long, default_value = "machine.toml", value_name = "FILE")]
     pub output: PathBuf,
@@ -309,6 +317,12 @@ pub struct Verify {
     /// The store with the weights.
     #[arg(long, value_name = "STORE")]
     pub model: PathBuf,
+    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s, or some of them.
+    ///
+    /// Kernels run on so many multiprocessors; copies and reads are held back by the host. Every output
+    /// says so.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
+    pub shape: Shape,
     /// The system that the plan is compared with, in the same budget; `none` for no comparison.
     #[arg(long, default_value = "accelerate", value_name = "NAME|none")]
     pub baseline: String,

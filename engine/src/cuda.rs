@@ -31,6 +31,7 @@ use crate::decoder::{Bytes as Cut, Decoder};
 use crate::executor::{Backend, ExecutionError, Fault, Interval, Queue, Task};
 use crate::memory::{Buffer, Rings};
 use crate::run::{GREEDY, Request, RunError};
+use crate::shape::Pace;
 
 mod apart;
 mod arithmetic;
@@ -44,7 +45,7 @@ mod transfer;
 
 use apart::Apart;
 use arithmetic::Arithmetic;
-use driver::{Arena, Context, Pin, Stream};
+use driver::{Arena, Context, Part, Pin, Stream};
 use queue::Queues;
 
 pub(crate) use driver::is_present;
@@ -76,6 +77,8 @@ pub(crate) struct CudaBackend<'a> {
     arithmetic: Arithmetic,
     /// Looks tokens up where the plan keeps the table in host memory.
     decoder: Decoder,
+    /// The multiprocessors that kernels run on, where those are not all.
+    _part: Option<Part>,
     _pins: Vec<Pin>,
     host: Host<'a>,
     /// By unit: what stays on the device.
@@ -96,6 +99,8 @@ pub(crate) struct CudaBackend<'a> {
     gathered: Vec<Buffer>,
     apart: Apart,
     greedy: bool,
+    /// What host threads hold copies of each way back to, and reads.
+    paces: [Option<Pace>; 3],
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     device: String,
@@ -206,8 +211,13 @@ impl<'a> CudaBackend<'a> {
             // SAFETY: buffers are never moved or resized, and pins are dropped before them.
             pins.extend(unsafe { Pin::new(&buffer.read()?) }?);
         }
+        let shape = request.shape;
+        let part = shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
+        let paces = [shape.link, shape.link, shape.disk].map(|rate| rate.map(Pace::new));
         Ok(Self {
-            queues: Queues::new(layout)?,
+            queues: Queues::new(layout, part.as_ref())?,
+            _part: part,
+            paces,
             arithmetic,
             decoder,
             _pins: pins,
@@ -224,7 +234,7 @@ impl<'a> CudaBackend<'a> {
             greedy: request.sampling.temperature == GREEDY.temperature,
             allocated,
             notes,
-            device: context.name()?,
+            device: shape.name(&context.name()?),
             _arena: arena,
             context,
         })
@@ -290,8 +300,38 @@ impl<'a> CudaBackend<'a> {
 impl Backend for CudaBackend<'_> {
     fn perform(&self, task: &Task) -> Result<(), Fault> {
         self.context.enter()?;
+        if let Some(pace) = self.pace(task) {
+            return pace.pass(task.work.bytes(), || self.at_once(task));
+        }
         if self.queues.stream(task).is_some() {
             return self.issue(task);
+        }
+        self.at_once(task)
+    }
+
+    fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
+        let paced = lane != LaneKind::Gpu && self.paces[0].is_some();
+        (is_queue(lane) && !paced).then_some(self)
+    }
+}
+
+impl CudaBackend<'_> {
+    /// What holds an operation back.
+    fn pace(&self, task: &Task) -> Option<&Pace> {
+        let [up, down, read] = &self.paces;
+        match task.work {
+            Work::H2d { .. } => up.as_ref(),
+            Work::D2h { .. } => down.as_ref(),
+            Work::DiskRead { .. } => read.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// An operation that has ended when this returns.
+    fn at_once(&self, task: &Task) -> Result<(), Fault> {
+        if self.queues.stream(task).is_some() {
+            self.issue(task)?;
+            return self.queues.wait(task).map(|_| ());
         }
         match task.op.kind {
             OpKind::ReadWeights => self.host.read_weights(task),
@@ -301,10 +341,6 @@ impl Backend for CudaBackend<'_> {
             OpKind::Barrier => Ok(()),
             _ => Err(fault("the CUDA backend does not know such an operation")),
         }
-    }
-
-    fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
-        is_queue(lane).then_some(self)
     }
 }
 

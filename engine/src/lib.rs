@@ -10,6 +10,7 @@
 //! - [`tokenizer`] turns text into tokens and back.
 //! - [`profile`] measures this machine, so that a simulator can predict what a run will take.
 //! - [`counters`] reads what a GPU says of itself while something runs.
+//! - [`shape`] makes a device smaller, to stand in for another.
 //! - [`executor`] issues a schedule and measures what happened; [`run`] puts it all together, and
 //!   [`adapt`] fits a plan to other prompts.
 
@@ -28,5 +29,6 @@ pub mod import;
 pub mod memory;
 pub mod profile;
 pub mod run;
+pub mod shape;
 pub mod store;
 pub mod tokenizer;

@@ -16,6 +16,7 @@ use pipo_plan::units::Bytes;
 use crate::disk::{NotDirect, ReadError};
 use crate::executor::{ExecutionError, Fault};
 use crate::run::Device;
+use crate::shape::Shape;
 
 mod disk;
 mod gpu;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub most_rows: usize,
     /// What plays the GPU.
     pub device: Device,
+    /// What it is made of, to stand in for a smaller one.
+    pub shape: Shape,
 }
 
 impl Settings {
@@ -62,6 +65,7 @@ impl Settings {
             largest: usize::MAX,
             most_rows: usize::MAX,
             device: Device::Cpu,
+            shape: Shape::default(),
         }
     }
 
@@ -163,6 +167,10 @@ pub fn profile(
             progress("GPU");
             Some(gpu::measure(&mut sampler, settings)?)
         }
+    };
+    let disk = match settings.shape.disk {
+        Some(rate) => disk.at_most(rate),
+        None => disk,
     };
     let measured = machine::Measured { memory, handover, kernels, disk, gpu };
     let machine = machine::assemble(measured, settings.threads)?;

@@ -21,6 +21,7 @@ use crate::cuda::CudaBackend;
 use crate::disk::{BlockReader, ReadError};
 use crate::executor::{ExecutionError, Fault, execute};
 use crate::memory::MemoryError;
+use crate::shape::Shape;
 use crate::store::{Store, StoreError};
 
 /// The most likely token each time.
@@ -69,6 +70,8 @@ pub struct Request<'a> {
     pub store: &'a Store,
     /// Where.
     pub device: Device,
+    /// What a GPU is made of, to stand in for a smaller one.
+    pub shape: Shape,
     /// One prompt for each sequence of the plan's batch, each as long as the plan says.
     pub prompts: &'a [Vec<u32>],
     /// Threads of one computation. Results do not depend on it.
@@ -91,6 +94,7 @@ impl<'a> Request<'a> {
             plan,
             store,
             device: Device::Cpu,
+            shape: Shape::default(),
             prompts,
             threads,
             reader: None,
@@ -229,6 +233,13 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
 fn check(request: &Request) -> Result<(), RunError> {
     let Request { plan, store, prompts, .. } = request;
     sampler(request.sampling, 0)?;
+    if request.device == Device::Cpu && request.shape != Shape::default() {
+        let what = format!("the CPU cannot be shaped to {}", request.shape);
+        return Err(RunError::Unavailable {
+            what,
+            next_step: "leave --shape out, or run on a GPU",
+        });
+    }
     let mismatch = |text| Err(RunError::Mismatch(text));
     let shape = |model: &pipo_plan::model::Model| {
         let mut shape = model.clone();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use pipo_engine::run::Device;
+use pipo_engine::shape::Shape;
 
 use super::TimelineFiles;
 
@@ -18,6 +19,12 @@ pub struct Run {
     /// What plays the GPU.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: Backend,
+    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s, or some of them.
+    ///
+    /// Kernels run on so many multiprocessors; copies and reads are held back by the host. Every output
+    /// says so.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
+    pub shape: Shape,
     /// What to run it on.
     #[command(flatten)]
     pub prompts: Prompts,
@@ -57,6 +64,11 @@ pub enum Backend {
     Cpu,
     /// The first NVIDIA GPU.
     Cuda,
+}
+
+/// Reads a shape; nothing is the device as it is.
+pub fn shape(text: &str) -> Result<Shape, String> {
+    if text.is_empty() { Ok(Shape::default()) } else { text.parse() }
 }
 
 impl Backend {

@@ -17,6 +17,7 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     let mut settings = Settings::new(threads, &args.folder);
     settings.file = args.disk_size.0;
     settings.device = args.backend.device();
+    settings.shape = args.shape;
     if args.quick {
         settings = settings.quick();
     }

@@ -7,6 +7,7 @@ use anyhow::bail;
 use pipo_engine::run::{
     Device, NewToken, Outcome, Request, RunError, default_threads, run as execute,
 };
+use pipo_engine::shape::Shape;
 use pipo_engine::store::Store;
 use pipo_kernels::sample::Settings;
 use pipo_plan::plan::Plan;
@@ -33,6 +34,7 @@ struct Session<'a> {
     settings: Settings,
     threads: usize,
     device: Device,
+    shape: Shape,
     cancelled: &'a AtomicBool,
     printer: &'a Printer,
 }
@@ -63,6 +65,7 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         settings,
         threads: threads.unwrap_or_else(default_threads),
         device: args.backend.device(),
+        shape: args.shape,
         cancelled: interrupt::flag()?,
         printer,
     };
@@ -165,6 +168,7 @@ impl Session<'_> {
         let request = Request {
             threads: self.threads,
             device: self.device,
+            shape: self.shape,
             sampling: self.settings,
             observer,
             ..Request::new(&job.plan, self.store, &job.prompts)

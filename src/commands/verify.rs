@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use pipo_engine::run::{Device, Outcome, Request, default_threads, run};
+use pipo_engine::shape::Shape;
 use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
@@ -96,7 +97,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             cases[0].plan.budget.host, machine.host.memory.value
         ));
     }
-    measure(&mut cases, &store, (device, threads), args.runs.max(1), printer)?;
+    measure(&mut cases, &store, (device, threads, args.shape), args.runs.max(1), printer)?;
     for device in cases.iter().filter_map(|case| Some(&case.median().ok()?.device)) {
         if device_differs(device, &machine) && !notes.iter().any(|note| note.contains(device)) {
             let (name, gpu) = (&machine.name, &machine.gpu.name);
@@ -167,7 +168,7 @@ fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> 
 fn measure(
     cases: &mut [Case],
     store: &Store,
-    (device, threads): (Device, usize),
+    (device, threads, shape): (Device, usize, Shape),
     runs: usize,
     printer: &Printer,
 ) -> anyhow::Result<()> {
@@ -178,7 +179,8 @@ fn measure(
         for case in &mut *cases {
             store.forget_cached();
             let prompts = prompts::random(&case.plan, case.plan.seed)?;
-            let request = Request { threads, device, ..Request::new(&case.plan, store, &prompts) };
+            let request =
+                Request { threads, device, shape, ..Request::new(&case.plan, store, &prompts) };
             case.measured.push(run(&request, cancelled).map_err(interrupt::or)?);
             bar.inc(1);
         }

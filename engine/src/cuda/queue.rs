@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pipo_plan::schedule::{Layout, OpId};
+use pipo_plan::schedule::{LaneKind, Layout, OpId};
 
-use super::driver::{Event, Stream};
+use super::driver::{Event, Part, Stream};
 use crate::backend::fault;
 use crate::executor::{Fault, Interval, Task};
 
@@ -47,12 +47,16 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    pub(super) fn new(layout: &Layout) -> Result<Self, Fault> {
+    pub(super) fn new(layout: &Layout, part: Option<&Part>) -> Result<Self, Fault> {
         let lane = |lane: &pipo_plan::schedule::Lane| {
             if !super::is_queue(lane.kind) {
                 return Ok(None);
             }
-            let (stream, event) = (Stream::new()?, Event::new()?);
+            let stream = match part.filter(|_| lane.kind == LaneKind::Gpu) {
+                Some(part) => part.stream()?,
+                None => Stream::new()?,
+            };
+            let event = Event::new()?;
             stream.record(&event)?;
             event.synchronise()?;
             let at = Instant::now();

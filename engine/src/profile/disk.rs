@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pipo_plan::units::Bytes;
+use pipo_plan::units::{Bandwidth, Bytes};
 use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::sampling::{Middle, Sampler};
@@ -43,6 +43,18 @@ impl DiskTimes {
     pub(super) const STRETCH: Bytes = Bytes(STRETCH as u64);
     /// Bytes that the time of several threads is of.
     pub(super) const TOGETHER: Bytes = Bytes((THREADS * STRETCH) as u64);
+
+    /// Reads that are held back to a rate, all of them together; what the page cache has is not.
+    pub(super) fn at_most(mut self, rate: Bandwidth) -> Self {
+        let slowed =
+            |time: &mut Middle, bytes: Bytes| time.median = time.median.max(rate.time(bytes));
+        for (_, time) in self.direct.iter_mut().chain(&mut self.buffered) {
+            slowed(time, Self::STRETCH);
+        }
+        slowed(&mut self.mapped, Self::STRETCH);
+        slowed(&mut self.together, Self::TOGETHER);
+        self
+    }
 }
 
 /// Threads that read at once.

@@ -15,14 +15,14 @@ use pipo_kernels::cuda::{
 use pipo_kernels::{Format, Matrix, embedding, format::matrix_bytes};
 use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
-use pipo_plan::units::Bytes;
+use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 use rayon::prelude::*;
 
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, Settings};
-use crate::cuda::driver::{Arena, Context, Event, Pin, Stream};
+use crate::cuda::driver::{Arena, Context, Event, Part, Pin, Stream};
 use crate::decoder::format;
 use crate::disk::AlignedBuf;
 use crate::executor::Fault;
@@ -180,7 +180,8 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
         kernels.prepare(&formats, Format::Fp16, dim).map_err(Fault::from)?;
     }
     let (start, end) = (Event::new()?, Event::new()?);
-    let (stream, at) = (Stream::new()?, 0);
+    let part = settings.shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
+    let (stream, at) = (part.as_ref().map_or_else(Stream::new, Part::stream)?, 0);
     let mut bench = Bench { stream, start, end, kernels, weights, x, out: out?, spare: spare?, at };
     // Every 16 bits are a small normal number, whose products are those of real weights.
     for region in [weights, x] {
@@ -200,18 +201,19 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let [h2d, d2h] = [true, false].map(|up| link.pinned(sampler, &mut bench, up));
     let [pageable_h2d, pageable_d2h] =
         [true, false].map(|up| link.pageable(sampler, &mut bench, up));
+    let duplex = link.duplex(sampler, &mut bench)?;
     Ok(Gpu {
-        name: context.name()?,
+        name: settings.shape.name(&context.name()?),
         architecture: context.architecture()?.to_string(),
         memory,
         // What was measured on is a plan's to have, but for the scratch of libraries.
         context: memory - free - Bytes(arena.all().bytes()) + Bytes(32 << 20),
-        sms: context.multiprocessors()?,
-        h2d: h2d?,
-        d2h: d2h?,
-        pageable_h2d: pageable_h2d?,
-        pageable_d2h: pageable_d2h?,
-        duplex: link.duplex(sampler, &mut bench)?,
+        sms: settings.shape.sms.map_or_else(|| context.multiprocessors(), Ok)?,
+        h2d: at_most(settings.shape.link, h2d?),
+        d2h: at_most(settings.shape.link, d2h?),
+        pageable_h2d: at_most(settings.shape.link, pageable_h2d?),
+        pageable_d2h: at_most(settings.shape.link, pageable_d2h?),
+        duplex: slowed(settings.shape.link.map(|rate| Bandwidth(2 * rate.0)), duplex),
         bandwidth,
         products,
         attentions,
@@ -244,6 +246,17 @@ fn gather(sampler: &mut Sampler) -> Result<(Bytes, Middle), ProfileError> {
         })
     })?;
     Ok((Bytes(2 * u64::from(rows) * inputs as u64), time))
+}
+
+/// Copies through a link that is held back.
+fn at_most(rate: Option<Bandwidth>, curve: Vec<(Bytes, Middle)>) -> Vec<(Bytes, Middle)> {
+    curve.into_iter().map(|point| slowed(rate, point)).collect()
+}
+
+/// What takes no less than a rate allows.
+pub(super) fn slowed(rate: Option<Bandwidth>, (bytes, time): (Bytes, Middle)) -> (Bytes, Middle) {
+    let least = rate.map_or(Nanos::ZERO, |rate| rate.time(bytes));
+    (bytes, Middle { median: time.median.max(least), ..time })
 }
 
 fn products(
@@ -314,7 +327,7 @@ fn attend(
         "{precision} {SEQUENCES} x {rows} x {context}, {QUERY_HEADS} heads of {dim} over {kv}"
     );
     let all = sampler.measure("gpu.attentions", &size, || bench.time(count, &mut once))?;
-    let one = |nanos: u64| pipo_plan::units::Nanos((nanos / SEQUENCES as u64).max(1));
+    let one = |nanos: u64| Nanos((nanos / SEQUENCES as u64).max(1));
     let time = Middle { median: one(all.median.0), ..all };
     let seen: usize = (context - rows..context).map(|position| position + 1).sum();
     let attention = AttentionTime {
