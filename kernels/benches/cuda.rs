@@ -20,7 +20,7 @@ use pipo_kernels::Format;
 use pipo_kernels::attention::Heads;
 use pipo_kernels::cuda::{
     Activation, Append, Attention, DeviceCache, DeviceMatrix, DeviceVector, Kernels, Linear, Out,
-    Region, Side, Unit,
+    Region, Then, Turn, Unit,
 };
 use pipo_kernels::format::matrix_bytes;
 
@@ -186,7 +186,7 @@ impl Bench<'_> {
                 rows,
                 matrix: &matrix,
                 bias: None,
-                residual: None,
+                then: Then::Store,
                 out: out.region(),
                 out_type,
                 spare: spare.region(),
@@ -312,6 +312,7 @@ impl Bench<'_> {
         let weight = DeviceVector::new(Format::Fp16, width, of.region()).unwrap();
         let of_head = filled(256);
         let head = DeviceVector::new(Format::Fp16, 128, of_head.region()).unwrap();
+        let heads = Heads { query: 48, kv: 16, dim: 128, window: None, scale: 1.0 };
         let frequencies = Buffer::of(&floats(&[0.01; 64]));
         let (both, bytes) = (4.0 * numbers as f64, |index| (at(index), out.region()));
         let region = out.region().slice(0, 2 * numbers as u64).unwrap();
@@ -333,9 +334,25 @@ impl Bench<'_> {
         run("rms norm of heads 131072 x 128", both, &mut |i| {
             kernels.rms_norm(s, at(i), numbers / 128, &head, 1e-5, region).unwrap();
         });
-        run("rotate 2048 x 64 x 128", both, &mut |i| {
-            kernels.rotate(s, at(i), 1, rows, 64, 128, 0, frequencies.region()).unwrap();
-        });
+        for (name, norm) in [("turn", None), ("norm and turn", Some(&head))] {
+            run(&format!("{name} 2048 x (48 + 16) x 128"), both, &mut |i| {
+                let (q, k) =
+                    (at(i).slice(0, 24 << 20).unwrap(), at(i).slice(24 << 20, 8 << 20).unwrap());
+                let turn = Turn {
+                    q,
+                    k,
+                    sequences: 1,
+                    positions: rows,
+                    first_position: 0,
+                    heads: &heads,
+                    q_norm: norm,
+                    k_norm: norm,
+                    epsilon: 1e-5,
+                    frequencies: Some(frequencies.region()),
+                };
+                kernels.turn(s, &turn).unwrap();
+            });
+        }
         run("gelu 2048 x 8192", both, &mut |i| {
             kernels.activate(s, Activation::GeluTanh, at(i), numbers).unwrap();
         });
@@ -349,12 +366,12 @@ impl Bench<'_> {
             let stored = matrix_bytes(format, (numbers / 128) as u64, 128).unwrap();
             let place = Buffer::new(2 * size(stored));
             let cache = DeviceCache::new(format, 1, rows, 64, 128, place.region()).unwrap();
-            let moved = both / 2.0 + stored as f64;
-            run(&format!("append {format} 2048 x 64 x 128"), moved, &mut |i| {
+            let moved = both + 2.0 * stored as f64;
+            run(&format!("append {format} 2 x 2048 x 64 x 128"), moved, &mut |i| {
                 let append = Append {
-                    x: at(i),
+                    keys: at(i),
+                    values: at(i + 1),
                     cache: &cache,
-                    side: Side::Keys,
                     first_position: 0,
                     positions: rows,
                 };

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use pipo_kernels::attention::Heads;
-use pipo_kernels::cuda::{DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region};
+use pipo_kernels::cuda::{DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region, Then};
 use pipo_kernels::format::matrix_bytes;
 use pipo_kernels::{Format, embedding};
 use pipo_plan::model::{Part, TensorKind};
@@ -114,7 +114,7 @@ impl Arithmetic {
                 rows,
                 matrix: &matrix,
                 bias: None,
-                residual: None,
+                then: Then::Store,
                 out: result,
                 out_type: Out::Fp16,
                 spare,
@@ -251,40 +251,35 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// The norm of each head of some rows, in place, where the model has one.
-    pub(super) fn norm_heads(&self, name: &str, x: Region, heads: usize) -> Result<(), Fault> {
-        let Some(weight) = self.optional(name)? else { return Ok(()) };
-        let (rows, epsilon) = (self.count() * heads, self.arithmetic().epsilon);
-        Ok(self.kernels().rms_norm(self.stream.raw(), x, rows, &weight, epsilon, x)?)
-    }
-
-    /// A product as far as it can be made here: the matrix, or the bias of the one in the operation before.
-    /// The sum is rounded before the bias is added, wherever that is, so that it makes no difference.
+    /// Products of the same rows, each as far as it can be made here: the matrix, or the bias of the one in
+    /// the operation before. The sum is rounded before the bias is added, wherever that is, and again before
+    /// what follows, so that it makes no difference.
     pub(super) fn advance(
         &self,
-        name: &str,
         x: Region,
-        out: Region,
-        spare: Region,
+        products: &[(&str, Region, Region)],
+        then: Then,
     ) -> Result<(), Fault> {
-        let rows = self.count();
-        if self.has(name) {
-            let matrix = self.decoded(self.matrix(name)?)?;
-            let linear = Linear {
-                x,
-                rows,
-                matrix: &matrix,
-                bias: None,
-                residual: None,
-                out,
-                out_type: Out::Fp16,
-                spare,
-            };
-            self.kernels().linear(self.stream.raw(), &linear)?;
+        let (rows, stream) = (self.count(), self.stream.raw());
+        let mut operands = Vec::new();
+        for &(name, out, spare) in products {
+            let bias = self.optional(&format!("{name}_bias"))?;
+            if self.has(name) {
+                operands.push((self.matrix(name)?, bias, out, spare));
+            } else if let Some(bias) = bias {
+                self.kernels().add_bias(stream, out, rows, &bias)?;
+            }
         }
-        if let Some(bias) = self.optional(&format!("{name}_bias"))? {
-            self.kernels().add_bias(self.stream.raw(), out, rows, &bias)?;
-        }
+        let linear = |(matrix, bias, out, spare): &'a (_, Option<_>, _, _)| Linear {
+            x,
+            rows,
+            matrix,
+            bias: bias.as_ref(),
+            then,
+            out: *out,
+            out_type: Out::Fp16,
+            spare: *spare,
+        };
         Ok(())
     }
 
