@@ -29,7 +29,7 @@ pub(super) struct Arithmetic {
     pub(super) kernels: Kernels,
     pub(super) heads: Heads,
     pub(super) frequencies: Option<Region>,
-    epsilon: f32,
+    pub(super) epsilon: f32,
     /// Whether products decode quantised weights as they read them.
     fused: bool,
     /// Where a decoded copy of a matrix goes, where they do not.
@@ -270,16 +270,18 @@ impl<'a> Step<'a> {
                 self.kernels().add_bias(stream, out, rows, &bias)?;
             }
         }
-        let linear = |(matrix, bias, out, spare): &'a (_, Option<_>, _, _)| Linear {
-            x,
-            rows,
-            matrix,
-            bias: bias.as_ref(),
-            then,
-            out: *out,
-            out_type: Out::Fp16,
-            spare: *spare,
-        };
+        // A decoded copy is overwritten by the next.
+        let together = if self.arithmetic().fused { operands.len().max(1) } else { 1 };
+        for operands in operands.chunks(together) {
+            let matrices = operands.iter().map(|operand| self.decoded(operand.0));
+            let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
+            let linears = matrices.iter().zip(operands).map(|(matrix, (_, bias, out, spare))| {
+                let (bias, out, spare) = (bias.as_ref(), *out, *spare);
+                Linear { x, rows, matrix, bias, then, out, out_type: Out::Fp16, spare }
+            });
+            let linears: Vec<_> = linears.collect();
+            self.kernels().linears(stream, &linears)?;
+        }
         Ok(())
     }
 
@@ -293,7 +295,7 @@ impl<'a> Step<'a> {
             rows: self.count(),
             matrix: &matrix,
             bias: bias.as_ref(),
-            residual: Some(hidden),
+            then: Then::Add(hidden),
             out: hidden,
             out_type: Out::Fp16,
             spare,
@@ -331,7 +333,7 @@ impl<'a> Step<'a> {
             let bytes = 2 * (table.layout().inputs * rows) as u64;
             let looked_up = self.arithmetic().inner.slice(0, bytes)?;
             kernels.embed(stream, tokens, rows, &table, looked_up)?;
-            self.advance("project_in", looked_up, hidden, Region::EMPTY)?;
+            self.advance(looked_up, &[("project_in", hidden, Region::EMPTY)], Then::Store)?;
         } else {
             kernels.embed(stream, tokens, rows, &table, hidden)?;
         }
