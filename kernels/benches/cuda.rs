@@ -20,7 +20,7 @@ use pipo_kernels::Format;
 use pipo_kernels::attention::Heads;
 use pipo_kernels::cuda::{
     Activation, Append, Attention, DeviceCache, DeviceMatrix, DeviceVector, Kernels, Linear, Out,
-    Region, Side, Unit,
+    Region, Then, Turn, Unit,
 };
 use pipo_kernels::format::matrix_bytes;
 
@@ -154,83 +154,114 @@ impl Bench<'_> {
         self.report("ceiling: copy within the device", seconds, 2.0 * bytes as f64, 0.0);
         drop((from, to));
         let (seconds, bytes, operations) =
-            self.product(Format::Fp16, 8192, 8192, 8192, true, Out::Fp16);
+            self.product(Format::Fp16, 8192, &[8192], 8192, 0, Out::Fp16);
         self.rate = operations / seconds;
         self.report("ceiling: fp16 product of 8192 ^ 3", seconds, bytes, operations);
     }
 
-    /// Time, bytes and operations of a product.
+    /// Time, bytes and operations of products of the same rows, with no more spare memory than that.
     fn product(
         &self,
         format: Format,
         rows: usize,
-        outputs: usize,
+        outputs: &[usize],
         inputs: usize,
-        spare: bool,
+        spare: u64,
         out_type: Out,
     ) -> (f64, f64, f64) {
-        let bytes = size(matrix_bytes(format, outputs as u64, inputs as u64).unwrap());
-        let copies = (ROTATION / bytes).max(1);
-        let weights = filled(bytes.next_multiple_of(256) * copies);
+        let each: Vec<u64> = outputs
+            .iter()
+            .map(|&outputs| matrix_bytes(format, outputs as u64, inputs as u64).unwrap())
+            .collect();
+        let start = |i: usize| each[..i].iter().map(|n| n.next_multiple_of(256)).sum::<u64>();
+        let bytes = start(each.len());
+        let copies = (ROTATION / size(bytes)).max(1);
+        let weights = filled(size(bytes) * copies);
         let x = filled(2 * rows * inputs);
         let width = if out_type == Out::Fp32 { 4 } else { 2 };
-        let out = Buffer::new(width * rows * outputs);
-        let spare_bytes = Kernels::linear_spare(rows, format, outputs, inputs);
-        let spare = Buffer::new(if spare { size(spare_bytes) } else { 0 });
+        let outs: Vec<_> = outputs.iter().map(|n| Buffer::new(width * rows * n)).collect();
+        let wanted = outputs.iter().map(|&n| Kernels::linear_spare(rows, format, n, inputs));
+        let spare = Buffer::new(size(wanted.max().unwrap_or(0).min(spare)));
         let seconds = self.time(|index| {
-            let offset = (index % copies * bytes.next_multiple_of(256)) as u64;
-            let region = weights.region().slice(offset, bytes as u64).unwrap();
-            let matrix = DeviceMatrix::new(format, outputs, inputs, region).unwrap();
-            let linear = Linear {
+            let first = (index % copies) as u64 * bytes;
+            let matrix = |i: usize| {
+                let region = weights.region().slice(first + start(i), each[i]).unwrap();
+                DeviceMatrix::new(format, outputs[i], inputs, region).unwrap()
+            };
+            let matrices: Vec<_> = (0..outputs.len()).map(matrix).collect();
+            let linear = |(matrix, out): (_, &Buffer)| Linear {
                 x: x.region(),
                 rows,
-                matrix: &matrix,
+                matrix,
                 bias: None,
-                residual: None,
+                then: Then::Store,
                 out: out.region(),
                 out_type,
                 spare: spare.region(),
             };
-            self.gpu.kernels.linear(self.gpu.stream, &linear).unwrap();
+            let linears: Vec<_> = matrices.iter().zip(&outs).map(linear).collect();
+            self.gpu.kernels.linears(self.gpu.stream, &linears).unwrap();
         });
-        let bytes = bytes + 2 * rows * inputs + width * rows * outputs;
-        (seconds, bytes as f64, 2.0 * (rows * outputs * inputs) as f64)
+        let all: usize = outputs.iter().sum();
+        let bytes =
+            each.iter().sum::<u64>() as f64 + (2 * rows * inputs + width * rows * all) as f64;
+        (seconds, bytes, 2.0 * (rows * all * inputs) as f64)
     }
 
     fn linear(&mut self) {
-        let shapes = [(8192, 8192), (28672, 8192), (8192, 28672), (4096, 4096), (14336, 4096)];
+        let (tile, all) = (16 << 20, u64::MAX);
+        let shapes = [
+            (8192, 8192),
+            (28672, 8192),
+            (8192, 28672),
+            (4096, 4096),
+            (16384, 4096),
+            (4096, 16384),
+            (14336, 4096),
+            (4096, 14336),
+        ];
         for format in Unit::FORMATS {
             for (outputs, inputs) in shapes {
-                for rows in [1, 4, 8, 16, 32, 64] {
+                for rows in [1, 4, 8, 16, 32, 64, 96, 128] {
                     let square = outputs == 8192 && inputs == 8192;
-                    if !square && !matches!(rows, 1 | 16) {
-                        continue;
-                    }
-                    let name = format!("linear {format} {rows} x {outputs} x {inputs}");
-                    if self.wanted(&name) {
-                        let (seconds, bytes, operations) =
-                            self.product(format, rows, outputs, inputs, true, Out::Fp16);
-                        self.report(&name, seconds, bytes, operations);
+                    if square || matches!(rows, 1 | 4 | 16) {
+                        self.multiply("", format, rows, &[outputs], inputs, all);
                     }
                 }
             }
-            for (rows, spare) in
-                [(128, true), (512, true), (2048, true), (2048, false), (4096, true)]
-            {
-                let kind = if spare { "" } else { " without spare memory" };
-                let name = format!("linear {format} {rows} x 8192 x 8192{kind}");
-                if self.wanted(&name) {
-                    let (seconds, bytes, operations) =
-                        self.product(format, rows, 8192, 8192, spare, Out::Fp16);
-                    self.report(&name, seconds, bytes, operations);
-                }
+            for rows in [1, 4, 16] {
+                self.multiply(" together", format, rows, &[4096; 3], 4096, all);
             }
+            for rows in [512, 2048, 4096] {
+                self.multiply("", format, rows, &[8192], 8192, all);
+            }
+            self.multiply(" in tiles of 512", format, 2048, &[4096], 16384, tile);
+            self.multiply(" in tiles of 1024", format, 512, &[8192], 8192, tile);
+            self.multiply(" without spare memory", format, 2048, &[8192], 8192, 0);
         }
         let name = "linear fp16 16 x 128256 x 4096 logits";
         if self.wanted(name) {
             let (seconds, bytes, operations) =
-                self.product(Format::Fp16, 16, 128_256, 4096, true, Out::Fp32);
+                self.product(Format::Fp16, 16, &[128_256], 4096, all, Out::Fp32);
             self.report(name, seconds, bytes, operations);
+        }
+    }
+
+    fn multiply(
+        &mut self,
+        kind: &str,
+        format: Format,
+        rows: usize,
+        outputs: &[usize],
+        inputs: usize,
+        spare: u64,
+    ) {
+        let count = if outputs.len() > 1 { format!("{} x ", outputs.len()) } else { String::new() };
+        let name = format!("linear {format} {rows} x {count}{} x {inputs}{kind}", outputs[0]);
+        if self.wanted(&name) {
+            let (seconds, bytes, operations) =
+                self.product(format, rows, outputs, inputs, spare, Out::Fp16);
+            self.report(&name, seconds, bytes, operations);
         }
     }
 
@@ -312,6 +343,7 @@ impl Bench<'_> {
         let weight = DeviceVector::new(Format::Fp16, width, of.region()).unwrap();
         let of_head = filled(256);
         let head = DeviceVector::new(Format::Fp16, 128, of_head.region()).unwrap();
+        let heads = Heads { query: 48, kv: 16, dim: 128, window: None, scale: 1.0 };
         let frequencies = Buffer::of(&floats(&[0.01; 64]));
         let (both, bytes) = (4.0 * numbers as f64, |index| (at(index), out.region()));
         let region = out.region().slice(0, 2 * numbers as u64).unwrap();
@@ -333,9 +365,25 @@ impl Bench<'_> {
         run("rms norm of heads 131072 x 128", both, &mut |i| {
             kernels.rms_norm(s, at(i), numbers / 128, &head, 1e-5, region).unwrap();
         });
-        run("rotate 2048 x 64 x 128", both, &mut |i| {
-            kernels.rotate(s, at(i), 1, rows, 64, 128, 0, frequencies.region()).unwrap();
-        });
+        for (name, norm) in [("turn", None), ("norm and turn", Some(&head))] {
+            run(&format!("{name} 2048 x (48 + 16) x 128"), both, &mut |i| {
+                let (q, k) =
+                    (at(i).slice(0, 24 << 20).unwrap(), at(i).slice(24 << 20, 8 << 20).unwrap());
+                let turn = Turn {
+                    q,
+                    k,
+                    sequences: 1,
+                    positions: rows,
+                    first_position: 0,
+                    heads: &heads,
+                    q_norm: norm,
+                    k_norm: norm,
+                    epsilon: 1e-5,
+                    frequencies: Some(frequencies.region()),
+                };
+                kernels.turn(s, &turn).unwrap();
+            });
+        }
         run("gelu 2048 x 8192", both, &mut |i| {
             kernels.activate(s, Activation::GeluTanh, at(i), numbers).unwrap();
         });
@@ -349,12 +397,12 @@ impl Bench<'_> {
             let stored = matrix_bytes(format, (numbers / 128) as u64, 128).unwrap();
             let place = Buffer::new(2 * size(stored));
             let cache = DeviceCache::new(format, 1, rows, 64, 128, place.region()).unwrap();
-            let moved = both / 2.0 + stored as f64;
-            run(&format!("append {format} 2048 x 64 x 128"), moved, &mut |i| {
+            let moved = both + 2.0 * stored as f64;
+            run(&format!("append {format} 2 x 2048 x 64 x 128"), moved, &mut |i| {
                 let append = Append {
-                    x: at(i),
+                    keys: at(i),
+                    values: at(i + 1),
                     cache: &cache,
-                    side: Side::Keys,
                     first_position: 0,
                     positions: rows,
                 };

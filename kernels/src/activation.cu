@@ -23,19 +23,12 @@ __device__ __forceinline__ void each(u16* x, const u16* y, long long count, Func
     }
 }
 
-// 1 - 2 / (e^2x + 1), which has no infinity over another.
-__device__ __forceinline__ float hyperbolic_tangent(float x) { return 1 - 2 / (exponential(2 * x) + 1); }
-
 extern "C" __global__ void __launch_bounds__(256) relu(u16* x, long long count) {
-    // Not `max`, which would hide what is not a number.
-    each(x, nullptr, count, [](float x, float) { return x < 0 ? 0 : x; });
+    each(x, nullptr, count, [](float x, float) { return activated(RELU, x); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_tanh(u16* x, long long count) {
-    each(x, nullptr, count, [](float x, float) {
-        const float inner = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
-        return 0.5f * x * (1 + hyperbolic_tangent(inner));
-    });
+    each(x, nullptr, count, [](float x, float) { return activated(GELU_TANH, x); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) silu_gated(u16* gate, const u16* up, long long count) {

@@ -44,8 +44,9 @@ pub use architecture::Architecture;
 pub use attention::{Append, Attention};
 pub use compile::{Compiled, compile};
 pub use error::CudaError;
-pub use linear::{Linear, Out};
-pub use operand::{DeviceCache, DeviceMatrix, DeviceVector, Region, Side};
+pub use linear::{Linear, Out, Then};
+pub use norm::Turn;
+pub use operand::{DeviceCache, DeviceMatrix, DeviceVector, Region};
 pub use unit::Unit;
 
 use crate::format::Format;

@@ -1,9 +1,9 @@
-// out = x * matrix^T + bias + residual, for few rows of x: weights are decoded in registers and multiplied by
-// tensor cores, so that the time is that of reading them.
+// out = x * matrix^T and what follows, for few rows of x: weights are decoded in registers and multiplied by
+// tensor cores, so that the time is that of reading them. One launch has up to three matrices that share x.
 //
 // A block computes 16 * TILES outputs for 8 * COLUMNS rows of x; weights are the left matrix of the product.
 // The inputs go to its 8 warps in chunks of 128, in turn; their sums are added warp by warp. That order
-// depends on the number of inputs alone, so the tiling changes no bit.
+// depends on the number of inputs alone, so neither the tiling nor the company in a launch changes a bit.
 //
 // Of a chunk, lane 4 g + t holds 32 inputs of the weights' rows g and g + 8 and of row g of x, as 16 words:
 //
@@ -12,10 +12,30 @@
 // | fp16, bf16 | 16 at 64 j + 16 t, j < 4 | 32 j + 8 t ... + 7 |
 // | int8 | 16 at 64 j + 16 t, j < 2 | 64 j + 16 t ... + 15 |
 // | int4 | 16 at 16 t | of group t / 2: 16 (t % 2) ... + 15, and the same 32 further on |
+//
+// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way.
 
 #define WARPS 8
 #define CHUNK 128
 #define LOADS (FORMAT == INT4 ? 1 : FORMAT == INT8 ? 2 : 4)
+
+// In place of an activation: the result is fp32.
+#define WIDE -1
+
+// A matrix and what becomes of its sums. As the host passes it: every field has eight bytes.
+struct Part {
+    const u8* weights;
+    const u8* scales;
+    const u8* bias;
+    const u16* residual;
+    u8* out;
+    u64 bias_bf16;
+    long long outputs;
+};
+
+struct Parts {
+    Part a, b, c;
+};
 
 // What a lane holds of one row and chunk, as stored.
 struct Stored {
@@ -24,41 +44,39 @@ struct Stored {
     u32 scale;
 };
 
-// A row of the matrix, at what a lane has of it.
-struct Row {
+// The matrix from a block's first row on, at what a lane has of it; its rows are offsets from there.
+struct Base {
     const u8* weights;
     const u8* scales;
+    int bytes;
+    int groups;
 };
 
 #define CHUNK_BYTES (64 * LOADS)
 #define CHUNK_SCALES 8
 
-// A whole chunk of an aligned row.
-__device__ __forceinline__ void load(Stored& stored, const Row& row, int chunk) {
-#pragma unroll
-    for (int j = 0; j < LOADS; j++) {
-        load_aligned(stored.words[j], row.weights + chunk * CHUNK_BYTES + 64 * j);
-    }
-    if (FORMAT == INT4) {
-        u32 word[1];
-        load_aligned(word, row.scales + chunk * CHUNK_SCALES);
-        stored.scale = word[0];
-    }
-}
-
-// Any chunk of any row of so many bytes and groups.
-template <bool ALIGNED>
-__device__ __forceinline__ void load_part(
-    Stored& stored, const Row& row, int chunk, int bytes, int groups, int t
-) {
+// A chunk of a row. WHOLE: all of it is there, at a multiple of 16.
+template <bool ALIGNED, bool WHOLE>
+__device__ __forceinline__ void load(Stored& stored, const Base& base, u32 row, int chunk) {
+    const int t = threadIdx.x % 4;
+    // A group has 32 bytes of weights and 4 of scales.
+    const u8* scale = base.scales + row / 8;
 #pragma unroll
     for (int j = 0; j < LOADS; j++) {
         const int offset = chunk * CHUNK_BYTES + 64 * j;
-        load_words<4, ALIGNED>(stored.words[j], row.weights, offset, bytes - 16 * t);
+        if (WHOLE) {
+            load_aligned(stored.words[j], base.weights + row + offset);
+        } else {
+            load_words<4, ALIGNED>(stored.words[j], base.weights + row, offset, base.bytes - 16 * t);
+        }
     }
     if (FORMAT == INT4) {
         u32 word[1];
-        load_words<1, ALIGNED>(word, row.scales, chunk * CHUNK_SCALES, 4 * (groups - t / 2));
+        if (WHOLE) {
+            load_aligned(word, scale + chunk * CHUNK_SCALES);
+        } else {
+            load_words<1, ALIGNED>(word, scale, chunk * CHUNK_SCALES, 4 * (base.groups - t / 2));
+        }
         stored.scale = word[0];
     }
 }
@@ -89,10 +107,10 @@ __device__ __forceinline__ void decode(u32 (&halves)[16], const Stored& stored) 
     }
 }
 
-// The same inputs of a row of x, in the same order. WHOLE: the chunk is.
+// The same inputs of a row of x.
 template <bool ALIGNED, bool WHOLE>
-__device__ __forceinline__ void load_x(u32 (&halves)[16], const u8* row, int end, int chunk, int t) {
-    u32 words[4][4];
+__device__ __forceinline__ void load_x(u32 (&words)[4][4], const u8* row, int end, int chunk) {
+    const int t = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const int input = FORMAT == INT4 ? t / 2 * 64 + t % 2 * 16 + j / 2 * 32 + j % 2 * 8
@@ -105,6 +123,10 @@ __device__ __forceinline__ void load_x(u32 (&halves)[16], const u8* row, int end
             load_words<4, ALIGNED>(words[j], row, offset, end);
         }
     }
+}
+
+// Into the order of the weights.
+__device__ __forceinline__ void arrange(u32 (&halves)[16], const u32 (&words)[4][4]) {
 #pragma unroll
     for (int i = 0; i < 16; i += 2) {
         const u32 a = words[i / 4][i % 4], b = words[i / 4][i % 4 + 1];
@@ -113,86 +135,129 @@ __device__ __forceinline__ void load_x(u32 (&halves)[16], const u8* row, int end
     }
 }
 
-template <int TILES, int COLUMNS>
-__device__ __forceinline__ void add_chunk(
-    float (&sums)[TILES][COLUMNS][4], const Stored (&left)[TILES][2], const u32 (&right)[COLUMNS][16]
+// sums += weights * x for a tile and a chunk.
+template <int COLUMNS>
+__device__ __forceinline__ void add_tile(
+    float (&sums)[COLUMNS][4], const u32 (&low)[16], const u32 (&high)[16], const u32 (&right)[COLUMNS][16]
 ) {
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-        u32 low[16], high[16];
-        decode(low, left[tile][0]);
-        decode(high, left[tile][1]);
+    for (int i = 0; i < 16; i += 2) {
 #pragma unroll
-        for (int i = 0; i < 16; i += 2) {
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++) {
-                multiply(
-                    sums[tile][c], low[i], high[i], low[i + 1], high[i + 1], right[c][i], right[c][i + 1]
-                );
-            }
+        for (int c = 0; c < COLUMNS; c++) {
+            multiply(sums[c], low[i], high[i], low[i + 1], high[i + 1], right[c][i], right[c][i + 1]);
         }
     }
 }
 
-template <int TILES, int COLUMNS, bool ALIGNED>
-__device__ __forceinline__ void few(
-    const u8* x, const u8* weights, const u8* scales, const u8* bias, int bias_bf16, const u8* residual,
-    u8* out, int wide, int rows, int outputs, int inputs
-) {
+// What follows a sum. Bias and residual are added to fp16 numbers, as if they came in launches of their own.
+__device__ __forceinline__ void finish(float sum, const Part& part, int then, long long place, int output) {
+    float constant = 0;
+    if (part.bias) {
+        const u16 bits = load2(part.bias + 2 * output);
+        constant = part.bias_bf16 ? from_bf16(bits) : from_half(bits);
+    }
+    if (part.residual) constant += from_half(part.residual[place]);
+    if (then == WIDE) {
+        ((float*)part.out)[place] = sum + constant;
+        return;
+    }
+    u16 result;
+    if (part.residual) {
+        result = to_half(sum + from_half(to_half(constant)));
+    } else {
+        result = to_half(sum);
+        if (part.bias) result = to_half(from_half(result) + constant);
+        if (then != 0) result = to_half(activated(then, from_half(result)));
+    }
+    ((u16*)part.out)[place] = result;
+}
+
+template <int TILES, int COLUMNS, int DEPTH, bool ALIGNED>
+__device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then, const Parts& parts) {
     __shared__ float partial[WARPS][8 * COLUMNS][16 * TILES + 1];
+    const Part part = blockIdx.z == 0 ? parts.a : blockIdx.z == 1 ? parts.b : parts.c;
+    const int outputs = part.outputs;
+    const int first_row = blockIdx.x * 8 * COLUMNS, first_output = blockIdx.y * 16 * TILES;
+    if (first_output >= outputs) return;
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int groups = (inputs + 63) / 64;
     const int row_bytes = FORMAT == INT4 ? 32 * groups : FORMAT == INT8 ? inputs : 2 * inputs;
-    const int first_row = blockIdx.x * 8 * COLUMNS;
-    const int first_output = blockIdx.y * 16 * TILES;
     const int chunks = (inputs + CHUNK - 1) / CHUNK, whole = ALIGNED ? inputs / CHUNK : 0;
 
     // Rows beyond the last are computed as the last is, and not written.
-    Row at[TILES][2];
+    const Base base = {
+        part.weights + (long long)first_output * row_bytes + 16 * t,
+        part.scales + 4 * ((long long)first_output * groups + t / 2), row_bytes, groups
+    };
+    u32 at[TILES][2];
 #pragma unroll
     for (int i = 0; i < 2 * TILES; i++) {
-        const long long output = min(first_output + 8 * i + g, outputs - 1);
-        at[i / 2][i % 2].weights = weights + output * row_bytes + 16 * t;
-        at[i / 2][i % 2].scales = scales + 4 * (output * groups + t / 2);
+        at[i / 2][i % 2] = (u32)min(8 * i + g, outputs - 1 - first_output) * row_bytes;
     }
-    const u8* x_rows[COLUMNS];
+    x += 2 * (long long)first_row * inputs;
+    u32 x_at[COLUMNS];
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
-        x_rows[c] = x + 2 * (long long)min(first_row + 8 * c + g, rows - 1) * inputs;
-    }
+    for (int c = 0; c < COLUMNS; c++) x_at[c] = 2 * (u32)min(8 * c + g, rows - 1 - first_row) * inputs;
 
     float sums[TILES][COLUMNS][4] = {};
-    Stored next[TILES][2];
-    u32 right[COLUMNS][16];
-    int chunk = warp;
-    if (ALIGNED && chunk < whole) {
+    Stored stored[DEPTH][TILES][2];
+    u32 words[COLUMNS][4][4];
+    if (warp < whole) {
 #pragma unroll
-        for (int i = 0; i < 2 * TILES; i++) load(next[i / 2][i % 2], at[i / 2][i % 2], chunk);
+        for (int c = 0; c < COLUMNS; c++) load_x<ALIGNED, true>(words[c], x + x_at[c], 0, warp);
     }
-#pragma unroll COLUMNS == 1 ? 2 : 1
-    for (; ALIGNED && chunk < whole; chunk += WARPS) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) load_x<ALIGNED, true>(right[c], x_rows[c], 0, chunk, t);
-        Stored now[TILES][2];
-        // Weights of the next chunk are on their way while this one is multiplied; at the end, the same again.
-        const int ahead = chunk + WARPS < whole ? chunk + WARPS : chunk;
+    for (int d = 0; d < DEPTH; d++) {
+        if (warp + d * WARPS < whole) {
 #pragma unroll
-        for (int i = 0; i < 2 * TILES; i++) {
-            now[i / 2][i % 2] = next[i / 2][i % 2];
-            load(next[i / 2][i % 2], at[i / 2][i % 2], ahead);
+            for (int i = 0; i < 2 * TILES; i++) {
+                load<ALIGNED, true>(stored[d][i / 2][i % 2], base, at[i / 2][i % 2], warp + d * WARPS);
+            }
         }
-        add_chunk<TILES, COLUMNS>(sums, now, right);
     }
-    for (; chunk < chunks; chunk += WARPS) {
+#pragma unroll 1
+    for (int turn = warp; turn < whole; turn += DEPTH * WARPS) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            const int chunk = turn + d * WARPS;
+            if (chunk >= whole) break;
+            u32 right[COLUMNS][16];
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) {
+                arrange(right[c], words[c]);
+                if (chunk + WARPS < whole) load_x<ALIGNED, true>(words[c], x + x_at[c], 0, chunk + WARPS);
+            }
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                u32 low[16], high[16];
+                decode(low, stored[d][tile][0]);
+                decode(high, stored[d][tile][1]);
+                add_tile<COLUMNS>(sums[tile], low, high, right);
+                if (chunk + DEPTH * WARPS >= whole) continue;
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    load<ALIGNED, true>(stored[d][tile][i], base, at[tile][i], chunk + DEPTH * WARPS);
+                }
+            }
+        }
+    }
+    // Chunks that are not whole: the last one, or all of them.
+    for (int chunk = whole + (warp + WARPS - whole % WARPS) % WARPS; chunk < chunks; chunk += WARPS) {
+        u32 right[COLUMNS][16];
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            load_x<ALIGNED, false>(right[c], x_rows[c], 2 * inputs, chunk, t);
+            load_x<ALIGNED, false>(words[c], x + x_at[c], 2 * inputs, chunk);
+            arrange(right[c], words[c]);
         }
 #pragma unroll
-        for (int i = 0; i < 2 * TILES; i++) {
-            load_part<ALIGNED>(next[i / 2][i % 2], at[i / 2][i % 2], chunk, row_bytes, groups, t);
+        for (int tile = 0; tile < TILES; tile++) {
+            u32 low[16], high[16];
+            load<ALIGNED, false>(stored[0][tile][0], base, at[tile][0], chunk);
+            load<ALIGNED, false>(stored[0][tile][1], base, at[tile][1], chunk);
+            decode(low, stored[0][tile][0]);
+            decode(high, stored[0][tile][1]);
+            add_tile<COLUMNS>(sums[tile], low, high, right);
         }
-        add_chunk<TILES, COLUMNS>(sums, next, right);
     }
 
 #pragma unroll
@@ -212,38 +277,24 @@ __device__ __forceinline__ void few(
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) sum += partial[w][i / (16 * TILES)][i % (16 * TILES)];
-        if (FORMAT == INT8) sum *= from_half(load2(scales + 2 * (long long)output));
-        if (bias) sum += bias_bf16 ? from_bf16(load2(bias + 2 * output)) : from_half(load2(bias + 2 * output));
-        const long long place = (long long)row * outputs + output;
-        if (residual) sum += from_half(((const u16*)residual)[place]);
-        if (wide) {
-            ((float*)out)[place] = sum;
-        } else {
-            ((u16*)out)[place] = to_half(sum);
-        }
+        if (FORMAT == INT8) sum *= from_half(load2(part.scales + 2 * (long long)output));
+        finish(sum, part, then, (long long)row * outputs + output, output);
     }
 }
 
-#define FEW(NAME, TILES, COLUMNS, ALIGNED, BOUNDS)                                                          \
-    extern "C" __global__ void BOUNDS NAME(                                                                 \
-        const u8* x, const u8* weights, const u8* scales, const u8* bias, int bias_bf16,                    \
-        const u8* residual, u8* out, int wide, int rows, int outputs, int inputs                            \
-    ) {                                                                                                     \
-        few<TILES, COLUMNS, ALIGNED>(                                                                       \
-            x, weights, scales, bias, bias_bf16, residual, out, wide, rows, outputs, inputs                 \
-        );                                                                                                  \
+#define FEW(NAME, TILES, COLUMNS, DEPTH, ALIGNED, BLOCKS)                                                    \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) NAME(                                   \
+        const u8* x, int rows, int inputs, int then, const Parts parts                                       \
+    ) {                                                                                                      \
+        few<TILES, COLUMNS, DEPTH, ALIGNED>(x, rows, inputs, then, parts);                                   \
     }
 
-#define ANY __launch_bounds__(32 * WARPS)
-// A multiprocessor must have room for two blocks where a chunk is small: more of them hide its latency.
+// Blocks for which a multiprocessor must have room: two hide each other's latency, where that many registers do.
+FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 4 / LOADS), true, 2)
+FEW(few_32_8, 2, 1, (LOADS > 1 ? 1 : 2), true, (LOADS > 2 ? 1 : 2))
+FEW(few_16_16, 1, 2, (LOADS > 2 ? 1 : 4 / LOADS), true, 1)
+FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), true, 1)
 #if FORMAT == INT4 || FORMAT == INT8
-#define TWO __launch_bounds__(32 * WARPS, 2)
-#else
-#define TWO ANY
+FEW(few_64_16, 4, 2, 1, true, 1)
 #endif
-
-FEW(few_narrow_8, 1, 1, true, TWO)
-FEW(few_narrow_16, 1, 2, true, TWO)
-FEW(few_wide_8, 2, 1, true, TWO)
-FEW(few_wide_16, 2, 2, true, ANY)
-FEW(few_unaligned, 1, 2, false, ANY)
+FEW(few_unaligned, 1, 2, 1, false, 1)

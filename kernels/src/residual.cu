@@ -37,9 +37,9 @@ extern "C" __global__ void __launch_bounds__(256) prefill(
     }
 }
 
-// x += bias for every row, rows x width, in place.
+// x += bias for every row, rows x width, in place, and then an activation, if any.
 extern "C" __global__ void __launch_bounds__(256) add_bias(
-    u16* x, const u8* bias, int bias_bf16, int rows, int width
+    u16* x, const u8* bias, int bias_bf16, int rows, int width, int then
 ) {
     const int column = blockIdx.x * 256 + threadIdx.x;
     if (column >= width) return;
@@ -47,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(256) add_bias(
     const float constant = bias_bf16 ? from_bf16(bits) : from_half(bits);
     for (long long row = blockIdx.y; row < rows; row += gridDim.y) {
         const long long place = row * width + column;
-        x[place] = to_half(from_half(x[place]) + constant);
+        const u16 sum = to_half(from_half(x[place]) + constant);
+        x[place] = then == 0 ? sum : to_half(activated(then, from_half(sum)));
     }
 }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use pipo_kernels::attention::{self, Heads};
 use pipo_kernels::cuda::{
     Activation, Append, Attention, DeviceCache, DeviceMatrix, DeviceVector, Kernels, Linear, Out,
-    Region, Side, Unit,
+    Region, Then, Turn, Unit,
 };
 use pipo_kernels::format::{Layout, dequantise_row, quantise, quantise_rows};
 use pipo_kernels::rotary::{Rotary, Scaling};
@@ -80,6 +80,7 @@ struct Product {
     inputs: usize,
     bias: Option<Format>,
     residual: bool,
+    activation: Option<Activation>,
     in_place: bool,
     out: Out,
     spare: usize,
@@ -109,7 +110,11 @@ impl Product {
             rows,
             matrix: &matrix,
             bias: bias.as_ref().map(|(_, vector, _)| vector),
-            residual: self.residual.then_some(r_region),
+            then: match self.activation {
+                Some(activation) => Then::Activate(activation),
+                None if self.residual => Then::Add(r_region),
+                None => Then::Store,
+            },
             out,
             out_type: self.out,
             spare: spare.region(),
@@ -122,6 +127,11 @@ impl Product {
         linear::reference(&x, rows, &cpu_matrix, bias, &mut expected).unwrap();
         if self.residual {
             expected.iter_mut().zip(&residual).for_each(|(e, r)| *e += r);
+        }
+        match self.activation {
+            Some(Activation::Relu) => activation::relu(&mut expected),
+            Some(Activation::GeluTanh) => activation::gelu_tanh(&mut expected),
+            None => {}
         }
         let found = if self.out == Out::Fp32 { read_floats(out) } else { read_halves(out) };
         (read(out), found, expected)
@@ -153,11 +163,15 @@ fn products() {
                     let full = full.unwrap();
                     let residual = random.below(2) == 0;
                     let out = random.pick(&[Out::Fp16, Out::Fp16, Out::Fp32]);
+                    let kinds = [None, Some(Activation::Relu), Some(Activation::GeluTanh)];
+                    let activation =
+                        if residual || out == Out::Fp32 { None } else { random.pick(&kinds) };
                     let product = Product {
                         format,
                         rows,
                         outputs,
                         inputs,
+                        activation,
                         bias: random.pick(&[None, Some(Format::Fp16), Some(Format::Bf16)]),
                         residual,
                         in_place: residual && out == Out::Fp16 && random.below(2) == 0,
@@ -201,6 +215,7 @@ fn a_rows_result_does_not_depend_on_the_rows_beside_it() {
                 inputs: 512,
                 bias: None,
                 residual: false,
+                activation: None,
                 in_place: false,
                 out: Out::Fp32,
                 spare: 0,
@@ -209,6 +224,58 @@ fn a_rows_result_does_not_depend_on_the_rows_beside_it() {
             let alone = product(1).run(gpu, 0, 5).0;
             for rows in [2, 8, 9, 16] {
                 assert_eq!(&product(rows).run(gpu, 0, 5).0[..alone.len()], &alone[..]);
+            }
+        }
+    });
+}
+
+/// The same bits, in one launch or several: this is what lets a plan cut a part anywhere.
+#[test]
+fn products_together_are_products_apart() {
+    device::with(|gpu| {
+        let (kernels, s, mut random) = (&gpu.kernels, gpu.stream, Random(11));
+        for format in Unit::FORMATS {
+            for (rows, inputs, outputs) in [
+                (1, 1024, [512, 128, 128]),
+                (4, 4096, [4096, 4096, 4096]),
+                (9, 200, [48, 33, 8]),
+                (16, 512, [4096, 1024, 8200]),
+                (100, 512, [256, 128, 64]),
+            ] {
+                let x = Buffer::of(&halves(&random.numbers(rows * inputs, 1.0)));
+                let stored = outputs.map(|outputs| {
+                    let values = random.numbers(outputs * inputs, 0.3);
+                    Buffer::of(&quantise(format, &values, outputs, inputs).unwrap().0)
+                });
+                let matrices = [0, 1, 2].map(|i| {
+                    DeviceMatrix::new(format, outputs[i], inputs, stored[i].region()).unwrap()
+                });
+                let biases = outputs.map(|n| vector(&random.numbers(n, 1.0), Format::Fp16, 0));
+                let apart = outputs.map(|outputs| Buffer::new(2 * rows * outputs));
+                let together = outputs.map(|outputs| Buffer::new(2 * rows * outputs));
+                let spare = Buffer::new(2 * 8200 * inputs);
+                let then = Then::Activate(random.pick(&[Activation::Relu, Activation::GeluTanh]));
+                let Then::Activate(kind) = then else { return };
+                let linears = [0, 1, 2].map(|i| Linear {
+                    x: x.region(),
+                    rows,
+                    matrix: &matrices[i],
+                    bias: Some(&biases[i].1),
+                    then,
+                    out: together[i].region(),
+                    out_type: Out::Fp16,
+                    spare: spare.region(),
+                });
+                kernels.linears(s, &linears).unwrap();
+                for (i, linear) in linears.iter().enumerate() {
+                    let out = apart[i].region();
+                    let linear = Linear { bias: None, then: Then::Store, out, ..*linear };
+                    kernels.linear(s, &linear).unwrap();
+                    kernels.add_bias(s, out, rows, &biases[i].1).unwrap();
+                    kernels.activate(s, kind, out, rows * outputs[i]).unwrap();
+                    let what = format!("{format}, {rows} rows, {inputs} inputs, matrix {i}");
+                    assert!(read(out) == read(together[i].region()), "{what}");
+                }
             }
         }
     });
@@ -279,37 +346,58 @@ fn norms() {
 }
 
 #[test]
-fn rotations() {
+fn turned_heads() {
     device::with(|gpu| {
         let mut random = Random(4);
-        for (dim, heads, sequences, positions, first) in [
-            (8, 1, 1, 1, 0),
-            (64, 3, 2, 5, 1000),
-            (128, 32, 1, 9, 0),
-            (20, 2, 3, 2, 7),
-            (128, 8, 2, 3, 131_000),
+        for (dim, query, kv, sequences, positions, first) in [
+            (8, 1, 1, 1, 1, 0),
+            (64, 3, 1, 2, 5, 1000),
+            (128, 32, 8, 1, 9, 0),
+            (20, 2, 2, 3, 2, 7),
+            (128, 40, 8, 2, 3, 131_000),
+            (256, 5, 5, 1, 2, 40),
         ] {
+            let heads = Heads { query, kv, dim, window: None, scale: 1.0 };
             let rotary = Rotary::new(dim, 500_000.0, Scaling::None).unwrap();
-            let x = random.numbers(sequences * positions * heads * dim, 1.0);
-            let mut expected = x.clone();
-            for sequence in expected.chunks_mut(positions * heads * dim) {
-                rotary.apply(sequence, heads, first).unwrap();
-            }
-            let on = Buffer::of(&halves(&x));
-            let frequencies = Buffer::of(&floats(rotary.frequencies()));
-            gpu.kernels
-                .rotate(
-                    gpu.stream,
-                    on.region(),
+            for (normed, rotated) in [(false, true), (true, true), (true, false)] {
+                let mut side = |heads: usize| {
+                    let x = random.numbers(sequences * positions * heads * dim, 1.0);
+                    let format = random.pick(&[Format::Fp16, Format::Bf16]);
+                    let (buffer, weight, numbers) = vector(&random.numbers(dim, 1.0), format, 2);
+                    let mut expected = x.clone();
+                    if normed {
+                        norm::rms_norm(&Cpu::new(1), &x, &numbers, 1e-5, &mut expected).unwrap();
+                    }
+                    if rotated {
+                        for sequence in expected.chunks_mut(positions * heads * dim) {
+                            rotary.apply(sequence, heads, first).unwrap();
+                        }
+                    }
+                    (Buffer::of(&halves(&x)), expected, buffer, weight)
+                };
+                let (q, k) = (side(query), side(kv));
+                let frequencies = Buffer::of(&floats(rotary.frequencies()));
+                let turn = Turn {
+                    q: q.0.region(),
+                    k: k.0.region(),
                     sequences,
                     positions,
-                    heads,
-                    dim,
-                    first,
-                    frequencies.region(),
-                )
-                .unwrap();
-            near(&read_halves(on.region()), &expected, &format!("rotation of {dim} from {first}"));
+                    first_position: first,
+                    heads: &heads,
+                    q_norm: normed.then_some(&q.3),
+                    k_norm: normed.then_some(&k.3),
+                    epsilon: 1e-5,
+                    frequencies: rotated.then_some(frequencies.region()),
+                };
+                gpu.kernels.turn(gpu.stream, &turn).unwrap();
+                for (on, expected, ..) in [q, k] {
+                    near(
+                        &read_halves(on.region()),
+                        &expected,
+                        &format!("turn of {dim} from {first}"),
+                    );
+                }
+            }
         }
     });
 }
@@ -408,40 +496,37 @@ fn the_cache_is_stored_bit_by_bit() {
                 x[6 * dim..7 * dim].fill(f32::NAN);
                 x[7 * dim..8 * dim].fill(f32::INFINITY);
                 let x: Vec<f32> = x.iter().map(|x| f16::from_f32(*x).to_f32()).collect();
+                let other: Vec<f32> = x.iter().rev().copied().collect();
                 let plane = Layout::new(format, capacity * kv_heads, dim).unwrap();
-                for side in [Side::Keys, Side::Values] {
-                    let mut expected = vec![0xff; sequences * 2 * plane.bytes()];
-                    let each = positions * kv_heads * dim;
-                    for (x, cache) in x.chunks(each).zip(expected.chunks_mut(2 * plane.bytes())) {
-                        let start = if side == Side::Keys { 0 } else { plane.bytes() };
-                        let cache = &mut cache[start..start + plane.bytes()];
-                        let range = first * kv_heads..(first + positions) * kv_heads;
-                        let (weights, scales) = cache.split_at_mut(plane.scales(0..0).start);
-                        let scales_at = plane.scales(range.clone());
-                        let at = scales_at.start - weights.len()..scales_at.end - weights.len();
-                        let weights = &mut weights[plane.weights(range)];
-                        quantise_rows(&plane, x, weights, &mut scales[at]).unwrap();
-                    }
-                    let buffer = Buffer::new(expected.len());
-                    let region = buffer.region();
-                    let cache =
-                        DeviceCache::new(format, sequences, capacity, kv_heads, dim, region)
-                            .unwrap();
-                    let on = Buffer::of(&halves(&x));
-                    let append = Append {
-                        x: on.region(),
-                        cache: &cache,
-                        side,
-                        first_position: first,
-                        positions,
-                    };
-                    gpu.kernels.append_cache(gpu.stream, &append).unwrap();
-                    let found = read(region);
-                    let off = found.iter().zip(&expected).position(|(f, e)| f != e);
-                    let around = off.map(|at| at / 16 * 16..(at / 16 * 16 + 16).min(found.len()));
-                    let bytes = around.map(|range| (&found[range.clone()], &expected[range]));
-                    assert_eq!(off, None, "{format} {dim} {side:?}: {bytes:x?}");
+                let mut expected = vec![0xff; sequences * 2 * plane.bytes()];
+                let each = positions * kv_heads * dim;
+                let rows = x.chunks(each).zip(other.chunks(each)).flat_map(|(k, v)| [k, v]);
+                for (x, cache) in rows.zip(expected.chunks_mut(plane.bytes())) {
+                    let range = first * kv_heads..(first + positions) * kv_heads;
+                    let (weights, scales) = cache.split_at_mut(plane.scales(0..0).start);
+                    let scales_at = plane.scales(range.clone());
+                    let at = scales_at.start - weights.len()..scales_at.end - weights.len();
+                    let weights = &mut weights[plane.weights(range)];
+                    quantise_rows(&plane, x, weights, &mut scales[at]).unwrap();
                 }
+                let buffer = Buffer::new(expected.len());
+                let region = buffer.region();
+                let cache =
+                    DeviceCache::new(format, sequences, capacity, kv_heads, dim, region).unwrap();
+                let (keys, values) = (Buffer::of(&halves(&x)), Buffer::of(&halves(&other)));
+                let append = Append {
+                    keys: keys.region(),
+                    values: values.region(),
+                    cache: &cache,
+                    first_position: first,
+                    positions,
+                };
+                gpu.kernels.append_cache(gpu.stream, &append).unwrap();
+                let found = read(region);
+                let off = found.iter().zip(&expected).position(|(f, e)| f != e);
+                let around = off.map(|at| at / 16 * 16..(at / 16 * 16 + 16).min(found.len()));
+                let bytes = around.map(|range| (&found[range.clone()], &expected[range]));
+                assert_eq!(off, None, "{format} {dim}: {bytes:x?}");
             }
         }
     });
@@ -662,12 +747,16 @@ fn small_regions_are_refused() {
             rows: 5,
             matrix: &matrix,
             bias: None,
-            residual: None,
+            then: Then::Store,
             out: small,
             out_type: Out::Fp16,
             spare: Region::EMPTY,
         };
         assert!(kernels.linear(s, &linear).is_err());
         assert!(kernels.linear(s, &Linear { bias: Some(&weight), rows: 1, ..linear }).is_err());
+        let logits = Linear { out_type: Out::Fp32, rows: 1, ..linear };
+        assert!(kernels.linear(s, &logits).is_ok());
+        let then = Then::Activate(Activation::Relu);
+        assert!(kernels.linear(s, &Linear { then, ..logits }).is_err());
     });
 }

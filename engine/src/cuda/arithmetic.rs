@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use pipo_kernels::attention::Heads;
-use pipo_kernels::cuda::{DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region};
+use pipo_kernels::cuda::{DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region, Then};
 use pipo_kernels::format::matrix_bytes;
 use pipo_kernels::{Format, embedding};
 use pipo_plan::model::{Part, TensorKind};
@@ -29,7 +29,7 @@ pub(super) struct Arithmetic {
     pub(super) kernels: Kernels,
     pub(super) heads: Heads,
     pub(super) frequencies: Option<Region>,
-    epsilon: f32,
+    pub(super) epsilon: f32,
     /// Whether products decode quantised weights as they read them.
     fused: bool,
     /// Where a decoded copy of a matrix goes, where they do not.
@@ -114,7 +114,7 @@ impl Arithmetic {
                 rows,
                 matrix: &matrix,
                 bias: None,
-                residual: None,
+                then: Then::Store,
                 out: result,
                 out_type: Out::Fp16,
                 spare,
@@ -251,39 +251,36 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// The norm of each head of some rows, in place, where the model has one.
-    pub(super) fn norm_heads(&self, name: &str, x: Region, heads: usize) -> Result<(), Fault> {
-        let Some(weight) = self.optional(name)? else { return Ok(()) };
-        let (rows, epsilon) = (self.count() * heads, self.arithmetic().epsilon);
-        Ok(self.kernels().rms_norm(self.stream.raw(), x, rows, &weight, epsilon, x)?)
-    }
-
-    /// A product as far as it can be made here: the matrix, or the bias of the one in the operation before.
-    /// The sum is rounded before the bias is added, wherever that is, so that it makes no difference.
+    /// Products of the same rows, each as far as it can be made here: the matrix, or the bias of the one in
+    /// the operation before. The sum is rounded before the bias is added, wherever that is, and again before
+    /// what follows, so that it makes no difference.
     pub(super) fn advance(
         &self,
-        name: &str,
         x: Region,
-        out: Region,
-        spare: Region,
+        products: &[(&str, Region, Region)],
+        then: Then,
     ) -> Result<(), Fault> {
-        let rows = self.count();
-        if self.has(name) {
-            let matrix = self.decoded(self.matrix(name)?)?;
-            let linear = Linear {
-                x,
-                rows,
-                matrix: &matrix,
-                bias: None,
-                residual: None,
-                out,
-                out_type: Out::Fp16,
-                spare,
-            };
-            self.kernels().linear(self.stream.raw(), &linear)?;
+        let (rows, stream) = (self.count(), self.stream.raw());
+        let mut operands = Vec::new();
+        for &(name, out, spare) in products {
+            let bias = self.optional(&format!("{name}_bias"))?;
+            if self.has(name) {
+                operands.push((self.matrix(name)?, bias, out, spare));
+            } else if let Some(bias) = bias {
+                self.kernels().add_bias(stream, out, rows, &bias)?;
+            }
         }
-        if let Some(bias) = self.optional(&format!("{name}_bias"))? {
-            self.kernels().add_bias(self.stream.raw(), out, rows, &bias)?;
+        // A decoded copy is overwritten by the next.
+        let together = if self.arithmetic().fused { operands.len().max(1) } else { 1 };
+        for operands in operands.chunks(together) {
+            let matrices = operands.iter().map(|operand| self.decoded(operand.0));
+            let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
+            let linears = matrices.iter().zip(operands).map(|(matrix, (_, bias, out, spare))| {
+                let (bias, out, spare) = (bias.as_ref(), *out, *spare);
+                Linear { x, rows, matrix, bias, then, out, out_type: Out::Fp16, spare }
+            });
+            let linears: Vec<_> = linears.collect();
+            self.kernels().linears(stream, &linears)?;
         }
         Ok(())
     }
@@ -298,7 +295,7 @@ impl<'a> Step<'a> {
             rows: self.count(),
             matrix: &matrix,
             bias: bias.as_ref(),
-            residual: Some(hidden),
+            then: Then::Add(hidden),
             out: hidden,
             out_type: Out::Fp16,
             spare,
@@ -336,7 +333,7 @@ impl<'a> Step<'a> {
             let bytes = 2 * (table.layout().inputs * rows) as u64;
             let looked_up = self.arithmetic().inner.slice(0, bytes)?;
             kernels.embed(stream, tokens, rows, &table, looked_up)?;
-            self.advance("project_in", looked_up, hidden, Region::EMPTY)?;
+            self.advance(looked_up, &[("project_in", hidden, Region::EMPTY)], Then::Store)?;
         } else {
             kernels.embed(stream, tokens, rows, &table, hidden)?;
         }

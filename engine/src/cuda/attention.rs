@@ -1,6 +1,6 @@
 //! The attention part on the device.
 
-use pipo_kernels::cuda::{Append, Attention, DeviceCache, Region, Side};
+use pipo_kernels::cuda::{Append, Attention, DeviceCache, Region, Then, Turn};
 
 use super::arithmetic::{Step, span};
 use super::fault;
@@ -22,15 +22,13 @@ impl Step<'_> {
             normed
         };
         let [q, k, v, o] = self.results(["q", "k", "v", "o"])?;
-        self.advance("q", input, q, span(k, o))?;
-        self.advance("k", input, k, span(v, o))?;
-        self.advance("v", input, v, o)?;
+        let products = [("q", q, span(k, o)), ("k", k, span(v, o)), ("v", v, o)];
+        self.advance(input, &products, Then::Store)?;
         if !self.has("o") {
             return Ok(());
         }
         let heads = &self.arithmetic().heads;
-        self.turn("q_norm", q, heads.query)?;
-        self.turn("k_norm", k, heads.kv)?;
+        self.turn(q, k)?;
         // Wide heads cannot be attended in place.
         let attended = if heads.dim <= 128 { q } else { o.slice(0, q.bytes())? };
         self.attend([q, k, v], attended)?;
@@ -38,22 +36,25 @@ impl Step<'_> {
     }
 
     /// Each head on its own: its norm, where there is one, then the rotation by its position.
-    fn turn(&self, name: &str, x: Region, heads: usize) -> Result<(), Fault> {
-        self.norm_heads(name, x, heads)?;
-        let Some(frequencies) = self.arithmetic().frequencies else { return Ok(()) };
-        let (dim, rows) = (self.arithmetic().heads.dim, self.rows);
-        let stream = self.stream.raw();
-        self.kernels().rotate(
-            stream,
-            x,
-            self.sequences(),
-            rows.count,
-            heads,
-            dim,
-            rows.first,
+    fn turn(&self, q: Region, k: Region) -> Result<(), Fault> {
+        let (q_norm, k_norm) = (self.optional("q_norm")?, self.optional("k_norm")?);
+        let frequencies = self.arithmetic().frequencies;
+        if frequencies.is_none() && q_norm.is_none() && k_norm.is_none() {
+            return Ok(());
+        }
+        let turn = Turn {
+            q,
+            k,
+            sequences: self.sequences(),
+            positions: self.rows.count,
+            first_position: self.rows.first,
+            heads: &self.arithmetic().heads,
+            q_norm: q_norm.as_ref(),
+            k_norm: k_norm.as_ref(),
+            epsilon: self.arithmetic().epsilon,
             frequencies,
-        )?;
-        Ok(())
+        };
+        Ok(self.kernels().turn(self.stream.raw(), &turn)?)
     }
 
     /// New rows into the cache, and attention over all of it.
@@ -61,10 +62,8 @@ impl Step<'_> {
         let cache = self.cache()?;
         let (kernels, stream) = (self.kernels(), self.stream.raw());
         let (first_position, positions) = (self.rows.first, self.rows.count);
-        for (x, side) in [(k, Side::Keys), (v, Side::Values)] {
-            let append = Append { x, cache: &cache, side, first_position, positions };
-            kernels.append_cache(stream, &append)?;
-        }
+        let append = Append { keys: k, values: v, cache: &cache, first_position, positions };
+        kernels.append_cache(stream, &append)?;
         let attention = Attention {
             q,
             out,

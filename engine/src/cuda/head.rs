@@ -1,6 +1,6 @@
 //! The head: logits of every sequence's last row, and its next token.
 
-use pipo_kernels::cuda::{Linear, Out, Region};
+use pipo_kernels::cuda::{Linear, Out, Region, Then};
 use pipo_plan::model::Part;
 use pipo_plan::schedule::OpKind;
 
@@ -56,7 +56,7 @@ impl Step<'_> {
             rows: self.sequences(),
             matrix: &matrix,
             bias: None,
-            residual: None,
+            then: Then::Store,
             out,
             out_type,
             spare: Region::EMPTY,

@@ -1,6 +1,6 @@
 //! The MLP part on the device.
 
-use pipo_kernels::cuda::{Activation, Region};
+use pipo_kernels::cuda::{Activation, Region, Then};
 
 use super::arithmetic::{Step, span};
 use crate::executor::Fault;
@@ -18,8 +18,8 @@ impl Step<'_> {
     fn gated(&self) -> Result<(), Fault> {
         let input = self.input("gate")?;
         let [gate, up, down] = self.results(["gate", "up", "down"])?;
-        self.advance("gate", input, gate, span(up, down))?;
-        self.advance("up", input, up, down)?;
+        let products = [("gate", gate, span(up, down)), ("up", up, down)];
+        self.advance(input, &products, Then::Store)?;
         if !self.has("down") {
             return Ok(());
         }
@@ -31,12 +31,17 @@ impl Step<'_> {
     fn plain(&self) -> Result<(), Fault> {
         let input = self.input("fc1")?;
         let [inner, out] = self.results(["fc1", "fc2"])?;
-        self.advance("fc1", input, inner, out)?;
+        // With both matrices here, everything between them follows the first at once.
+        let at_once = self.has("fc1") && self.has("fc2");
+        let then = if at_once { Then::Activate(Activation::Relu) } else { Then::Store };
+        self.advance(input, &[("fc1", inner, out)], then)?;
         if !self.has("fc2") {
             return Ok(());
         }
-        let count = numbers(inner);
-        self.kernels().activate(self.stream.raw(), Activation::Relu, inner, count)?;
+        if !at_once {
+            let count = numbers(inner);
+            self.kernels().activate(self.stream.raw(), Activation::Relu, inner, count)?;
+        }
         self.close("fc2", inner, out)
     }
 

@@ -14,6 +14,16 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl Activation {
+    /// Its number in the kernels.
+    pub(super) fn code(self) -> i32 {
+        match self {
+            Self::Relu => 1,
+            Self::GeluTanh => 2,
+        }
+    }
+}
+
 impl Kernels {
     /// Applies a function to `count` fp16 numbers in place.
     pub fn activate(
@@ -61,6 +71,18 @@ impl Kernels {
         rows: usize,
         bias: &DeviceVector,
     ) -> Result<(), CudaError> {
+        self.add_bias_then(stream, x, rows, bias, None)
+    }
+
+    /// The same, and a function of the sum, rounded between.
+    pub(super) fn add_bias_then(
+        &self,
+        stream: Stream,
+        x: Region,
+        rows: usize,
+        bias: &DeviceVector,
+        then: Option<Activation>,
+    ) -> Result<(), CudaError> {
         let width = bias.length();
         x.holds("x", &[rows, width], 2)?;
         let grid = [width.div_ceil(256), rows.min(4096), 1];
@@ -71,6 +93,7 @@ impl Kernels {
             bias.kind(),
             int("the rows", rows)?,
             int("the width", width)?,
+            u64::from(then.map_or(0, Activation::code).cast_unsigned()),
         ];
         self.launch(stream, launch, &arguments)
     }

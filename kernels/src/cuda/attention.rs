@@ -1,7 +1,7 @@
 //! The cache and attention over it.
 
 use super::launch::Launch;
-use super::operand::{DeviceCache, Region, Side};
+use super::operand::{DeviceCache, Region};
 use super::unit::{Unit, code, int};
 use super::{CudaError, Kernels, Stream};
 use crate::attention::Heads;
@@ -24,11 +24,11 @@ const FEW: usize = 8;
 #[derive(Debug, Clone, Copy)]
 pub struct Append<'a> {
     /// fp16, the cache's sequences x positions x kv heads x head dimension.
-    pub x: Region,
+    pub keys: Region,
+    /// The same.
+    pub values: Region,
     /// Where they go.
     pub cache: &'a DeviceCache,
-    /// Whether they are keys or values.
-    pub side: Side,
     /// The position of the first row of every sequence.
     pub first_position: usize,
     /// New positions of every sequence.
@@ -94,31 +94,32 @@ impl Kernels {
 
     /// Stores new rows of a cache, each head's row as [`crate::format::quantise_rows`] does, bit by bit.
     pub fn append_cache(&self, stream: Stream, append: &Append) -> Result<(), CudaError> {
-        let Append { x, cache, side, first_position, positions } = *append;
+        let Append { keys, values, cache, first_position, positions } = *append;
         let DeviceCache { plane, sequences, capacity, kv_heads, region } = *cache;
         let dim = plane.inputs;
-        x.holds("x", &[sequences, positions, kv_heads, dim], 2)?;
+        keys.holds("the keys", &[sequences, positions, kv_heads, dim], 2)?;
+        values.holds("the values", &[sequences, positions, kv_heads, dim], 2)?;
         let end = first_position.saturating_add(positions);
         if end > capacity {
             let what = "the last position";
             return Err(ShapeError::Index { what, index: end - 1, limit: capacity }.into());
         }
         let rows = error::product("the rows", &[positions, kv_heads])?;
-        let offset = if side == Side::Values { plane.bytes() } else { 0 };
         let launch = Launch {
             unit: Unit::Append,
             name: "append",
-            grid: [rows.div_ceil(8), sequences, 1],
+            grid: [rows.div_ceil(8), sequences, 2],
             threads: 256,
         };
         let weights = plane.weights(first_position * kv_heads..first_position * kv_heads).start;
         let scales = plane.scales(first_position * kv_heads..first_position * kv_heads).start;
         let arguments = [
-            x.address(),
+            keys.address(),
+            values.address(),
             code(plane.format),
-            region.address() + (offset + weights) as u64,
-            region.address() + (offset + scales) as u64,
-            2 * plane.bytes() as u64,
+            region.address() + weights as u64,
+            region.address() + scales as u64,
+            plane.bytes() as u64,
             int("the rows", rows)?,
             int("the head dimension", dim)?,
         ];

@@ -7,6 +7,7 @@ use super::operand::{DeviceMatrix, Region};
 use super::unit::{Unit, code, int};
 use super::{CudaError, Kernels, Stream};
 use crate::error;
+use crate::format::Format;
 
 impl Kernels {
     /// Writes the row of each token: `tokens` are `count` `u32`, `out` is fp16, count x the table's
@@ -96,8 +97,10 @@ impl Kernels {
             && out.aligned()
             && layout.inputs.is_multiple_of(8)
             && layout.weights_row.is_multiple_of(16);
-        // Each thread decodes sixteen stored bytes.
-        let vectors = error::product("the matrix", &[rows.len(), layout.weights_row.div_ceil(16)])?;
+        // Stored bytes of a thread.
+        let each = if matches!(layout.format, Format::Int8 | Format::Int4) { 8 } else { 16 };
+        let vectors =
+            error::product("the matrix", &[rows.len(), layout.weights_row.div_ceil(each)])?;
         let launch = Launch {
             unit: Unit::Dequantise,
             name: "dequantise",

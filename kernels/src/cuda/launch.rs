@@ -48,7 +48,7 @@ impl Kernels {
     }
 
     /// Launches a kernel. Every argument fills eight bytes, of which the kernel reads as many as its
-    /// parameter has: the low ones.
+    /// parameter has: the low ones. The last parameter may be a structure: what is left of the arguments.
     pub(super) fn launch(
         &self,
         stream: Stream,
@@ -66,8 +66,9 @@ impl Kernels {
             *grid = fits.ok_or(ShapeError::TooLarge { what: "the grid of a kernel" })?;
         }
         let function = self.function(launch.unit, Some(launch.name))?;
-        let mut pointers: Vec<*mut c_void> =
-            arguments.iter().map(|argument| ptr::from_ref(argument).cast_mut().cast()).collect();
+        // Each points to all that follow, of which the kernel reads a parameter's size.
+        let tail = |index: usize| arguments[index..].as_ptr().cast_mut().cast();
+        let mut pointers: Vec<*mut c_void> = (0..arguments.len()).map(tail).collect();
         let [x, y, z] = grid;
         // SAFETY: the function belongs to a module that stays loaded as long as `self`. The callers
         // pass every parameter of the kernel, checked that the regions hold what it touches, and who

@@ -2,12 +2,13 @@
 
 use std::sync::PoisonError;
 
+use super::activation::Activation;
 use super::blas::Product;
 use super::launch::Launch;
 use super::operand::{DeviceMatrix, DeviceVector, Region};
 use super::unit::{Unit, int};
 use super::{CudaError, Kernels, Stream};
-use crate::error;
+use crate::error::{self, ShapeError};
 use crate::format::Format;
 
 /// Rows up to which weights are decoded in registers whatever else there is. More of them take longer than
@@ -20,8 +21,12 @@ fn few(format: Format) -> usize {
     }
 }
 
-/// Outputs that a tile of decoded weights must have to be worth a product of its own.
-const TILE: usize = 1024;
+/// Outputs of a tile of decoded weights, and results of it, that are worth a product of its own.
+const TILE: usize = 256;
+const RESULTS: usize = 1 << 19;
+
+/// Matrices of one launch.
+const TOGETHER: usize = 3;
 
 /// How results are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +37,23 @@ pub enum Out {
     Fp32,
 }
 
-/// `out = x * matrix^T + bias + residual`.
+/// What becomes of `x * matrix^T + bias`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It is the result.
+    Store,
+    /// The result is a function of it; the same bits as [`Kernels::activate`] in a launch of its own.
+    Activate(Activation),
+    /// It is added to these rows, fp16, rows x outputs. They may be `out`, where that is fp16, and may
+    /// not overlap it otherwise.
+    Add(Region),
+}
+
+/// `out = then(x * matrix^T + bias)`.
+///
+/// An fp16 result is the sum rounded to fp16, then with the bias added and rounded again: the same bits as
+/// from [`Kernels::add_bias`] in a launch of its own. Where rows are added, bias and row are added and
+/// rounded first, and the sum is rounded once, with them. An fp32 result is rounded nowhere before.
 #[derive(Debug, Clone, Copy)]
 pub struct Linear<'a> {
     /// fp16, rows x inputs. Must not overlap `out`.
@@ -43,14 +64,97 @@ pub struct Linear<'a> {
     pub matrix: &'a DeviceMatrix,
     /// One number for each output.
     pub bias: Option<&'a DeviceVector>,
-    /// fp16, rows x outputs. May be `out`, where that is fp16; may not overlap it otherwise.
-    pub residual: Option<Region>,
+    /// What follows.
+    pub then: Then,
     /// Rows x outputs.
     pub out: Region,
-    /// How `out` is stored.
+    /// How `out` is stored; no activation follows fp32.
     pub out_type: Out,
     /// Memory that is overwritten; [`Kernels::linear_spare`] says how much helps.
     pub spare: Region,
+}
+
+impl Linear<'_> {
+    fn check(&self) -> Result<(), CudaError> {
+        let Self { x, rows, matrix, bias, then, out, out_type, .. } = *self;
+        let layout = matrix.layout();
+        x.holds("x", &[rows, layout.inputs], 2)?;
+        out.holds("out", &[rows, layout.outputs], if out_type == Out::Fp32 { 4 } else { 2 })?;
+        match then {
+            Then::Add(residual) => {
+                residual.holds("the residual", &[rows, layout.outputs], 2)?;
+            }
+            Then::Activate(_) if out_type == Out::Fp32 => {
+                let what = "the width of activated numbers in bits";
+                return Err(ShapeError::Rule { what, found: 32, rule: "16: fp16" }.into());
+            }
+            Then::Activate(_) | Then::Store => {}
+        }
+        if let Some(bias) = bias {
+            error::length("the bias", bias.length(), layout.outputs)?;
+        }
+        Ok(())
+    }
+
+    fn residual(&self) -> Option<Region> {
+        if let Then::Add(residual) = self.then { Some(residual) } else { None }
+    }
+
+    /// Whether rows and weights can be read 16 bytes at a time.
+    fn aligned(&self) -> bool {
+        let layout = self.matrix.layout();
+        let step = if layout.format == Format::Int8 { 16 } else { 8 };
+        self.x.aligned() && self.matrix.region().aligned() && layout.inputs.is_multiple_of(step)
+    }
+
+    /// Outputs of a tile for cuBLAS, or none where weights are decoded in registers.
+    fn tile(&self) -> Option<usize> {
+        let layout = self.matrix.layout();
+        let whole = layout.inputs.is_multiple_of(8) && layout.outputs.is_multiple_of(8);
+        let aligned =
+            [self.x, self.matrix.region(), self.out, self.spare].iter().all(Region::aligned)
+                && self.residual().is_none_or(|residual| residual.aligned());
+        if self.rows <= few(layout.format) || !whole || !aligned {
+            return None;
+        }
+        let row = layout.inputs.saturating_mul(2).max(1);
+        let room = usize::try_from(self.spare.bytes()).unwrap_or(usize::MAX) / row / 128 * 128;
+        let all = layout.format == Format::Fp16 || room >= layout.outputs;
+        let tile = if all { layout.outputs } else { room };
+        (all || tile >= TILE && tile.saturating_mul(self.rows) >= RESULTS).then_some(tile)
+    }
+
+    /// Whether one launch may compute both.
+    fn joins(&self, other: &Self) -> bool {
+        let (one, two) = (self.matrix.layout(), other.matrix.layout());
+        (self.x, self.rows, self.out_type) == (other.x, other.rows, other.out_type)
+            && (one.format, one.inputs) == (two.format, two.inputs)
+            && self.aligned() == other.aligned()
+            && self.function() == other.function()
+    }
+
+    /// What follows, as the kernels number it; -1 stands for an fp32 result.
+    fn function(&self) -> i32 {
+        match (self.out_type, self.then) {
+            (Out::Fp32, _) => -1,
+            (_, Then::Activate(kind)) => kind.code(),
+            _ => 0,
+        }
+    }
+
+    /// The matrix and what becomes of its sums, as the kernels read them.
+    fn part(&self) -> [u64; 7] {
+        let Self { matrix, bias, out, .. } = *self;
+        [
+            matrix.region().address(),
+            matrix.scales(),
+            bias.map_or(0, |bias| bias.region().address()),
+            self.residual().map_or(0, |residual| residual.address()),
+            out.address(),
+            bias.map_or(0, DeviceVector::kind),
+            matrix.layout().outputs as u64,
+        ]
+    }
 }
 
 impl Kernels {
@@ -65,77 +169,73 @@ impl Kernels {
 
     /// Multiplies rows of activations by a stored matrix.
     pub fn linear(&self, stream: Stream, linear: &Linear) -> Result<(), CudaError> {
-        let Linear { x, rows, matrix, bias, residual, out, out_type, spare } = *linear;
-        let layout = matrix.layout();
-        x.holds("x", &[rows, layout.inputs], 2)?;
-        out.holds("out", &[rows, layout.outputs], if out_type == Out::Fp32 { 4 } else { 2 })?;
-        if let Some(residual) = residual {
-            residual.holds("the residual", &[rows, layout.outputs], 2)?;
-        }
-        if let Some(bias) = bias {
-            error::length("the bias", bias.length(), layout.outputs)?;
-        }
-        let whole = layout.inputs.is_multiple_of(8) && layout.outputs.is_multiple_of(8);
-        let aligned = [x, matrix.region(), out, spare].iter().all(Region::aligned)
-            && residual.is_none_or(|residual| residual.aligned());
-        let row = layout.inputs.saturating_mul(2).max(1);
-        let room = usize::try_from(spare.bytes()).unwrap_or(usize::MAX) / row / 128 * 128;
-        let tile = if layout.format == Format::Fp16 { layout.outputs } else { room };
-        if rows > few(layout.format)
-            && whole
-            && aligned
-            && tile >= layout.outputs.min(TILE)
-            && self.has_cublas()
-        {
-            self.by_cublas(stream, linear, tile.min(layout.outputs))
-        } else {
-            self.decoding(stream, linear)
-        }
+        self.linears(stream, &[*linear])
     }
 
-    /// Decodes weights in registers.
-    fn decoding(&self, stream: Stream, linear: &Linear) -> Result<(), CudaError> {
-        let Linear { x, rows, matrix, bias, residual, out, out_type, .. } = *linear;
-        let layout = matrix.layout();
-        let step = if layout.format == Format::Int8 { 16 } else { 8 };
-        let aligned =
-            x.aligned() && matrix.region().aligned() && layout.inputs.is_multiple_of(step);
-        let columns = if aligned && rows <= 8 { 8 } else { 16 };
-        let (name, outputs) = match (aligned, columns, tile(layout.outputs)) {
-            (false, _, _) => ("few_unaligned", 16),
-            (true, 8, 16) => ("few_narrow_8", 16),
-            (true, 8, _) => ("few_wide_8", 32),
-            (true, _, 16) => ("few_narrow_16", 16),
-            (true, _, _) => ("few_wide_16", 32),
+    /// Several products, none of which reads what another writes. Those of the same few rows are computed
+    /// by one launch; the bits are those of one product at a time.
+    pub fn linears(&self, stream: Stream, mut linears: &[Linear]) -> Result<(), CudaError> {
+        linears.iter().try_for_each(Linear::check)?;
+        while let [first, ..] = linears {
+            let tile = first.tile().filter(|_| self.has_cublas());
+            let joins = |other: &&Linear| first.joins(other) && other.tile().is_none();
+            let count = match tile {
+                Some(_) => 1,
+                None => 1 + linears[1..].iter().take(TOGETHER - 1).take_while(joins).count(),
+            };
+            let (now, later) = linears.split_at(count);
+            match tile {
+                Some(tile) => self.by_cublas(stream, first, tile)?,
+                None => self.decoding(stream, first, now)?,
+            }
+            linears = later;
+        }
+        Ok(())
+    }
+
+    /// Decodes weights in registers, for products that join the first.
+    fn decoding(&self, stream: Stream, first: &Linear, all: &[Linear]) -> Result<(), CudaError> {
+        let (x, rows, layout) = (first.x, first.rows, first.matrix.layout());
+        let each = || all.iter().map(|linear| linear.matrix.layout().outputs);
+        let stored = matches!(layout.format, Format::Int8 | Format::Int4);
+        // More outputs in a block read x less often, fewer give every multiprocessor of a large GPU a
+        // block of a small matrix. The sums are the same either way.
+        let (name, outputs, columns) = match (first.aligned(), rows, each().sum::<usize>()) {
+            (false, _, _) => ("few_unaligned", 16, 16),
+            (true, ..=8, ..6144) => ("few_16_8", 16, 8),
+            (true, ..=8, _) => ("few_32_8", 32, 8),
+            (true, _, ..3072) => ("few_16_16", 16, 16),
+            (true, _, 8192..) if stored => ("few_64_16", 64, 16),
+            (true, _, _) => ("few_32_16", 32, 16),
         };
-        let grid = [rows.div_ceil(columns), layout.outputs.div_ceil(outputs), 1];
+        let tiles = each().max().unwrap_or(0).div_ceil(outputs);
+        let grid = [rows.div_ceil(columns), tiles, all.len()];
         let launch = Launch { unit: Unit::Linear(layout.format), name, grid, threads: 256 };
-        let arguments = [
+        let mut arguments = vec![
             x.address(),
-            matrix.region().address(),
-            matrix.scales(),
-            bias.map_or(0, |bias| bias.region().address()),
-            bias.map_or(0, DeviceVector::kind),
-            residual.map_or(0, |residual| residual.address()),
-            out.address(),
-            u64::from(out_type == Out::Fp32),
             int("the rows", rows)?,
-            int("the outputs", layout.outputs)?,
             int("the inputs", layout.inputs)?,
+            u64::from(first.function().cast_unsigned()),
         ];
+        for linear in all {
+            int("the outputs", linear.matrix.layout().outputs)?;
+            arguments.extend(linear.part());
+        }
+        arguments.resize(4 + 7 * TOGETHER, 0);
         self.launch(stream, launch, &arguments)
     }
 
     /// Through cuBLAS, a tile of outputs at a time where weights must be decoded first.
     fn by_cublas(&self, stream: Stream, linear: &Linear, tile: usize) -> Result<(), CudaError> {
-        let Linear { x, rows, matrix, bias, residual, out, out_type, spare } = *linear;
+        let Linear { x, rows, matrix, bias, then, out, out_type, spare } = *linear;
         let layout = matrix.layout();
         let Some(blas) = &self.blas else { return Ok(()) };
         let blas = blas.lock().unwrap_or_else(PoisonError::into_inner);
         let wide = out_type == Out::Fp32;
-        // What is added is put where the result goes: cuBLAS then adds in single precision.
-        let keep = bias.is_some() || residual.is_some();
-        if bias.is_some() || residual.is_some_and(|residual| residual != out) {
+        // What is added before the sum is rounded is put where the result goes: cuBLAS adds it in single
+        // precision.
+        let keep = linear.residual().is_some() || (wide && bias.is_some());
+        if keep && (bias.is_some() || linear.residual() != Some(out)) {
             self.prefill(stream, linear)?;
         }
         for first in (0..layout.outputs).step_by(tile.max(1)) {
@@ -160,19 +260,26 @@ impl Kernels {
             };
             blas.multiply(stream, product)?;
         }
-        Ok(())
+        match (bias.filter(|_| !keep), then) {
+            (Some(bias), Then::Activate(kind)) => {
+                self.add_bias_then(stream, out, rows, bias, Some(kind))
+            }
+            (Some(bias), _) => self.add_bias(stream, out, rows, bias),
+            (None, Then::Activate(kind)) => self.activate(stream, kind, out, rows * layout.outputs),
+            (None, _) => Ok(()),
+        }
     }
 
     /// Writes bias and residual where the result goes.
     fn prefill(&self, stream: Stream, linear: &Linear) -> Result<(), CudaError> {
-        let Linear { rows, matrix, bias, residual, out, out_type, .. } = *linear;
+        let Linear { rows, matrix, bias, out, out_type, .. } = *linear;
         let outputs = matrix.layout().outputs;
         let grid = [outputs.div_ceil(256), rows.min(65535), 1];
         let launch = Launch { unit: Unit::Residual, name: "prefill", grid, threads: 256 };
         let arguments = [
             bias.map_or(0, |bias| bias.region().address()),
             bias.map_or(0, DeviceVector::kind),
-            residual.map_or(0, |residual| residual.address()),
+            linear.residual().map_or(0, |residual| residual.address()),
             out.address(),
             u64::from(out_type == Out::Fp32),
             int("the rows", rows)?,
@@ -180,10 +287,4 @@ impl Kernels {
         ];
         self.launch(stream, launch, &arguments)
     }
-}
-
-/// Outputs of a block: more of them read x less often, fewer give every multiprocessor of a large GPU a block
-/// of a small matrix. The sums are the same either way.
-fn tile(outputs: usize) -> usize {
-    if outputs < 6144 { 16 } else { 32 }
 }

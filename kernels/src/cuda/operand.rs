@@ -154,15 +154,6 @@ impl DeviceVector {
     }
 }
 
-/// Keys or values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Keys.
-    Keys,
-    /// Values.
-    Values,
-}
-
 /// The cache of one layer for some sequences: for each sequence all keys, then all values, each a matrix
 /// of (capacity x kv heads) x head dimension with its scales behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -205,3 +205,19 @@ __device__ __forceinline__ float power_of_two(float x) {
 }
 
 __device__ __forceinline__ float exponential(float x) { return power_of_two(x * 1.4426950408889634f); }
+
+// --- functions of one number
+
+// 1 - 2 / (e^2x + 1), which has no infinity over another.
+__device__ __forceinline__ float hyperbolic_tangent(float x) { return 1 - 2 / (exponential(2 * x) + 1); }
+
+// By number, as `cuda/activation.rs` has them.
+#define RELU 1
+#define GELU_TANH 2
+
+__device__ __forceinline__ float activated(int kind, float x) {
+    // Not `max`, which would hide what is not a number.
+    if (kind == RELU) return x < 0 ? 0 : x;
+    const float inner = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
+    return 0.5f * x * (1 + hyperbolic_tangent(inner));
+}

@@ -1,6 +1,6 @@
 // New rows of a cache, stored as `format/quantise.rs` does it, bit by bit: every rounding of a float is written
-// out, so that the compiler joins no multiplication with an addition. A warp has one row of `x`, which is
-// sequences x rows x dim in fp16; block y is the sequence.
+// out, so that the compiler joins no multiplication with an addition. A warp has one row of the keys or values, which
+// are sequences x rows x dim in fp16; block y is the sequence, block z says which of the two.
 
 // The smallest half near `value`, or the next one up where that is not enough: the caller says which.
 __device__ __forceinline__ u16 at_most_largest(u16 bits) { return bits >= 0x7c00 ? 0x7bff : bits; }
@@ -95,13 +95,14 @@ __device__ void int4_group(const u16* x, u8* weights, u8* scales, int count, int
 }
 
 extern "C" __global__ void __launch_bounds__(256) append(
-    const u16* x, int format, u8* weights, u8* scales, long long sequence_bytes, int rows, int dim
+    const u16* keys, const u16* values, int format, u8* weights, u8* scales, long long plane, int rows, int dim
 ) {
     const int lane = threadIdx.x % 32, row = blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= rows) return;
-    x += ((long long)blockIdx.y * rows + row) * dim;
-    weights += blockIdx.y * sequence_bytes;
-    scales += blockIdx.y * sequence_bytes;
+    const u16* x = (blockIdx.z == 0 ? keys : values) + ((long long)blockIdx.y * rows + row) * dim;
+    // Of a sequence, all keys lie before all values.
+    weights += (2 * blockIdx.y + blockIdx.z) * plane;
+    scales += (2 * blockIdx.y + blockIdx.z) * plane;
     if (format == INT8) {
         int8_row(x, weights + (long long)row * dim, scales + 2 * (long long)row, dim, lane);
     } else if (format == INT4) {
