@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pipo_kernels::attention::Heads;
 use pipo_kernels::cuda::{
-    Attention, DeviceCache, DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region,
+    Attention, DeviceCache, DeviceMatrix, DeviceVector, Kernels, Linear, Out, Region, Then,
 };
 use pipo_kernels::{Format, Matrix, embedding, format::matrix_bytes};
 use pipo_plan::machine::AttentionTime;
@@ -151,7 +151,7 @@ impl Bench {
             rows,
             matrix: &matrix,
             bias: None,
-            residual: None,
+            then: Then::Store,
             out: self.out,
             out_type: Out::Fp16,
             spare: self.spare,
