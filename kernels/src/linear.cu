@@ -55,28 +55,33 @@ struct Base {
 #define CHUNK_BYTES (64 * LOADS)
 #define CHUNK_SCALES 8
 
-// A chunk of a row. WHOLE: all of it is there, at a multiple of 16.
-template <bool ALIGNED, bool WHOLE>
-__device__ __forceinline__ void load(Stored& stored, const Base& base, u32 row, int chunk) {
+// A whole chunk of an aligned row, if there is one.
+__device__ __forceinline__ void load(Stored& stored, const Base& base, u32 row, int chunk, bool wanted) {
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        load_aligned_if(stored.words[j], base.weights + row + chunk * CHUNK_BYTES + 64 * j, wanted);
+    }
+    if (FORMAT == INT4) {
+        u32 word[1] = {stored.scale};
+        // A group has 32 bytes of weights and 4 of scales.
+        load_aligned_if(word, base.scales + row / 8 + chunk * CHUNK_SCALES, wanted);
+        stored.scale = word[0];
+    }
+}
+
+// Any chunk of any row.
+template <bool ALIGNED>
+__device__ __forceinline__ void load_part(Stored& stored, const Base& base, u32 row, int chunk) {
     const int t = threadIdx.x % 4;
-    // A group has 32 bytes of weights and 4 of scales.
-    const u8* scale = base.scales + row / 8;
 #pragma unroll
     for (int j = 0; j < LOADS; j++) {
         const int offset = chunk * CHUNK_BYTES + 64 * j;
-        if (WHOLE) {
-            load_aligned(stored.words[j], base.weights + row + offset);
-        } else {
-            load_words<4, ALIGNED>(stored.words[j], base.weights + row, offset, base.bytes - 16 * t);
-        }
+        load_words<4, ALIGNED>(stored.words[j], base.weights + row, offset, base.bytes - 16 * t);
     }
     if (FORMAT == INT4) {
         u32 word[1];
-        if (WHOLE) {
-            load_aligned(word, scale + chunk * CHUNK_SCALES);
-        } else {
-            load_words<1, ALIGNED>(word, scale, chunk * CHUNK_SCALES, 4 * (base.groups - t / 2));
-        }
+        const u8* scales = base.scales + row / 8;
+        load_words<1, ALIGNED>(word, scales, chunk * CHUNK_SCALES, 4 * (base.groups - t / 2));
         stored.scale = word[0];
     }
 }
@@ -107,22 +112,13 @@ __device__ __forceinline__ void decode(u32 (&halves)[16], const Stored& stored) 
     }
 }
 
-// The same inputs of a row of x.
-template <bool ALIGNED, bool WHOLE>
-__device__ __forceinline__ void load_x(u32 (&words)[4][4], const u8* row, int end, int chunk) {
+// The same inputs of a row of x: where those of the j-th load start.
+__device__ __forceinline__ int input_of(int chunk, int j) {
     const int t = threadIdx.x % 4;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const int input = FORMAT == INT4 ? t / 2 * 64 + t % 2 * 16 + j / 2 * 32 + j % 2 * 8
-                          : FORMAT == INT8 ? j / 2 * 64 + t * 16 + j % 2 * 8
-                                           : j * 32 + t * 8;
-        const int offset = 2 * (chunk * CHUNK + input);
-        if (WHOLE) {
-            load_aligned(words[j], row + offset);
-        } else {
-            load_words<4, ALIGNED>(words[j], row, offset, end);
-        }
-    }
+    const int input = FORMAT == INT4 ? t / 2 * 64 + t % 2 * 16 + j / 2 * 32 + j % 2 * 8
+                      : FORMAT == INT8 ? j / 2 * 64 + t * 16 + j % 2 * 8
+                                       : j * 32 + t * 8;
+    return chunk * CHUNK + input;
 }
 
 // Into the order of the weights.
@@ -200,60 +196,66 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
     for (int c = 0; c < COLUMNS; c++) x_at[c] = 2 * (u32)min(8 * c + g, rows - 1 - first_row) * inputs;
 
     float sums[TILES][COLUMNS][4] = {};
-    Stored stored[DEPTH][TILES][2];
-    u32 words[COLUMNS][4][4];
-    if (warp < whole) {
+    Stored stored[DEPTH][TILES][2] = {};
+    u32 words[COLUMNS][4][4] = {};
+    auto load_x = [&](int chunk) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) load_x<ALIGNED, true>(words[c], x + x_at[c], 0, warp);
-    }
-#pragma unroll
-    for (int d = 0; d < DEPTH; d++) {
-        if (warp + d * WARPS < whole) {
-#pragma unroll
-            for (int i = 0; i < 2 * TILES; i++) {
-                load<ALIGNED, true>(stored[d][i / 2][i % 2], base, at[i / 2][i % 2], warp + d * WARPS);
-            }
+        for (int i = 0; i < 4 * COLUMNS; i++) {
+            const u8* from = x + x_at[i / 4] + 2 * input_of(chunk, i % 4);
+            load_aligned_if(words[i / 4][i % 4], from, chunk < whole);
         }
-    }
-#pragma unroll 1
-    for (int turn = warp; turn < whole; turn += DEPTH * WARPS) {
-#pragma unroll
-        for (int d = 0; d < DEPTH; d++) {
-            const int chunk = turn + d * WARPS;
-            if (chunk >= whole) break;
-            u32 right[COLUMNS][16];
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++) {
-                arrange(right[c], words[c]);
-                if (chunk + WARPS < whole) load_x<ALIGNED, true>(words[c], x + x_at[c], 0, chunk + WARPS);
-            }
-#pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                u32 low[16], high[16];
-                decode(low, stored[d][tile][0]);
-                decode(high, stored[d][tile][1]);
-                add_tile<COLUMNS>(sums[tile], low, high, right);
-                if (chunk + DEPTH * WARPS >= whole) continue;
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    load<ALIGNED, true>(stored[d][tile][i], base, at[tile][i], chunk + DEPTH * WARPS);
-                }
-            }
-        }
-    }
-    // Chunks that are not whole: the last one, or all of them.
-    for (int chunk = whole + (warp + WARPS - whole % WARPS) % WARPS; chunk < chunks; chunk += WARPS) {
+    };
+    auto add_chunk = [&](Stored (&stored)[TILES][2], int chunk) {
+        const int ahead = chunk + DEPTH * WARPS;
         u32 right[COLUMNS][16];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            load_x<ALIGNED, false>(words[c], x + x_at[c], 2 * inputs, chunk);
-            arrange(right[c], words[c]);
-        }
+        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[c]);
+        load_x(chunk + WARPS);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
             u32 low[16], high[16];
-            load<ALIGNED, false>(stored[0][tile][0], base, at[tile][0], chunk);
-            load<ALIGNED, false>(stored[0][tile][1], base, at[tile][1], chunk);
+            decode(low, stored[tile][0]);
+            decode(high, stored[tile][1]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) load(stored[tile][i], base, at[tile][i], ahead, ahead < whole);
+            add_tile<COLUMNS>(sums[tile], low, high, right);
+        }
+    };
+    int chunk = warp;
+    if (ALIGNED) {
+        load_x(chunk);
+#pragma unroll
+        for (int i = 0; i < 2 * TILES * DEPTH; i++) {
+            const int tile = i / 2 % TILES, d = i / 2 / TILES, first = warp + d * WARPS;
+            load(stored[d][tile][i % 2], base, at[tile][i % 2], first, first < whole);
+        }
+#pragma unroll 1
+        for (; chunk + (DEPTH - 1) * WARPS < whole; chunk += DEPTH * WARPS) {
+#pragma unroll
+            for (int d = 0; d < DEPTH; d++) add_chunk(stored[d], chunk + d * WARPS);
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH - 1; d++) {
+            if (chunk >= whole) break;
+            add_chunk(stored[d], chunk);
+            chunk += WARPS;
+        }
+    }
+    // Chunks that are not whole: the last one, or all of them.
+    for (; chunk < chunks; chunk += WARPS) {
+        u32 right[COLUMNS][16];
+#pragma unroll
+        for (int i = 0; i < 4 * COLUMNS; i++) {
+            const int offset = 2 * input_of(chunk, i % 4);
+            load_words<4, ALIGNED>(words[i / 4][i % 4], x + x_at[i / 4], offset, 2 * inputs);
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[c]);
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            u32 low[16], high[16];
+            load_part<ALIGNED>(stored[0][tile][0], base, at[tile][0], chunk);
+            load_part<ALIGNED>(stored[0][tile][1], base, at[tile][1], chunk);
             decode(low, stored[0][tile][0]);
             decode(high, stored[0][tile][1]);
             add_tile<COLUMNS>(sums[tile], low, high, right);
@@ -289,12 +291,18 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
         few<TILES, COLUMNS, DEPTH, ALIGNED>(x, rows, inputs, then, parts);                                   \
     }
 
-// Blocks for which a multiprocessor must have room: two hide each other's latency, where that many registers do.
-FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 4 / LOADS), true, 2)
-FEW(few_32_8, 2, 1, (LOADS > 1 ? 1 : 2), true, (LOADS > 2 ? 1 : 2))
-FEW(few_16_16, 1, 2, (LOADS > 2 ? 1 : 4 / LOADS), true, 1)
+// Blocks for which a multiprocessor must have room: more of them hide each other's latency, where the assembler
+// then needs no memory for what should be in registers.
+#if __CUDA_ARCH__ == 900
+#define MANY (LOADS == 1 ? 3 : 2)
+#else
+#define MANY (__CUDA_ARCH__ >= 1000 && LOADS > 2 ? 1 : 2)
+#endif
+
+FEW(few_16_8, 1, 1, (LOADS == 2 ? 2 : 1), true, MANY)
+FEW(few_32_8, 2, 1, 1, true, (LOADS > 2 ? 1 : 2))
 FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), true, 1)
-#if FORMAT == INT4 || FORMAT == INT8
+#if LOADS <= 2
 FEW(few_64_16, 4, 2, 1, true, 1)
 #endif
 FEW(few_unaligned, 1, 2, 1, false, 1)

@@ -172,8 +172,9 @@ impl Kernels {
         self.linears(stream, &[*linear])
     }
 
-    /// Several products, none of which reads what another writes. Those of the same few rows are computed
-    /// by one launch; the bits are those of one product at a time.
+    /// Several products, none of which reads the result of another; the spare memory of one may be where a
+    /// later one's result goes. Those of the same few rows are computed by one launch, with the bits of
+    /// one product at a time.
     pub fn linears(&self, stream: Stream, mut linears: &[Linear]) -> Result<(), CudaError> {
         linears.iter().try_for_each(Linear::check)?;
         while let [first, ..] = linears {
@@ -204,7 +205,6 @@ impl Kernels {
             (false, _, _) => ("few_unaligned", 16, 16),
             (true, ..=8, ..6144) => ("few_16_8", 16, 8),
             (true, ..=8, _) => ("few_32_8", 32, 8),
-            (true, _, ..3072) => ("few_16_16", 16, 16),
             (true, _, 8192..) if stored => ("few_64_16", 64, 16),
             (true, _, _) => ("few_32_16", 32, 16),
         };

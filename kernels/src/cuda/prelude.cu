@@ -110,6 +110,25 @@ __device__ __forceinline__ void load_aligned(u32 (&words)[N], const u8* from) {
     }
 }
 
+// The same, or nothing at all: a branch would keep the compiler from moving what stands around it. The rest of
+// the cache line, which other warps are about to read, comes to the second level with it.
+template <int N>
+__device__ __forceinline__ void load_aligned_if(u32 (&words)[N], const u8* from, bool wanted) {
+    if (N == 4) {
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+            : "+r"(words[0]), "+r"(words[1 % N]), "+r"(words[2 % N]), "+r"(words[3 % N])
+            : "l"(from), "r"((u32)wanted)
+        );
+    } else {
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.L2::128B.u32 %0, [%1]; }"
+            : "+r"(words[0])
+            : "l"(from), "r"((u32)wanted)
+        );
+    }
+}
+
 // N words of a row, zeros beyond its `end`; both in bytes. FAST rows start and end at multiples of N words.
 template <int N, bool FAST>
 __device__ __forceinline__ void load_words(u32 (&words)[N], const u8* row, int offset, int end) {
