@@ -163,5 +163,5 @@ fn what_cannot_be_compared_is_refused() {
     let line = "--threads 1 verify plan.toml --machine machine.toml --model store --baseline resident --runs 1";
     let text = good(at, line);
     assert!(text.contains("no baseline: "), "{text}");
-    assert!(text.contains("1 runs: request from"), "{text}");
+    assert!(text.contains("1 runs on the CPU: request from"), "{text}");
 }

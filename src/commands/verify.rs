@@ -213,8 +213,12 @@ fn write(output: &Path, cases: &[Case]) -> anyhow::Result<Vec<String>> {
         .collect();
     let title = cases.first().map_or("", |case| case.plan.model.name.as_str());
     let picture = beside(output, "svg");
-    let subtitle = "predicted and measured, on one time axis";
-    output::write(&picture, &svg::comparison(title, subtitle, &compared))?;
+    let device = match cases.first() {
+        Some(case) => case.median()?.device.as_str(),
+        None => "nothing",
+    };
+    let subtitle = format!("predicted, and measured on {device}, on one time axis");
+    output::write(&picture, &svg::comparison(title, &subtitle, &compared))?;
     let perfetto = beside(output, "trace.json");
     let processes: Vec<trace::Process> = named
         .iter()
@@ -281,8 +285,9 @@ fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {
     printer.table(&["figure", "predicted", "measured", "error"], &rows);
     let requests: Vec<Nanos> = case.measured.iter().map(|outcome| case.request(outcome)).collect();
     if let (Some(first), Some(last)) = (requests.first(), requests.last()) {
+        let device = &case.median()?.device;
         printer.line(format!(
-            "{} runs: request from {first} to {last}; the weight file was not in the page cache when each began",
+            "{} runs on {device}: request from {first} to {last}; the weight file was not in the page cache when each began",
             requests.len()
         ));
     }
