@@ -16,9 +16,13 @@ fn every_kernel_compiles_and_spills_nothing() {
         println!("skipped: {reason}");
         return;
     }
-    // Some architectures only, while a kernel is written: "sm_75 sm_90".
-    let wanted = std::env::var("PIPO_ARCHITECTURES").ok();
-    let wanted = |a: &Architecture| wanted.as_ref().is_none_or(|w| w.contains(&a.to_string()));
+    // Some architectures only, while a kernel is written: "sm_75 sm_90". The suite has ten minutes in all, so
+    // that sm_100, whose kernels are those of sm_120, is compiled only where it is named.
+    let named = std::env::var("PIPO_ARCHITECTURES").ok();
+    let wanted = |a: &Architecture| match &named {
+        Some(named) => named.contains(&a.to_string()),
+        None => *a != Architecture::Sm100,
+    };
     let faults = std::thread::scope(|scope| {
         let run = |architecture| scope.spawn(move || all(architecture));
         let threads: Vec<_> = Architecture::ALL.into_iter().filter(wanted).map(run).collect();
