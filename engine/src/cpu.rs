@@ -87,8 +87,8 @@ impl<'a> CpuBackend<'a> {
             unit.keep(index, &mut accounts, name, &source, &MEMORY)?;
             units.push(unit);
         }
-        let Knobs { frame, cache, embedding, hidden_in_host, .. } = knobs;
-        let gathers = if embedding.is_some() { plan.batch.count } else { 0 };
+        let Knobs { frame, cache, gathers, hidden_in_host, .. } = knobs;
+        let gathers = if gathers { plan.batch.count } else { 0 };
         let tier = if hidden_in_host { Tier::Pinned } else { Tier::Gpu };
         let hidden = accounts.many(tier, "hidden states", frame.hidden(0), plan.batch.count)?;
         let [first, second] = [

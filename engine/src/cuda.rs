@@ -83,6 +83,8 @@ pub(crate) struct CudaBackend<'a> {
     host: Host<'a>,
     /// By unit: what stays on the device.
     kept: Vec<Option<Region>>,
+    /// What the first unit has in pinned memory of the host, where kernels read it if it is not loaded.
+    mapped: Option<Region>,
     /// By ring and slot; empty where a ring is the host's.
     rings: Vec<Vec<Region>>,
     /// By micro-batch; empty where hidden states stay in host memory.
@@ -189,7 +191,7 @@ impl<'a> CudaBackend<'a> {
         let host_rings = Rings::new(layout, |tier| tier != Tier::Gpu)?;
         let allocated = accounts.close()?;
 
-        let gathers = if embedding.is_some() && !knobs.hidden_in_host { count } else { 0 };
+        let gathers = if knobs.gathers && !knobs.hidden_in_host { count } else { 0 };
         let gathered = (0..gathers).map(|_| Buffer::apart("gathered rows", frame.hidden(0)));
         let gathered: Vec<Buffer> = gathered.collect::<Result<_, _>>()?;
         let apart = Apart::new(request, layout)?;
@@ -211,6 +213,9 @@ impl<'a> CudaBackend<'a> {
             // SAFETY: buffers are never moved or resized, and pins are dropped before them.
             pins.extend(unsafe { Pin::new(&buffer.read()?) }?);
         }
+        let mapped = host.units.first().and_then(|unit| unit.kept(Tier::Pinned));
+        // SAFETY: pinned above, and pins outlive everything that reads what they hold.
+        let mapped = mapped.map(|table| unsafe { driver::mapped(&table.read()?) }).transpose()?;
         let shape = request.shape;
         let part = shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
         let paces = [shape.link, shape.link, shape.disk].map(|rate| rate.map(Pace::new));
@@ -223,6 +228,7 @@ impl<'a> CudaBackend<'a> {
             _pins: pins,
             host,
             kept,
+            mapped,
             rings,
             hidden,
             hidden_home,
@@ -362,7 +368,7 @@ fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
             next_step,
         })
     };
-    if knobs.hidden_in_host && knobs.embedding.is_none() {
+    if knobs.hidden_in_host && !knobs.gathers {
         return refused(
             "hidden states in host memory where the GPU looks tokens up",
             "set the embedding to \"host\" or hidden to \"gpu\", or use --backend cpu",

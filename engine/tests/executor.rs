@@ -226,8 +226,10 @@ fn pipo() -> impl Strategy<Value = Pipo> {
         prop::sample::select(vec![Granularity::Layer, Granularity::Part, Granularity::Tensor]);
     let kv = prop::sample::select(vec![KvTier::Gpu, KvTier::Host, KvTier::Disk]);
     let sizes = (1..4_u32, 1..5_u32, 1..4_u32, 1..4_u32, 0..60_u64, 0..60_u64, 1..8_u64);
-    (granularity, kv, sizes, any::<[bool; 4]>(), 0..6_u32).prop_map(
-        |(granularity, kv, sizes, flags, kv_gpu_layers)| {
+    let embedding = [Embedding::Host, Embedding::Mapped, Embedding::Unit];
+    let embedding = prop::sample::select(embedding.to_vec());
+    (granularity, (kv, embedding), sizes, any::<[bool; 3]>(), 0..6_u32).prop_map(
+        |(granularity, (kv, embedding), sizes, flags, kv_gpu_layers)| {
             let (gpu_slots, host_slots, kv_slots, disk_threads, gpu, host, block) = sizes;
             let on_cpu = flags[2] && kv == KvTier::Host;
             Pipo {
@@ -240,11 +242,11 @@ fn pipo() -> impl Strategy<Value = Pipo> {
                 gpu_weights: Bytes(gpu * 1_000_000),
                 host_weights: Bytes(host * 1_000_000),
                 host_memory: if flags[0] { HostWeights::Pageable } else { HostWeights::Pinned },
-                embedding: if flags[1] { Embedding::Unit } else { Embedding::Host },
+                embedding,
                 kv,
                 kv_gpu_layers,
                 attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
-                hidden: if flags[3] && !on_cpu { Processor::Cpu } else { Processor::Gpu },
+                hidden: if flags[1] && !on_cpu { Processor::Cpu } else { Processor::Gpu },
                 ..Pipo::default()
             }
         },

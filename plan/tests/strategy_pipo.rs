@@ -91,7 +91,7 @@ fn check_structure(run: &Run) {
 fn knobs() -> impl Strategy<Value = Pipo> {
     let placement = (0_u64..8_000_000_000, 0_u64..8_000_000_000, any::<bool>(), any::<bool>());
     let slots = (1_u32..5, 1_u32..6, 1_u32..4, 1_u32..4);
-    let choices = (0_usize..3, 0_usize..3, any::<[bool; 5]>(), 0_u32..40);
+    let choices = (0_usize..3, (0_usize..3, 0_usize..3), any::<[bool; 4]>(), 0_u32..40);
     (placement, slots, choices, 1_u64..64).prop_map(
         |(
             (gpu, host, spread, pageable),
@@ -99,8 +99,12 @@ fn knobs() -> impl Strategy<Value = Pipo> {
             choices,
             mb,
         )| {
-            let (granularity, kv, [unit, routed, on_cpu, hidden_cpu, buffered], kv_gpu_layers) =
-                choices;
+            let (
+                granularity,
+                (kv, embedding),
+                [routed, on_cpu, hidden_cpu, buffered],
+                kv_gpu_layers,
+            ) = choices;
             let kv = [KvTier::Gpu, KvTier::Host, KvTier::Disk][kv];
             let granularity =
                 [Granularity::Layer, Granularity::Part, Granularity::Tensor][granularity];
@@ -117,7 +121,7 @@ fn knobs() -> impl Strategy<Value = Pipo> {
                 host_weights: Bytes(host),
                 host_memory: if pageable { HostWeights::Pageable } else { HostWeights::Pinned },
                 order: if spread { Order::Spread } else { Order::First },
-                embedding: if unit { Embedding::Unit } else { Embedding::Host },
+                embedding: [Embedding::Host, Embedding::Mapped, Embedding::Unit][embedding],
                 kv,
                 kv_gpu_layers,
                 attention: if on_cpu { Processor::Cpu } else { Processor::Gpu },
@@ -159,7 +163,7 @@ proptest! {
         };
         let total = plan.model.total_bytes(Precision::Int4).0;
         let resident = tier(Tier::Gpu, "weights, resident");
-        let table = tier(Tier::Pageable, "embedding table");
+        let table = tier(Tier::Pageable, "embedding table") + tier(Tier::Pinned, "embedding table");
         let units = cut(&plan.model, Precision::Int4, knobs.granularity);
         for pass in 0..3 {
             let read = run.bytes(pass, OpKind::ReadWeights);

@@ -177,11 +177,11 @@ impl Costs for CostModel<'_> {
                 self.decompress(compressed, dense)?.on_cores(threads)
             }
             Work::Gpu(compute) => {
-                arithmetic::on_gpu(&self.machine.gpu, &self.tables, compute).on_cores(threads)
+                arithmetic::on_gpu(self.machine, &self.tables, compute).on_cores(threads)
             }
             // Where they play the GPU, the cores do what a GPU is asked in the same way.
             Work::Cpu(compute) if self.machine.gpu.is_on_host() => {
-                arithmetic::on_gpu(&self.machine.gpu, &self.tables, compute).on_cores(threads)
+                arithmetic::on_gpu(self.machine, &self.tables, compute).on_cores(threads)
             }
             Work::Cpu(compute) => arithmetic::on_cpu(&self.machine.host, compute).on_cores(threads),
             Work::Barrier => Cost::fixed(software.barrier.value),

@@ -129,7 +129,7 @@ fn space() -> impl Strategy<Value = Space> {
         some(vec![Granularity::Layer, Granularity::Part, Granularity::Tensor], 1),
         some(vec![Order::Spread, Order::First, Order::Head], 2),
         some(vec![HostChoice::Pinned, HostChoice::Pageable, HostChoice::Disk], 3),
-        some(vec![Embedding::Host, Embedding::Unit], 1),
+        some(vec![Embedding::Host, Embedding::Mapped, Embedding::Unit], 1),
     );
     let cache = (
         some(vec![KvTier::Gpu, KvTier::Host, KvTier::Disk], 3),

@@ -120,8 +120,10 @@ impl<'a> Stand<'a> {
     /// The knob counts a table that is looked up in host memory among the weights there.
     pub(crate) fn with_table(&self, host: Bytes) -> Bytes {
         match self.base.knobs.embedding {
-            Embedding::Host if host > Bytes::ZERO => host + self.cut.frame.units[0].bytes,
-            Embedding::Host | Embedding::Unit => host,
+            Embedding::Host | Embedding::Mapped if host > Bytes::ZERO => {
+                host + self.cut.frame.units[0].bytes
+            }
+            _ => host,
         }
     }
 

@@ -44,9 +44,10 @@ pub struct Request {
 pub const DEFAULT_EFFORT: u64 = 8_000_000;
 
 impl Request {
-    /// A request with the usual choices: 4-bit weights and a 16-bit cache, all strategies, the default space, five
+    /// A request with the usual choices: 4-bit weights and a 16-bit cache, all strategies, the usual space, five
     /// runners-up.
     pub fn new(model: Model, machine: Machine, workload: Workload, budget: Budget) -> Self {
+        let space = Space::of(&machine);
         Self {
             model,
             machine,
@@ -55,7 +56,7 @@ impl Request {
             precision: Precisions { weights: Precision::Int4, kv: Precision::Fp16 },
             seed: 0,
             strategies: Vec::new(),
-            space: Space::default(),
+            space,
             exhaustive: false,
             effort: DEFAULT_EFFORT,
             top: 5,

@@ -44,7 +44,7 @@ fn refill_pipo(plan: &Plan, knobs: &Pipo, machine: &Machine) -> Result<Plan, Eva
     let Some(gpu_weights) = units.fill_gpu(room, knobs.gpu_slots) else { return Ok(plan.clone()) };
     let placed = Pipo { gpu_weights, ..bare };
     let table = match knobs.embedding {
-        Embedding::Host => table_bytes(plan),
+        Embedding::Host | Embedding::Mapped => table_bytes(plan),
         Embedding::Unit => Bytes::ZERO,
     };
     let host_weights = if knobs.host_weights == Bytes::ZERO {

@@ -38,7 +38,7 @@ impl Cut {
     /// The units as they are placed.
     pub(crate) fn placed_units(&self, embedding: Embedding) -> &[Unit] {
         match embedding {
-            Embedding::Host => &self.with_host_table,
+            Embedding::Host | Embedding::Mapped => &self.with_host_table,
             Embedding::Unit => &self.frame.units,
         }
     }
@@ -48,7 +48,7 @@ impl Cut {
     /// What head and embedding have in common, if both are placed.
     pub(crate) fn tied_table(&self, embedding: Embedding) -> Bytes {
         match embedding {
-            Embedding::Host => Bytes::ZERO,
+            Embedding::Host | Embedding::Mapped => Bytes::ZERO,
             Embedding::Unit => self.frame.tied_table(),
         }
     }

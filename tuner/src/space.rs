@@ -5,6 +5,7 @@
 //! the other knobs leave, and a knob without effect (a disk thread where nothing is on disk) keeps its
 //! first value, so that no two candidates are the same plan in other words.
 
+use pipo_plan::machine::Machine;
 use pipo_plan::plan::Batching;
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads, HostWeights};
 use pipo_plan::strategy::{Granularity, KvTier, Order, Processor};
@@ -110,6 +111,14 @@ impl Default for Space {
 }
 
 impl Space {
+    /// What is worth trying on a machine: a lookup that leaves the host out only where it is known what it
+    /// takes to bring the host in. Anywhere else the two differ by nothing that a search could see.
+    pub fn of(machine: &Machine) -> Self {
+        let known = machine.software.handover.is_some() && !machine.gpu.is_on_host();
+        let embedding = [Embedding::Mapped, Embedding::Host];
+        Self { embedding: embedding[usize::from(!known)..].to_vec(), ..Self::default() }
+    }
+
     /// The first knob that has no value.
     pub(crate) fn empty_knob(&self) -> Option<&'static str> {
         let knobs = [

@@ -139,7 +139,7 @@ impl Traffic<'_> {
                 asked.add(&down, units);
             }
             (Processor::Gpu, Embedding::Host) => asked.add(&up, 1.0),
-            (Processor::Gpu, Embedding::Unit) => {}
+            (Processor::Gpu, Embedding::Mapped | Embedding::Unit) => {}
         }
         Ok(asked)
     }

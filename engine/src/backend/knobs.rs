@@ -26,6 +26,8 @@ pub(crate) struct Knobs {
     pub(crate) shares_table: bool,
     /// The name under which the plan counts the embedding, where it is not among the weights.
     pub(crate) embedding: Option<&'static str>,
+    /// Whether the host looks tokens up.
+    pub(crate) gathers: bool,
     /// For each layer, where its cache stays.
     pub(crate) cache: Vec<Tier>,
     /// Whether hidden states stay in host memory.
@@ -78,11 +80,12 @@ impl Knobs {
         let placed = pipo::place(&frame, &pipo::placed_units(&frame, knobs), knobs);
         let mut placement = whole(&placed, host);
         let mut embedding = None;
-        if knobs.embedding == Embedding::Host {
+        if let Some(tier) = knobs.embedding.apart() {
             embedding = Some("embedding table");
             let bytes = frame.units[0].bytes;
-            placement[0] = vec![Segment { tier: Tier::Pageable, bytes }];
+            placement[0] = vec![Segment { tier, bytes }];
         }
+        let gathers = knobs.embedding == Embedding::Host;
         let io = match knobs.reads {
             FileReads::Direct => DiskIo::Direct,
             FileReads::Buffered => DiskIo::Buffered,
@@ -93,7 +96,7 @@ impl Knobs {
         let cache = cache.map(|on_device| if on_device { Tier::Gpu } else { elsewhere }).collect();
         let hidden_in_host = knobs.hidden == Processor::Cpu;
         let all = Self::new(frame, placement, way);
-        Ok(Self { embedding, cache, hidden_in_host, ..all })
+        Ok(Self { embedding, gathers, cache, hidden_in_host, ..all })
     }
 
     fn accelerate(plan: &Plan, knobs: &Accelerate) -> Self {
@@ -129,6 +132,7 @@ impl Knobs {
             by_tensor: false,
             shares_table: true,
             embedding: None,
+            gathers: false,
             cache,
             hidden_in_host: false,
             way,

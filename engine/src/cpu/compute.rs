@@ -33,7 +33,11 @@ impl CpuBackend<'_> {
     /// because a rounded copy would give other numbers. Room for it is held all the same.
     pub(super) fn compute(&self, task: &Task) -> Result<(), Fault> {
         let unit = self.host.unit(task)?;
-        let slot = task.bound.weights.map(|slot| self.host.rings.slot(slot)?.read()).transpose()?;
+        // What stays in host memory and is loaded nowhere is read from there.
+        let slot = match task.bound.weights {
+            Some(slot) => Some(self.host.rings.slot(slot)?.read()?),
+            None => unit.kept(Tier::Pinned).map(Buffer::read).transpose()?,
+        };
         let kept = unit.kept(Tier::Gpu).map(Buffer::read).transpose()?;
         let embedding = self.host.units.first().and_then(|unit| unit.kept(Tier::Gpu));
         let embedding = embedding.map(Buffer::read).transpose()?;

@@ -148,6 +148,7 @@ impl CudaBackend<'_> {
     pub(super) fn compute(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
         let unit = self.host.unit(task)?;
         let slot = task.bound.weights.map(|slot| self.slot(slot)).transpose()?;
+        let slot = slot.or(self.mapped.filter(|_| task.op.unit == 0));
         let kept = |unit: usize| self.kept.get(unit).copied().flatten();
         let weights = Weights { slot, kept: kept(usize::from(task.op.unit)), embedding: kept(0) };
         let rows = self.host.rows(task);

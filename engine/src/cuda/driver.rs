@@ -15,7 +15,7 @@ mod part;
 mod stream;
 
 pub(crate) use event::Event;
-pub(crate) use memory::{Arena, Pin};
+pub(crate) use memory::{Arena, Pin, mapped};
 pub(crate) use part::Part;
 pub(crate) use stream::{Rows, Stream};
 

@@ -102,6 +102,8 @@ pub struct Compute {
     pub attention: Option<Attention>,
     /// Bytes moved by norms, residuals, rotary embedding and lookups.
     pub elementwise: Bytes,
+    /// Bytes of host memory that kernels read across the link.
+    pub mapped: Bytes,
     /// Kernels launched.
     pub launches: u32,
 }

@@ -4,7 +4,7 @@ use super::residency::{Home, Placed};
 use super::routing;
 use super::shapes::{self, Rows, Style};
 use super::units::{self, Granularity, Unit};
-use crate::model::Precision;
+use crate::model::{Precision, Tensor, TensorKind};
 use crate::plan::Plan;
 use crate::schedule::{Compute, Layout, Phase, Piece, Tier};
 use crate::units::Bytes;
@@ -98,6 +98,19 @@ impl Frame {
             .map_or(1, |hit| u32::try_from(hit.iter().filter(|&&h| h).count()).unwrap_or(u32::MAX));
         let rows = self.rows(pass, chunk);
         shapes::compute(&self.plan.model, unit, rows, self.style, piece, active)
+    }
+
+    /// Bytes of a lookup in tables that stay in host memory, for one chunk of a pass: a row of each table
+    /// for each row of the activation, and all of what is multiplied with.
+    pub fn looked_up(&self, unit: &Unit, pass: u32, chunk: u16) -> Bytes {
+        let rows = self.rows(pass, chunk).count();
+        let tensors = unit.tensors.iter().map(|(_, tensor)| tensor);
+        let matrices = tensors.filter(|tensor| tensor.kind == TensorKind::Matrix);
+        let bytes = |tensor: &Tensor| match tensor.name {
+            "tokens" | "positions" => self.style.weights.matrix_bytes(rows, tensor.inputs),
+            _ => tensor.bytes(self.style.weights),
+        };
+        matrices.map(bytes).sum()
     }
 
     /// Hidden states of one micro-batch in one pass (all chunks).

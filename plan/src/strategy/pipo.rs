@@ -24,7 +24,7 @@ use super::stream;
 use super::units::Granularity;
 use super::{KvTier, LowerError, Processor};
 use crate::plan::Plan;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Tier};
 use crate::units::Bytes;
 
 mod pipeline;
@@ -68,8 +68,22 @@ pub enum Embedding {
     /// By the CPU in host memory; only the rows that are needed travel.
     #[default]
     Host,
+    /// By the GPU in pinned host memory, across the link: only the rows that are needed travel, and the
+    /// host has no part in it.
+    Mapped,
     /// On the GPU, as a unit like any other.
     Unit,
+}
+
+impl Embedding {
+    /// The host memory that holds the table by itself, where it is not among the weights.
+    pub fn apart(self) -> Option<Tier> {
+        match self {
+            Self::Host => Some(Tier::Pageable),
+            Self::Mapped => Some(Tier::Pinned),
+            Self::Unit => None,
+        }
+    }
 }
 
 /// Which experts are loaded.

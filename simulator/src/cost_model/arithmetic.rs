@@ -3,7 +3,7 @@
 //! Everything is summed as floating-point nanoseconds and rounded once, upwards. No size overflows:
 //! products are formed in `f64`, and the result is clamped by [`Nanos::ceil`].
 
-use pipo_plan::machine::{Gpu, Host};
+use pipo_plan::machine::{Gpu, Host, Machine};
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::{Attention, Compute, Linear};
 use pipo_plan::units::{Bandwidth, FlopRate, Nanos};
@@ -53,7 +53,11 @@ impl Tables {
 /// The kernels of a unit, one after another, and the launch gaps between them.
 ///
 /// The GPU counts as busy in the kernels and idle in the gaps.
-pub(super) fn on_gpu(gpu: &Gpu, tables: &Tables, compute: &Compute) -> Cost {
+///
+/// What they read across the link they wait for, at the rate of copies; where host memory plays the
+/// GPU's, it is like any other memory.
+pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> Cost {
+    let Machine { gpu, link, .. } = machine;
     let mut sum = Step::default();
     for linear in &compute.linears {
         sum.add(product(gpu, &tables.kernels, linear));
@@ -64,9 +68,14 @@ pub(super) fn on_gpu(gpu: &Gpu, tables: &Tables, compute: &Compute) -> Cost {
     let elementwise = compute.elementwise.as_f64();
     let rate = gpu.elementwise.as_ref().map_or(gpu.memory_bandwidth.value, |rate| rate.value);
     sum.add(Step { nanos: streaming(elementwise, rate), bytes: elementwise });
+    let mapped = compute.mapped.as_f64();
+    let across = if gpu.is_on_host() { rate } else { link.h2d.best() };
+    sum.add(Step { nanos: streaming(mapped, across), bytes: mapped });
     let launching = gpu.launch.as_f64() * f64::from(compute.launches);
     let memory = if gpu.is_on_host() { Resource::Dram } else { Resource::Hbm };
+    let linked = if gpu.is_on_host() { 0.0 } else { mapped / sum.bytes.max(1.0) };
     cost(sum, sum.nanos + launching, gpu.memory_bandwidth.value, memory)
+        .drawing(Resource::LinkDuplex, linked)
         .busy(permille(Nanos::ceil(sum.nanos), Nanos::ceil(sum.nanos + launching)))
 }
 

@@ -71,6 +71,17 @@ fn launches_add_gaps_in_which_the_gpu_is_idle() {
 }
 
 #[test]
+fn what_kernels_read_across_the_link_takes_as_long_as_a_copy() {
+    let machine = laptop();
+    let mapped = Bytes(12_000_000);
+    let got = cost(&machine, &Work::Gpu(Compute { mapped, ..Compute::default() }));
+    let copied = Nanos::ceil(mapped.as_f64() / machine.link.h2d.best().per_nano());
+    assert_eq!((got.nanos, got.gpu_permille), (copied, 1000));
+    let drawn = got.drawn()[Resource::LinkDuplex as usize];
+    assert!((drawn - mapped.as_f64()).abs() < 1.0, "{drawn} bytes are drawn from the link");
+}
+
+#[test]
 fn attention_of_one_token_reads_the_cache() {
     let attention = Attention {
         sequences: 4,
@@ -216,20 +227,21 @@ fn precision() -> impl Strategy<Value = Precision> {
 
 prop_compose! {
     fn compute()(
-        sizes in prop::collection::vec(prop_oneof![0..10_000_u64, any::<u64>()], 9),
+        sizes in prop::collection::vec(prop_oneof![0..10_000_u64, any::<u64>()], 10),
         precision in precision(),
         fused: bool,
         copies: u32,
         launches: u32,
     ) -> Compute {
-        let [rows, outputs, inputs, sequences, context, heads, kv_heads, head_dim, elementwise] =
-            <[u64; 9]>::try_from(sizes).unwrap_or_default();
+        let [rows, outputs, inputs, sequences, context, heads, kv_heads, head_dim, elementwise, mapped] =
+            <[u64; 10]>::try_from(sizes).unwrap_or_default();
         Compute {
             linears: vec![Linear { rows, outputs, inputs, copies, precision, fused }; 2],
             attention: Some(Attention {
                 sequences, rows, context, heads, kv_heads, head_dim, precision, fused,
             }),
             elementwise: Bytes(elementwise),
+            mapped: Bytes(mapped),
             launches,
         }
     }

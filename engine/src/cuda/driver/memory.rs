@@ -68,6 +68,24 @@ unsafe impl Send for Pin {}
 // SAFETY: as above.
 unsafe impl Sync for Pin {}
 
+/// Kernels may read the pages, too.
+const MAPPED: u32 = sys::CU_MEMHOSTREGISTER_DEVICEMAP;
+
+/// Pinned memory of the host as kernels see it.
+///
+/// # Safety
+///
+/// The bytes were pinned by [`Pin::new`], and stay so for as long as the region is used, for reading.
+pub(crate) unsafe fn mapped(bytes: &[u8]) -> Result<Region, Fault> {
+    let mut address = 0;
+    let host = bytes.as_ptr().cast_mut().cast();
+    // SAFETY: the address is that of a registered range, and the result has room.
+    let result = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut address, host, 0) };
+    checked("reach pinned memory from kernels", result.result())?;
+    // SAFETY: as the caller promises.
+    Ok(unsafe { Region::new(address, bytes.len() as u64) })
+}
+
 impl Pin {
     /// # Safety
     ///
@@ -78,7 +96,7 @@ impl Pin {
         }
         let address = bytes.as_ptr().cast_mut().cast();
         // SAFETY: the bytes are there; the driver keeps the pages and does not write them.
-        let result = unsafe { sys::cuMemHostRegister_v2(address, bytes.len(), 0) };
+        let result = unsafe { sys::cuMemHostRegister_v2(address, bytes.len(), MAPPED) };
         let what = format!("pin {} of host memory", Bytes(bytes.len() as u64).both());
         checked(&what, result.result())?;
         Ok(Some(Self(address)))

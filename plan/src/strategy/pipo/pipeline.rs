@@ -244,7 +244,11 @@ impl Pipeline {
         let chunks = self.frame.chunks(step.pass);
         let mut last = None;
         for chunk in 0..chunks {
-            let work = out.work(Work::Gpu(self.frame.compute(unit, step.pass, chunk, piece)));
+            let mut compute = self.frame.compute(unit, step.pass, chunk, piece);
+            if step.unit == 0 && self.knobs.embedding == Embedding::Mapped {
+                compute.mapped = self.frame.looked_up(unit, step.pass, chunk);
+            }
+            let work = out.work(Work::Gpu(compute));
             let is_last = chunk + 1 == chunks;
             let frees_weights = is_last && ends && step.micro + 1 == self.frame.micros();
             let token = (step.unit == 0).then(|| out.marked(marks.token(step.micro))).flatten();

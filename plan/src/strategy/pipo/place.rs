@@ -1,6 +1,6 @@
 //! What a plan keeps where: resident units, the cache's layers, and every allocation that follows.
 
-use super::{Embedding, ExpertLoads, HostWeights, Pipo};
+use super::{ExpertLoads, HostWeights, Pipo};
 use crate::plan::Plan;
 use crate::schedule::{Layout, Tier};
 use crate::strategy::frame::Frame;
@@ -12,7 +12,7 @@ use crate::units::Bytes;
 /// The units as they are placed: a table that is looked up in host memory is none of them.
 pub fn placed_units(frame: &Frame, knobs: &Pipo) -> Vec<Unit> {
     let mut units = frame.units.clone();
-    if knobs.embedding == Embedding::Host {
+    if knobs.embedding.apart().is_some() {
         // The lookup table is host memory of its own kind, noted in `allocate`.
         units[0].bytes = Bytes::ZERO;
     }
@@ -21,10 +21,8 @@ pub fn placed_units(frame: &Frame, knobs: &Pipo) -> Vec<Unit> {
 
 /// Where the units of [`placed_units`] live.
 pub fn place(frame: &Frame, units: &[Unit], knobs: &Pipo) -> Vec<Placed> {
-    let host_weights = match knobs.embedding {
-        Embedding::Host => knobs.host_weights - frame.units[0].bytes,
-        Embedding::Unit => knobs.host_weights,
-    };
+    let table = knobs.embedding.apart().map_or(Bytes::ZERO, |_| frame.units[0].bytes);
+    let host_weights = knobs.host_weights - table;
     let homes = residency::assign(units, knobs.gpu_weights, host_weights, knobs.order);
     let experts = frame.plan.model.experts;
     let place = |(unit, home): (&Unit, residency::Home)| match experts {
@@ -61,8 +59,8 @@ pub(super) fn allocate(
         HostWeights::Pageable => Tier::Pageable,
     };
     frame.allocate_weights(layout, placed, host);
-    if knobs.embedding == Embedding::Host {
-        layout.allocate("embedding table", Tier::Pageable, frame.units[0].bytes);
+    if let Some(tier) = knobs.embedding.apart() {
+        layout.allocate("embedding table", tier, frame.units[0].bytes);
     }
     let per_layer = frame.cache_room() * frame.plan.batch.count;
     let on_gpu = kv_on_gpu.iter().filter(|&&on| on).count() as u64;
