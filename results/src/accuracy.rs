@@ -9,7 +9,7 @@ use pipo_plan::timeline::{Timeline, Times};
 use pipo_plan::units::Nanos;
 use serde::{Serialize, Serializer};
 
-use crate::utilisation::{Meter, Meters, Utilisation, whole};
+use crate::utilisation::{Meter, Meters, Utilisation, phase, whole};
 
 /// What a person asks of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,6 +35,8 @@ pub struct Figures {
     pub overlap: f64,
     /// The utilisations.
     pub utilisation: Utilisation,
+    /// The same of decode alone: zeros where there is none.
+    pub decode_utilisation: Utilisation,
 }
 
 /// How long a kind of lane was busy.
@@ -64,6 +66,8 @@ impl Figures {
                 lanes.iter().filter(|(of, _)| *of == kind).map(|&(_, time)| time).max()?;
             (busiest > Nanos::ZERO).then_some(LaneBusy { lane: kind.name(), busy: busiest })
         });
+        let meters = Meters::of(timeline);
+        let decode = phase(timeline, Phase::Decode);
         Self {
             request,
             prefill,
@@ -73,7 +77,8 @@ impl Figures {
             prefill_tokens_per_second: per_second(sequences * plan.workload.prompt, prefill),
             busy: kinds.collect(),
             overlap: all.as_f64() / timeline.end.as_f64().max(1.0),
-            utilisation: Meters::of(timeline).over(whole(timeline)),
+            utilisation: meters.over(whole(timeline)),
+            decode_utilisation: decode.map(|window| meters.over(window)).unwrap_or_default(),
         }
     }
 
@@ -112,7 +117,7 @@ pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
         measured: of(measured).as_f64(),
         is_time: true,
     };
-    let number = |figure: &str, of: fn(&Figures) -> f64| Line {
+    let number = |figure: &str, of: &dyn Fn(&Figures) -> f64| Line {
         figure: figure.into(),
         predicted: of(predicted),
         measured: of(measured),
@@ -122,15 +127,21 @@ pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
         time("request", &|f| f.request),
         time("prefill", &|f| f.prefill),
         time("decode step", &|f| f.step),
-        number("tokens/s", |f| f.tokens_per_second),
+        number("tokens/s", &|f| f.tokens_per_second),
     ];
     let busy = LaneKind::ALL.into_iter().map(LaneKind::name).filter(|name| {
         predicted.busy_of(name) > Nanos::ZERO || measured.busy_of(name) > Nanos::ZERO
     });
     all.extend(busy.map(|name| time(&format!("busy: {name}"), &|f| f.busy_of(name))));
-    all.push(number("overlap", |f| f.overlap));
-    all.push(number("nvml, %", |f| 100.0 * f.utilisation.get(Meter::Nvml)));
-    all.push(number("kernel, %", |f| 100.0 * f.utilisation.get(Meter::Kernel)));
+    all.push(number("overlap", &|f| f.overlap));
+    all.push(number("nvml, %", &|f| 100.0 * f.utilisation.get(Meter::Nvml)));
+    all.push(number("kernel, %", &|f| 100.0 * f.utilisation.get(Meter::Kernel)));
+    for meter in [Meter::Kernel, Meter::Link, Meter::Disk] {
+        let share = |f: &Figures| 100.0 * f.decode_utilisation.get(meter);
+        if share(predicted) > 0.0 || share(measured) > 0.0 {
+            all.push(number(&format!("decode: {}, %", meter.name()), &share));
+        }
+    }
     all
 }
 
@@ -157,6 +168,7 @@ mod tests {
     use pipo_plan::plan::Plan;
 
     use super::*;
+    use crate::busy::Window;
     use crate::sample::{LAPTOP, pipeline};
 
     /// Any plan of so many sequences and tokens: only those are looked at.
@@ -182,6 +194,9 @@ mod tests {
             .filter(|span| timeline.layout.lanes[usize::from(span.lane.0)].kind == LaneKind::Gpu);
         let gpu: Nanos = gpu.map(|span| span.end - span.start).sum();
         assert_eq!(figures.busy_of("GPU"), gpu);
+        let meters = Meters::of(&timeline);
+        let after_the_first_token = Window::new(figures.prefill, figures.request);
+        assert_eq!(figures.decode_utilisation, meters.over(after_the_first_token));
         // Several lanes work at once, none more than all the time.
         assert!(figures.overlap > 1.0 && figures.overlap < timeline.layout.lanes.len() as f64);
     }

@@ -17,7 +17,7 @@ use pipo_plan::units::Nanos;
 use pipo_results::accuracy::{Figures, Line, lines};
 use pipo_results::svg::{self, Compared};
 use pipo_results::trace;
-use pipo_tuner::{Evaluation, Request as Tuning, evaluate, tune};
+use pipo_tuner::{Ceiling, Evaluation, Request as Tuning, ceiling_of, evaluate, tune};
 use serde_json::{Value, json};
 
 use crate::cli::Verify;
@@ -31,6 +31,7 @@ struct Case {
     name: String,
     plan: Plan,
     evaluation: Evaluation,
+    ceiling: Ceiling,
     predicted: Timeline,
     /// By rising time of the request.
     measured: Vec<Outcome>,
@@ -40,7 +41,9 @@ impl Case {
     fn new(name: &str, plan: Plan, machine: &Machine) -> anyhow::Result<Self> {
         let (evaluation, timeline) = evaluate(&plan, machine, true)?;
         let predicted = timeline.context("no timeline was recorded; please report it")?;
-        Ok(Self { name: name.into(), plan, evaluation, predicted, measured: Vec::new() })
+        let ceiling = ceiling_of(&plan, machine, &evaluation)?;
+        let measured = Vec::new();
+        Ok(Self { name: name.into(), plan, evaluation, ceiling, predicted, measured })
     }
 
     /// The run in the middle.
@@ -249,6 +252,12 @@ fn csv(cases: &[Case]) -> anyhow::Result<String> {
                 (seconds(&line, line.predicted), seconds(&line, line.measured));
             let _ = writeln!(text, "{start},{},{predicted},{measured}", line.figure);
         }
+        let measured = case.measured_figures()?.tokens_per_second;
+        let _ = writeln!(
+            text,
+            "{start},ceiling tokens/s,{},{measured}",
+            case.ceiling.tokens_per_second
+        );
         let predicted = case.predicted_figures().request.seconds();
         for (run, outcome) in (1..).zip(&case.measured) {
             let measured = case.request(outcome).seconds();
@@ -283,6 +292,15 @@ fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {
         lines(&case.predicted_figures(), &case.measured_figures()?).iter().map(row).collect();
     rows.extend(memory(case)?);
     printer.table(&["figure", "predicted", "measured", "error"], &rows);
+    let Ceiling { resource, tokens_per_second, share } = &case.ceiling;
+    let reached =
+        case.measured_figures()?.tokens_per_second / tokens_per_second.max(f64::MIN_POSITIVE);
+    printer.line(format!(
+        "the ceiling, set by {resource}, is {} tokens/s: {} of it predicted, {} measured",
+        report::rate(*tokens_per_second),
+        report::percent(*share),
+        report::percent(reached)
+    ));
     let requests: Vec<Nanos> = case.measured.iter().map(|outcome| case.request(outcome)).collect();
     if let (Some(first), Some(last)) = (requests.first(), requests.last()) {
         let device = &case.median()?.device;
@@ -323,6 +341,8 @@ fn document(case: &Case) -> anyhow::Result<Value> {
         "model": case.plan.model.name,
         "predicted": case.predicted_figures(),
         "measured": case.measured_figures()?,
+        "ceiling_tokens_per_second": case.ceiling.tokens_per_second,
+        "ceiling_resource": case.ceiling.resource,
         "request_runs_ns": requests,
         "lines": lines(&case.predicted_figures(), &case.measured_figures()?),
     }))

@@ -52,7 +52,7 @@ pub use problem::{DEFAULT_EFFORT, Request};
 pub use progress::Progress;
 pub use space::{HostChoice, Space};
 pub use tune::{Baseline, Candidate, Tuning, tune};
-pub use verdict::{Ceiling, Verdict};
+pub use verdict::{Ceiling, Verdict, ceiling_of};
 
 #[cfg(test)]
 mod exactness;

@@ -5,9 +5,9 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{Lane, LaneKind, Layout};
 use pipo_plan::units::Nanos;
 use pipo_plan::workload::Workload;
-use pipo_simulator::{Costs, Resource, SimulationError, lower_bound};
+use pipo_simulator::{CostModel, Costs, Resource, SimulationError, lower_bound};
 
-use crate::evaluate::{Evaluation, Fitted, ratio};
+use crate::evaluate::{EvaluateError, Evaluation, Fitted, ratio};
 
 /// What the binding resource alone would allow.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,7 +87,17 @@ fn name(layout: &Layout, lane: Lane) -> String {
     if several { format!("{plain} (thread {})", lane.index) } else { plain.into() }
 }
 
-/// The ceiling of a plan.
+/// The ceiling of a plan on a machine.
+pub fn ceiling_of(
+    plan: &Plan,
+    machine: &Machine,
+    evaluation: &Evaluation,
+) -> Result<Ceiling, EvaluateError> {
+    let binding = binding(&Fitted::new(plan, machine)?, &CostModel::new(machine))?;
+    Ok(ceiling(plan, evaluation, &binding))
+}
+
+/// The same, where the binding resource is known.
 pub(crate) fn ceiling(plan: &Plan, evaluation: &Evaluation, binding: &Binding) -> Ceiling {
     let tokens = plan.batch.sequences().saturating_mul(plan.workload.new_tokens) as f64;
     let tokens_per_second = ratio(tokens, binding.time.seconds());
