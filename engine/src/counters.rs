@@ -8,11 +8,11 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nvml_wrapper::Nvml;
+use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
-use pipo_plan::units::{Bandwidth, Nanos};
+use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 /// Between two readings: GPM needs 100 ms to be trusted, and NVML is refreshed about every 200 ms.
 pub const INTERVAL: Duration = Duration::from_millis(100);
@@ -48,6 +48,9 @@ pub struct Counters {
     pub readings: Vec<Reading>,
     /// Energy from beginning to end, in joules.
     pub energy: Option<f64>,
+    /// What the device's memory in use grew by, from before anything of the run was there to its end: what
+    /// the run allocated, and what the driver holds for it. Others' allocations meanwhile are in it, too.
+    pub memory: Option<Bytes>,
 }
 
 impl Counters {
@@ -83,15 +86,29 @@ impl Counters {
     }
 }
 
-/// Reads the counters of the first GPU while `work` runs; none where NVML is not there.
-pub fn watch<T>(work: impl FnOnce() -> T) -> (T, Option<Counters>) {
+/// Memory in use on the first GPU, by anybody; none where NVML is not there.
+pub fn memory_in_use() -> Option<Bytes> {
+    used(&Nvml::init().ok()?.device_by_index(0).ok()?)
+}
+
+fn used(device: &Device) -> Option<Bytes> {
+    device.memory_info().ok().map(|memory| Bytes(memory.used))
+}
+
+/// Reads the counters of the first GPU while `work` runs, where so much memory was in use `before` anything
+/// of it was there; none where NVML is not there.
+pub fn watch<T>(before: Option<Bytes>, work: impl FnOnce() -> T) -> (T, Option<Counters>) {
     let Ok(nvml) = Nvml::init() else { return (work(), None) };
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| read_until(&nvml, &stop));
         let result = work();
         stop.store(true, Ordering::Relaxed);
-        (result, watcher.join().ok().flatten())
+        let counters = watcher.join().ok().flatten().map(|mut counters: Counters| {
+            counters.memory = before.zip(counters.memory).map(|(before, after)| after - before);
+            counters
+        });
+        (result, counters)
     })
 }
 
@@ -129,7 +146,8 @@ fn read_until(nvml: &Nvml, stop: &AtomicBool) -> Option<Counters> {
         });
     }
     let spent = before.zip(energy(())).map(|(before, after)| after.saturating_sub(before) as f64);
-    Some(Counters { readings, energy: spent.map(|millijoules| millijoules / 1e3) })
+    let memory = used(&device);
+    Some(Counters { readings, memory, energy: spent.map(|millijoules| millijoules / 1e3) })
 }
 
 /// GPM's rates come in MiB a second.
@@ -165,7 +183,7 @@ mod tests {
         let with = Reading { at: Nanos(100_000_000), nvml: Some(90.0), ..Reading::default() };
         let rate = Some(Bandwidth(55_000_000_000));
         let other = Reading { at: Nanos(200_000_000), to_device: rate, ..Reading::default() };
-        let counters = Counters { readings: vec![with, other], energy: None };
+        let counters = Counters { readings: vec![with, other], ..Counters::default() };
         assert_eq!(counters.mean(|r| r.nvml), Some(90.0));
         assert_eq!(counters.mean(|r| r.sm), None);
         insta::assert_snapshot!(counters.csv(), @r"
@@ -177,7 +195,7 @@ mod tests {
 
     #[test]
     fn work_is_done_with_and_without_counters() {
-        let (result, counters) = watch(|| 7);
+        let (result, counters) = watch(memory_in_use(), || 7);
         assert_eq!(result, 7);
         assert!(counters.is_none_or(|counters| counters.readings.len() <= 1));
     }

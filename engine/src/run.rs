@@ -15,7 +15,7 @@ use pipo_plan::units::Bytes;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
-use crate::counters::{Counters, watch};
+use crate::counters::{Counters, memory_in_use, watch};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
 use crate::disk::{BlockReader, ReadError};
@@ -218,8 +218,9 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
             Ok(Outcome { tokens, logits, timeline, allocated, notes, device, counters })
         }
         Device::Cuda => {
+            let before = memory_in_use();
             let backend = CudaBackend::new(request, &schedule.layout, cpu, cancelled)?;
-            let (timeline, counters) = watch(|| execute(&schedule, &backend, cancelled));
+            let (timeline, counters) = watch(before, || execute(&schedule, &backend, cancelled));
             let timeline = timeline?;
             backend.finish()?;
             let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());

@@ -13,7 +13,7 @@ use pipo_plan::schedule::Tier;
 use pipo_plan::strategy::Strategy;
 use pipo_plan::strategy::pipo::FileReads;
 use pipo_plan::timeline::Timeline;
-use pipo_plan::units::Nanos;
+use pipo_plan::units::{Bytes, Nanos};
 use pipo_results::accuracy::{Figures, Line, lines};
 use pipo_results::svg::{self, Compared};
 use pipo_results::trace;
@@ -330,7 +330,15 @@ fn memory(case: &Case) -> anyhow::Result<Vec<Vec<String>>> {
         };
         vec![format!("memory: {}", tier.name()), planned.to_string(), found.to_string(), error]
     };
-    Ok([Tier::Gpu, Tier::Pinned, Tier::Pageable].map(row).to_vec())
+    let mut all = [Tier::Gpu, Tier::Pinned, Tier::Pageable].map(row).to_vec();
+    let counters = case.median()?.counters.as_ref();
+    if let Some(Bytes(found)) = counters.and_then(|counters| counters.memory) {
+        let planned = case.evaluation.memory.gpu().0;
+        let error = 100.0 * (planned as f64 / (found as f64).max(1.0) - 1.0);
+        let name = "memory: GPU, with its context".to_owned();
+        all.insert(1, vec![name, planned.to_string(), found.to_string(), format!("{error:+.1} %")]);
+    }
+    Ok(all)
 }
 
 fn document(case: &Case) -> anyhow::Result<Value> {
