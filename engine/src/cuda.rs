@@ -39,6 +39,7 @@ mod attention;
 pub(crate) mod driver;
 mod head;
 mod hidden;
+mod mixture;
 mod mlp;
 mod queue;
 mod transfer;
@@ -370,9 +371,6 @@ fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
     }
     if knobs.cache.contains(&Tier::Disk) {
         return refused("a cache on disk", "set pipo.kv to \"host\", or use --backend cpu");
-    }
-    if plan.model.experts.is_some() {
-        return refused("mixtures of experts", "use --backend cpu");
     }
     if matches!(&plan.strategy, pipo_plan::strategy::Strategy::Pipo(knobs)
         if knobs.attention == pipo_plan::strategy::Processor::Cpu)

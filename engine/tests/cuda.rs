@@ -30,11 +30,6 @@ fn has_gpu() -> bool {
     present
 }
 
-/// Mixtures of experts do not run on a GPU yet.
-fn dense(case: &Case) -> bool {
-    MODELS[case.model] != "mixtral"
-}
-
 fn on_gpu<S: Strategy>(
     tests: u32,
     strategy: S,
@@ -59,7 +54,7 @@ fn runnable(knobs: &Pipo, case: &Case) -> Pipo {
 
 #[test]
 fn a_pipo_run_is_the_resident_run_bit_for_bit() {
-    on_gpu(150, (pipo(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+    on_gpu(150, (pipo(), cases()), |(knobs, case)| {
         let fused = knobs.fused;
         check_offloaded(Device::Cuda, case, System::Pipo(runnable(&knobs, &case)), fused)
     });
@@ -67,7 +62,7 @@ fn a_pipo_run_is_the_resident_run_bit_for_bit() {
 
 #[test]
 fn a_run_of_accelerate_is_the_resident_run_bit_for_bit() {
-    on_gpu(50, (accelerate(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+    on_gpu(50, (accelerate(), cases()), |(knobs, case)| {
         let case = Case { batch: Batching::single(case.batch.micro), ..case };
         check_offloaded(Device::Cuda, case, System::Accelerate(knobs), false)
     });
@@ -75,7 +70,7 @@ fn a_run_of_accelerate_is_the_resident_run_bit_for_bit() {
 
 #[test]
 fn a_run_of_flexgen_is_the_resident_run_bit_for_bit() {
-    on_gpu(10, (flexgen(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+    on_gpu(10, (flexgen(), cases()), |(knobs, case)| {
         let int4 =
             |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
         let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
@@ -92,7 +87,7 @@ fn a_resident_run_says_what_transformers_says() {
     if !has_gpu() {
         return;
     }
-    for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
+    for (model, name) in MODELS.iter().enumerate() {
         let fixture = fixture(model, 0);
         let plan = fixture.plan(resident(), Batching::single(2), 64);
         let outcome = fixture.run_on(Device::Cuda, &plan).unwrap();
@@ -115,7 +110,7 @@ fn logits_are_those_of_the_cpu_within_rounding() {
         return;
     }
     let mut worst: f32 = 0.0;
-    for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
+    for (model, name) in MODELS.iter().enumerate() {
         for (weights, precision) in PRECISIONS.iter().enumerate() {
             let fixture = fixture(model, weights);
             let plan = fixture.plan(resident(), Batching::single(2), 1);

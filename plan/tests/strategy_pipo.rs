@@ -239,3 +239,23 @@ fn attention_work_of_a_decode_step_covers_the_whole_context() {
         "prompt 48, second decode step: its own position is the 50th"
     );
 }
+
+/// What an MLP of experts leaves, by hand: Mixtral's 8 experts are 14336 wide, 2 work on a row, hidden
+/// states are 4096 wide. A row has 8 logits and 8 shares in single precision, and a sum of its experts.
+#[test]
+fn a_mixture_has_room_for_its_router_and_where_it_is_cut_for_every_expert() {
+    let rows = 3 * 48;
+    let sum_and_router = 2 * 4096 + 2 * 4 * 8;
+    let row = |granularity| match granularity {
+        Granularity::Tensor => 2 * (8 * 2 * 14336 + 4096) + sum_and_router,
+        _ => 2 * 2 * (2 * 14336 + 4096) + sum_and_router,
+    };
+    for granularity in [Granularity::Part, Granularity::Tensor] {
+        let knobs = Pipo { granularity, ..Pipo::default() };
+        let batch = Batching { micro: 3, count: 2, prefill_chunk: None };
+        let layout = run(&plan("mixtral-8x7b", knobs, batch, 1)).layout;
+        let workspace = layout.allocations.iter().find(|a| a.name == "workspace").unwrap();
+        let micros = if granularity == Granularity::Tensor { 2 } else { 1 };
+        assert_eq!(workspace.bytes, Bytes(rows * micros * row(granularity)));
+    }
+}
