@@ -59,7 +59,7 @@ pub(crate) struct CpuBackend<'a> {
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
-    _held: [Buffer; 3],
+    _held: [Buffer; 5],
 }
 
 impl<'a> CpuBackend<'a> {
@@ -96,6 +96,10 @@ impl<'a> CpuBackend<'a> {
             accounts.rest(Tier::Gpu, "hidden states, result")?,
         ];
         let workspace = accounts.rest(Tier::Gpu, "workspace")?;
+        let [down, up] = [
+            accounts.rest(Tier::Gpu, "queries and new rows")?,
+            accounts.rest(Tier::Pinned, "queries")?,
+        ];
         let mut cache_file = None;
         if cache.contains(&Tier::Disk) {
             cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
@@ -122,7 +126,7 @@ impl<'a> CpuBackend<'a> {
             flows: Flows::default(),
             allocated,
             notes,
-            _held: [first, second, workspace],
+            _held: [first, second, workspace, down, up],
         })
     }
 

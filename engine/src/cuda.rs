@@ -36,6 +36,7 @@ use crate::shape::Pace;
 mod apart;
 mod arithmetic;
 mod attention;
+mod beside;
 pub(crate) mod driver;
 mod head;
 mod hidden;
@@ -46,6 +47,7 @@ mod transfer;
 
 use apart::Apart;
 use arithmetic::Arithmetic;
+use beside::Crossing;
 use driver::{Arena, Context, Part, Pin, Stream};
 use queue::Queues;
 
@@ -76,7 +78,7 @@ fn is_queue(lane: LaneKind) -> bool {
 pub(crate) struct CudaBackend<'a> {
     queues: Queues,
     arithmetic: Arithmetic,
-    /// Looks tokens up where the plan keeps the table in host memory.
+    /// Looks tokens up where the plan keeps the table in host memory, and attends where it keeps the cache.
     decoder: Decoder,
     /// The multiprocessors that kernels run on, where those are not all.
     _part: Option<Part>,
@@ -98,6 +100,8 @@ pub(crate) struct CudaBackend<'a> {
     cache_home: Vec<Vec<Buffer>>,
     /// By micro-batch: embedded rows on their way to the device.
     gathered: Vec<Buffer>,
+    /// By micro-batch: an attention under way that is not on the device.
+    crossings: Vec<Crossing>,
     apart: Apart,
     greedy: bool,
     /// What host threads hold copies of each way back to, and reads.
@@ -125,7 +129,7 @@ impl<'a> CudaBackend<'a> {
         cancelled: &AtomicBool,
     ) -> Result<Self, RunError> {
         let knobs = Knobs::of(request.plan)?;
-        refuse(&knobs, request)?;
+        refuse(&knobs)?;
         let context = Context::open()?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
@@ -138,7 +142,7 @@ impl<'a> CudaBackend<'a> {
         // Counted first and allocated in one piece.
         let buffers = frame.units.len() as u64
             + (layout.rings.iter().map(|r| u64::from(r.slots)).sum::<u64>())
-            + count * (u64::from(plan.model.layers) + 4);
+            + count * (u64::from(plan.model.layers) + 6);
         let bytes = layout.bytes(Tier::Gpu).0 + buffers * Arena::ALIGNMENT;
         let mut arena = Arena::new("everything on the device", bytes)?;
         let mut units = Vec::new();
@@ -154,6 +158,7 @@ impl<'a> CudaBackend<'a> {
             kept.push(bounce.keep(&unit, index, &mut accounts, &source, &mut arena)?);
             units.push(unit);
         }
+        let crossings = Crossing::all(&knobs, &mut accounts, &mut arena)?;
         let mut take = |bytes: Bytes| arena.take(bytes);
         let (mut hidden, mut hidden_home) = (Vec::new(), Vec::new());
         let mut beside = Bytes::ZERO;
@@ -207,6 +212,7 @@ impl<'a> CudaBackend<'a> {
         let pinned = host.units.iter().filter_map(|unit| unit.kept(Tier::Pinned));
         let pinned = pinned.chain(host.rings.at(layout, Tier::Pinned));
         let pinned = pinned.chain(cache_home.iter().flatten()).chain(&gathered).chain(&hidden_home);
+        let pinned = pinned.chain(crossings.iter().map(|crossing| &crossing.home));
         let mut pins = Vec::new();
         for buffer in pinned.chain(apart.buffers()) {
             // SAFETY: buffers are never moved or resized, and pins are dropped before them.
@@ -231,6 +237,7 @@ impl<'a> CudaBackend<'a> {
             cache,
             cache_home,
             gathered,
+            crossings,
             apart,
             greedy: request.sampling.temperature == GREEDY.temperature,
             allocated,
@@ -338,6 +345,7 @@ impl CudaBackend<'_> {
             OpKind::ReadWeights => self.host.read_weights(task),
             OpKind::StageWeights => self.host.stage_weights(task),
             OpKind::Gather => self.gather(task),
+            OpKind::CpuCompute => self.attend_beside(task),
             // Its waits are all there is to it.
             OpKind::Barrier => Ok(()),
             _ => Err(fault("the CUDA backend does not know such an operation")),
@@ -355,8 +363,7 @@ impl Queue for CudaBackend<'_> {
 }
 
 /// Refuses what this backend cannot do yet, before anything is allocated.
-fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
-    let plan = request.plan;
+fn refuse(knobs: &Knobs) -> Result<(), RunError> {
     let refused = |what: &str, next_step| {
         Err(RunError::Unavailable {
             what: format!("the CUDA backend does not run {what}"),
@@ -371,11 +378,6 @@ fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
     }
     if knobs.cache.contains(&Tier::Disk) {
         return refused("a cache on disk", "set pipo.kv to \"host\", or use --backend cpu");
-    }
-    if matches!(&plan.strategy, pipo_plan::strategy::Strategy::Pipo(knobs)
-        if knobs.attention == pipo_plan::strategy::Processor::Cpu)
-    {
-        return refused("attention on the CPU", "set pipo.attention to \"gpu\"");
     }
     Ok(())
 }

@@ -259,3 +259,24 @@ fn a_mixture_has_room_for_its_router_and_where_it_is_cut_for_every_expert() {
         assert_eq!(workspace.bytes, Bytes(rows * micros * row(granularity)));
     }
 }
+
+/// Two micro-batches of 3 sequences: OPT-1.3B has 32 heads of 64 numbers in 16 bits for queries, keys and
+/// values alike.
+#[test]
+fn attention_on_the_cpu_counts_what_crosses() {
+    let batch = Batching { micro: 3, count: 2, prefill_chunk: None };
+    let lines = |kv_gpu_layers| {
+        let knobs =
+            Pipo { kv: KvTier::Host, kv_gpu_layers, attention: Processor::Cpu, ..Pipo::default() };
+        let layout = run(&plan("opt-1.3b", knobs, batch, 2)).layout;
+        let line = |tier, name: &str| -> Bytes {
+            let lines = layout.allocations.iter().filter(|a| a.tier == tier && a.name == name);
+            lines.map(|a| a.bytes).sum()
+        };
+        [line(Tier::Gpu, "queries and new rows"), line(Tier::Pinned, "queries")]
+    };
+    let row = 2 * 32 * 64;
+    assert_eq!(lines(0), [Bytes(2 * 3 * 3 * row), Bytes(2 * 3 * row)]);
+    assert_eq!(lines(23), lines(0), "one layer elsewhere is enough");
+    assert_eq!(lines(24), [Bytes::ZERO; 2]);
+}

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use pipo_kernels::Matrix;
-use pipo_kernels::format::{Format, Layout, quantise_rows};
+use pipo_kernels::format::{Format, quantise_rows};
 
 use super::CpuBackend;
 use crate::backend::cache_rows::{Shape, outside};
@@ -55,29 +54,6 @@ impl Shape {
 }
 
 impl CpuBackend<'_> {
-    /// Attention of rows from position `first` on, of every sequence over its part of a buffer.
-    pub(super) fn attend(
-        &self,
-        queries: &[f32],
-        buffer: &[u8],
-        first: usize,
-    ) -> Result<Vec<f32>, Fault> {
-        let shape = self.host.shape(buffer.len())?;
-        let Layout { format, outputs, inputs, .. } = shape.plane;
-        let sequences = self.host.micro();
-        let each = (queries.len() / sequences).max(1);
-        let mut attended = Vec::with_capacity(queries.len());
-        let buffers = buffer.chunks_exact(2 * shape.plane());
-        for (queries, buffer) in queries.chunks(each).zip(buffers) {
-            let (keys, values) = buffer.split_at(shape.plane());
-            let keys = Matrix::new(format, outputs, inputs, keys)?;
-            let values = Matrix::new(format, outputs, inputs, values)?;
-            attended.extend(self.decoder.attend(queries, first, &keys, &values)?);
-        }
-        half::round(&mut attended);
-        Ok(attended)
-    }
-
     /// Where the cache of a task's layer and micro-batch stays in memory.
     pub(super) fn home(&self, task: &Task) -> Result<&Buffer, Fault> {
         let layer = self.cache.get(self.host.unit(task)?.layer);

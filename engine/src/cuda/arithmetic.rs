@@ -168,6 +168,8 @@ impl CudaBackend<'_> {
             match part {
                 Part::Embedding => step.embed()?,
                 Part::Attention => step.attention()?,
+                // Of a whole layer all that follows attention is its second half.
+                _ if task.op.piece == Piece::BeforeAttention => {}
                 Part::Mlp => step.mlp()?,
                 Part::Head => step.head(&unit.run(Part::Embedding, &weights)?)?,
             }
