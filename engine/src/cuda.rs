@@ -23,6 +23,7 @@ use pipo_plan::schedule::{HostMemory, LaneKind, Layout, OpKind, Slot, Tier, Work
 use pipo_plan::units::Bytes;
 
 use crate::backend::accounts::Accounts;
+use crate::backend::cache_file::{self, CacheFile};
 use crate::backend::knobs::Knobs;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -98,6 +99,8 @@ pub(crate) struct CudaBackend<'a> {
     cache: Vec<Vec<Region>>,
     /// The same in host memory.
     cache_home: Vec<Vec<Buffer>>,
+    /// Or on disk.
+    cache_file: Option<CacheFile>,
     /// By micro-batch: embedded rows on their way to the device.
     gathered: Vec<Buffer>,
     /// By micro-batch: an attention under way that is not on the device.
@@ -129,7 +132,6 @@ impl<'a> CudaBackend<'a> {
         cancelled: &AtomicBool,
     ) -> Result<Self, RunError> {
         let knobs = Knobs::of(request.plan)?;
-        refuse(&knobs)?;
         let context = Context::open()?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
@@ -174,14 +176,19 @@ impl<'a> CudaBackend<'a> {
         beside += accounts.claim_rest(Tier::Gpu, "hidden states, result")?;
         let normed = take(beside)?;
         let workspace = take(accounts.claim_rest(Tier::Gpu, "workspace")?)?;
-        let (mut cache, mut cache_home) = (Vec::new(), Vec::new());
+        let (mut cache, mut cache_home, mut cache_file) = (Vec::new(), Vec::new(), None);
+        if cache_tiers.contains(&Tier::Disk) {
+            cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
+            notes.push(cache_file::NOTE.into());
+        }
         for tier in cache_tiers {
             let (mut here, mut home) = (Vec::new(), Vec::new());
             for _ in 0..count {
-                if *tier == Tier::Gpu {
-                    here.push(take(accounts.claim(*tier, "KV cache", frame.cache_room())?)?);
-                } else {
-                    home.push(accounts.get(*tier, "KV cache").draw(frame.cache_room())?);
+                let (name, room) = ("KV cache", frame.cache_room());
+                match *tier {
+                    Tier::Gpu => here.push(take(accounts.claim(*tier, name, room)?)?),
+                    Tier::Disk => {}
+                    _ => home.push(accounts.get(*tier, name).draw(room)?),
                 }
             }
             cache.push(here);
@@ -236,6 +243,7 @@ impl<'a> CudaBackend<'a> {
             normed,
             cache,
             cache_home,
+            cache_file,
             gathered,
             crossings,
             apart,
@@ -335,6 +343,10 @@ impl CudaBackend<'_> {
         }
     }
 
+    fn cache_file(&self) -> Result<&CacheFile, Fault> {
+        self.cache_file.as_ref().ok_or_else(|| fault("there is no cache on disk"))
+    }
+
     /// An operation that has ended when this returns.
     fn at_once(&self, task: &Task) -> Result<(), Fault> {
         if self.queues.stream(task).is_some() {
@@ -345,6 +357,8 @@ impl CudaBackend<'_> {
             OpKind::ReadWeights => self.host.read_weights(task),
             OpKind::StageWeights => self.host.stage_weights(task),
             OpKind::Gather => self.gather(task),
+            OpKind::ReadCache => self.cache_file()?.read(&self.host, task),
+            OpKind::WriteCache => self.cache_file()?.write(&self.host, task),
             OpKind::CpuCompute => self.attend_beside(task),
             // Its waits are all there is to it.
             OpKind::Barrier => Ok(()),
@@ -360,24 +374,4 @@ impl Queue for CudaBackend<'_> {
         self.follow(task)?;
         Ok(interval)
     }
-}
-
-/// Refuses what this backend cannot do yet, before anything is allocated.
-fn refuse(knobs: &Knobs) -> Result<(), RunError> {
-    let refused = |what: &str, next_step| {
-        Err(RunError::Unavailable {
-            what: format!("the CUDA backend does not run {what}"),
-            next_step,
-        })
-    };
-    if knobs.hidden_in_host && knobs.embedding.is_none() {
-        return refused(
-            "hidden states in host memory where the GPU looks tokens up",
-            "set the embedding to \"host\" or hidden to \"gpu\", or use --backend cpu",
-        );
-    }
-    if knobs.cache.contains(&Tier::Disk) {
-        return refused("a cache on disk", "set pipo.kv to \"host\", or use --backend cpu");
-    }
-    Ok(())
 }

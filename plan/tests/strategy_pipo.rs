@@ -280,3 +280,61 @@ fn attention_on_the_cpu_counts_what_crosses() {
     assert_eq!(lines(23), lines(0), "one layer elsewhere is enough");
     assert_eq!(lines(24), [Bytes::ZERO; 2]);
 }
+
+/// Rows on their way to disk have pinned memory from the copy that brings them until they are written.
+#[test]
+fn new_rows_hold_a_host_slot_until_they_are_on_disk() {
+    let knobs = Pipo { kv: KvTier::Disk, kv_gpu_layers: 2, ..Pipo::default() };
+    let batch = Batching { micro: 2, count: 2, prefill_chunk: None };
+    let run = run(&plan("opt-1.3b", knobs, batch, 3));
+    let ring = run.layout.rings.iter().position(|ring| ring.name == "new KV rows").unwrap();
+    // Of the prompt: 48 positions of two sequences, keys and values of 32 heads of 64 numbers.
+    let bytes = Bytes(2 * 48 * 2 * 32 * 64 * 2);
+    let found = &run.layout.rings[ring];
+    assert_eq!((found.tier, found.slots, found.slot_bytes), (Tier::Pinned, 2, bytes));
+    let mut saves = BTreeMap::new();
+    for (id, pass, op) in run.ops() {
+        if op.kind == OpKind::SaveCache {
+            let slot = op.takes.unwrap();
+            assert_eq!(usize::from(slot.ring.0), ring);
+            saves.insert(id, slot);
+        } else if op.kind == OpKind::WriteCache {
+            let saved = pass.waits(op).iter().find_map(|wait| saves.remove(wait));
+            assert_eq!(op.frees, [saved, None]);
+        }
+    }
+    assert!(saves.is_empty(), "everything is written: {saves:?}");
+}
+
+/// With hidden states in host memory the next pass puts its rows where the head's copy still goes, and what
+/// the GPU looks up is computed in a slot as everything else is.
+#[test]
+fn hidden_states_in_host_memory_are_not_written_over_and_always_have_a_slot() {
+    for embedding in [Embedding::Host, Embedding::Unit] {
+        let knobs = Pipo { hidden: Processor::Cpu, embedding, ..Pipo::default() };
+        let batch = Batching { micro: 1, count: 2, prefill_chunk: Some(20) };
+        let run = run(&plan("opt-1.3b", knobs, batch, 3));
+        check_structure(&run);
+        let last = u16::try_from(run.layout.units.len() - 1).unwrap();
+        let mut saved = BTreeMap::new();
+        let mut lookups = 0;
+        for (id, pass, op) in run.ops() {
+            let first = match embedding {
+                Embedding::Host => op.kind == OpKind::Gather,
+                Embedding::Unit => op.kind == OpKind::Compute && op.unit == 0,
+            };
+            if op.kind == OpKind::SaveHidden && op.unit == last {
+                saved.insert(op.micro, id);
+            } else if first {
+                lookups += 1;
+                let before = saved.get(&op.micro);
+                assert_eq!(before.is_some(), pass.number > 0);
+                assert!(before.is_none_or(|save| pass.waits(op).contains(save)), "{op:?}");
+                let takes = embedding == Embedding::Unit && op.block == 0;
+                assert_eq!(op.takes.is_some(), takes, "{op:?}");
+            }
+        }
+        // Three passes of two micro-batches; the prompt in three chunks where the GPU looks up.
+        assert_eq!(lookups, if embedding == Embedding::Host { 6 } else { 10 });
+    }
+}

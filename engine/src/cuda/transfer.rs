@@ -12,6 +12,7 @@ use pipo_plan::units::Bytes;
 use super::driver::{Arena, Pin, Stream};
 use super::{CudaBackend, Region, bound, fault, length};
 use crate::backend::accounts::Accounts;
+use crate::backend::cache_rows::outside;
 use crate::backend::moved;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -97,7 +98,11 @@ impl CudaBackend<'_> {
     /// Everything before this pass, from host memory to the device.
     pub(super) fn load_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
         let slot = self.slot(bound(task.bound.cache, "a slot of the cache")?)?;
-        let (home, before) = (self.home(task)?.read()?, 0..self.host.before(task));
+        let home = match task.bound.host {
+            Some(slot) => self.host.rings.slot(slot)?,
+            None => self.home(task)?,
+        };
+        let (home, before) = (home.read()?, 0..self.host.before(task));
         moved(task, self.copy_rows(stream, (slot, before.clone()), (&home, before), true)?)
     }
 
@@ -105,8 +110,15 @@ impl CudaBackend<'_> {
     /// not on the device.
     pub(super) fn save_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
         let Some(slot) = task.bound.cache else { return self.save_queries(task, stream) };
-        let (home, new) = (self.home(task)?.read()?, self.host.new_positions(task));
+        let new = self.host.new_positions(task);
         let device = (self.slot(slot)?, new.clone());
+        if let Some(rows) = task.bound.host {
+            // Towards the disk: as in a cache that has room for them alone.
+            let rows = self.host.rings.slot(rows)?.read()?;
+            let rows = rows.get(..length(task.work.bytes())?).ok_or_else(outside)?;
+            return moved(task, self.copy_rows(stream, device, (rows, 0..new.len()), false)?);
+        }
+        let home = self.home(task)?.read()?;
         moved(task, self.copy_rows(stream, device, (&home, new), false)?)
     }
 
@@ -134,7 +146,7 @@ impl CudaBackend<'_> {
         let mut copied = 0;
         let places = here.places(from).into_iter().zip(there.places(to));
         for (here_at, there_at) in places {
-            let (width, outside) = (here_at.len(), || fault("rows of a cache lie outside it"));
+            let width = here_at.len();
             if width == 0 {
                 continue;
             }
