@@ -10,7 +10,8 @@
 //!
 //! Numbers between kernels are 16-bit on this backend; every sum is in single precision. So tokens are
 //! those of the CPU backend as far as rounding lets them, and bit for bit those of any other plan on the
-//! same device with the same micro-batch, prompt chunks and fusion of dequantisation.
+//! same device with the same micro-batch, prompt chunks, fusion of dequantisation, and layers whose
+//! attention is on the CPU.
 
 #![allow(unsafe_code, reason = "the driver is a C interface; what it is given is kept alive here")]
 

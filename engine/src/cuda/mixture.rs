@@ -23,6 +23,9 @@ struct Rooms {
     /// By expert, where the part is cut and they must stay; otherwise one for all of them.
     gates: Vec<Region>,
     ups: Vec<Region>,
+    /// For copies of weights: as large wherever the part is cut, because which way a product is computed
+    /// depends on it.
+    spare: Region,
     /// What an expert says.
     down: Region,
     /// What all of them say, by their shares.
@@ -41,7 +44,7 @@ impl Step<'_> {
         // The norm stands before the router, and the router before the first matrices.
         let input = self.input("router")?;
         let rooms = self.rooms(experts)?;
-        let Rooms { down, sum, logits, shares, .. } = rooms;
+        let Rooms { spare, down, sum, logits, shares, .. } = rooms;
         if self.has("router") {
             self.route(experts, input, logits, shares)?;
         }
@@ -53,12 +56,12 @@ impl Step<'_> {
             let (Some(gate), Some(up)) = (room(&rooms.gates), room(&rooms.ups)) else {
                 return Err(fault("there is no room for an expert"));
             };
-            own.advance(input, &[("gate", gate, up), ("up", up, down)], Then::Store)?;
+            own.advance(input, &[("gate", gate, spare), ("up", up, spare)], Then::Store)?;
             if !own.has("down") {
                 continue;
             }
             self.kernels().gated_silu(stream, gate, up, numbers(gate))?;
-            own.advance(gate, &[("down", down, up)], Then::Store)?;
+            own.advance(gate, &[("down", down, spare)], Then::Store)?;
             let (width, first) = (self.arithmetic().hidden(), expert == 0);
             self.kernels()
                 .add_expert(stream, shares, count, expert, down, rows, width, first, sum)?;
@@ -98,8 +101,7 @@ impl Step<'_> {
         Ok(self.kernels().route(stream, logits, rows, count, active, true, shares)?)
     }
 
-    /// Parts of the workspace. What is spare beside a product is as large wherever the part is cut: which
-    /// way a product is computed depends on it.
+    /// Parts of the workspace.
     fn rooms(&self, experts: Experts) -> Result<Rooms, Fault> {
         let arithmetic = self.arithmetic();
         let owner = Owner { expert: Some(0), ..self.owner };
@@ -109,7 +111,7 @@ impl Step<'_> {
         let kept = if arithmetic.cut { count } else { 1 };
         // As `strategy::shapes` accounts for it.
         let numbers = count.next_multiple_of(2);
-        let row = 4 * kept * width + 4 * hidden + 8 * numbers;
+        let row = 4 * kept * width + 4 * width + 4 * hidden + 8 * numbers;
         let (mut at, rows) = (self.own_room(row), self.count() as u64);
         let mut take = |bytes: u64| {
             let region = arithmetic.inner.slice(at, bytes * rows);
@@ -119,6 +121,7 @@ impl Step<'_> {
         Ok(Rooms {
             gates: (0..in_memory(kept)).map(|_| take(2 * width)).collect::<Result<_, _>>()?,
             ups: (0..in_memory(kept)).map(|_| take(2 * width)).collect::<Result<_, _>>()?,
+            spare: take(4 * width)?,
             down: take(2 * hidden)?,
             sum: take(2 * hidden)?,
             logits: take(4 * numbers)?,

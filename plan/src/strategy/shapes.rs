@@ -181,25 +181,25 @@ pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Byt
     inner + dense.unwrap_or(Bytes::ZERO)
 }
 
-/// How many results of an expert's matrix there are for one row. Those of a part that is cut must stay
-/// until the next unit computes: of every expert, for where a row goes is known on the device alone. What
-/// the last matrix leaves is added up at once.
+/// How many results of a matrix there are for one row. Experts work one after the other on all rows, and what
+/// one says is added up at once. What matrices before the last leave in a part that is cut must stay until the
+/// next unit computes: of every expert, for where a row goes is known on the device alone.
 fn spread(model: &Model, tensor: &Tensor, is_cut: bool) -> u64 {
-    match model.experts.filter(|_| tensor.copies > 1) {
+    let is_last = matches!(tensor.name, "down" | "fc2");
+    match model.experts.filter(|_| tensor.copies > 1 && is_cut && !is_last) {
+        Some(experts) => u64::from(experts.count),
         None => 1,
-        Some(_) if is_cut && matches!(tensor.name, "down" | "fc2") => 1,
-        Some(experts) if is_cut => u64::from(experts.count),
-        Some(experts) => u64::from(experts.active),
     }
 }
 
-/// What a router leaves: for each row and expert a logit and a share in single precision, in multiples of
-/// 16 bytes, and the sum of what the experts say.
+/// What a mixture needs beside its matrices' results: for each row and expert a logit and a share in single
+/// precision, in multiples of 16 bytes; the sum of what the experts say; and twice what is inside an expert,
+/// for copies of its weights in 16 bits.
 fn routing_bytes(model: &Model, tensor: &Tensor, rows: Rows) -> Bytes {
     match model.experts.filter(|_| tensor.name == "router") {
         Some(experts) => {
             let numbers = 8 * u64::from(experts.count).next_multiple_of(2);
-            Bytes(rows.count() * (numbers + 2 * model.hidden))
+            Bytes(rows.count() * (numbers + 2 * model.hidden + 4 * model.ffn))
         }
         None => Bytes::ZERO,
     }
