@@ -13,6 +13,8 @@ use crate::run::{NewToken, Request, RunError, sampler};
 use crate::store::in_memory;
 
 pub(crate) mod accounts;
+mod attend;
+pub(crate) mod cache_file;
 pub(crate) mod cache_rows;
 pub(crate) mod knobs;
 pub(crate) mod sequence;

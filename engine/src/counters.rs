@@ -8,10 +8,10 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
+use nvml_wrapper::{Device, Nvml};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 /// Between two readings: GPM needs 100 ms to be trusted, and NVML is refreshed about every 200 ms.

@@ -15,6 +15,7 @@ use pipo_plan::schedule::{Layout, OpKind, Tier};
 use pipo_plan::units::Bytes;
 
 use crate::backend::accounts::Accounts;
+use crate::backend::cache_file::{self, CacheFile};
 use crate::backend::knobs::Knobs;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -26,12 +27,10 @@ use crate::run::{Request, RunError};
 
 mod beside;
 mod cache;
-mod cache_file;
 mod compute;
 mod hidden;
 
 use beside::Crossing;
-use cache_file::CacheFile;
 use compute::Flows;
 
 /// The tiers that are memory: here all of them are the host's.
@@ -59,7 +58,7 @@ pub(crate) struct CpuBackend<'a> {
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     /// Held as the plan has it: the arithmetic here works in buffers of its own.
-    _held: [Buffer; 3],
+    _held: [Buffer; 5],
 }
 
 impl<'a> CpuBackend<'a> {
@@ -96,10 +95,14 @@ impl<'a> CpuBackend<'a> {
             accounts.rest(Tier::Gpu, "hidden states, result")?,
         ];
         let workspace = accounts.rest(Tier::Gpu, "workspace")?;
+        let [down, up] = [
+            accounts.rest(Tier::Gpu, "queries and new rows")?,
+            accounts.rest(Tier::Pinned, "queries")?,
+        ];
         let mut cache_file = None;
         if cache.contains(&Tier::Disk) {
             cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
-            notes.push("the cache on disk was read and written through the page cache".into());
+            notes.push(cache_file::NOTE.into());
         }
         let layer = |tier| match tier {
             Tier::Disk => Ok(Vec::new()),
@@ -122,7 +125,7 @@ impl<'a> CpuBackend<'a> {
             flows: Flows::default(),
             allocated,
             notes,
-            _held: [first, second, workspace],
+            _held: [first, second, workspace, down, up],
         })
     }
 
@@ -175,8 +178,8 @@ impl Backend for CpuBackend<'_> {
             OpKind::Gather => self.gather(task),
             OpKind::LoadHidden => self.load_hidden(task),
             OpKind::SaveHidden => self.save_hidden(task),
-            OpKind::ReadCache => self.read_cache(task),
-            OpKind::WriteCache => self.write_cache(task),
+            OpKind::ReadCache => self.cache_file()?.read(&self.host, task),
+            OpKind::WriteCache => self.cache_file()?.write(&self.host, task),
             OpKind::LoadCache => self.load_cache(task),
             OpKind::SaveCache => self.save_cache(task),
             OpKind::CpuCompute => self.attend_beside(task),

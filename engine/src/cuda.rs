@@ -10,7 +10,8 @@
 //!
 //! Numbers between kernels are 16-bit on this backend; every sum is in single precision. So tokens are
 //! those of the CPU backend as far as rounding lets them, and bit for bit those of any other plan on the
-//! same device with the same micro-batch, prompt chunks and fusion of dequantisation.
+//! same device with the same micro-batch, prompt chunks, fusion of dequantisation, and layers whose
+//! attention is on the CPU.
 
 #![allow(unsafe_code, reason = "the driver is a C interface; what it is given is kept alive here")]
 
@@ -23,6 +24,7 @@ use pipo_plan::schedule::{HostMemory, LaneKind, Layout, OpKind, Slot, Tier, Work
 use pipo_plan::units::Bytes;
 
 use crate::backend::accounts::Accounts;
+use crate::backend::cache_file::{self, CacheFile};
 use crate::backend::knobs::Knobs;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -36,15 +38,18 @@ use crate::shape::Pace;
 mod apart;
 mod arithmetic;
 mod attention;
+mod beside;
 pub(crate) mod driver;
 mod head;
 mod hidden;
+mod mixture;
 mod mlp;
 mod queue;
 mod transfer;
 
 use apart::Apart;
 use arithmetic::Arithmetic;
+use beside::Crossing;
 use driver::{Arena, Context, Part, Pin, Stream};
 use queue::Queues;
 
@@ -75,7 +80,7 @@ fn is_queue(lane: LaneKind) -> bool {
 pub(crate) struct CudaBackend<'a> {
     queues: Queues,
     arithmetic: Arithmetic,
-    /// Looks tokens up where the plan keeps the table in host memory.
+    /// Looks tokens up where the plan keeps the table in host memory, and attends where it keeps the cache.
     decoder: Decoder,
     /// The multiprocessors that kernels run on, where those are not all.
     _part: Option<Part>,
@@ -97,8 +102,12 @@ pub(crate) struct CudaBackend<'a> {
     cache: Vec<Vec<Region>>,
     /// The same in host memory.
     cache_home: Vec<Vec<Buffer>>,
+    /// Or on disk.
+    cache_file: Option<CacheFile>,
     /// By micro-batch: embedded rows on their way to the device.
     gathered: Vec<Buffer>,
+    /// By micro-batch: an attention under way that is not on the device.
+    crossings: Vec<Crossing>,
     apart: Apart,
     greedy: bool,
     /// What host threads hold copies of each way back to, and reads.
@@ -126,7 +135,6 @@ impl<'a> CudaBackend<'a> {
         cancelled: &AtomicBool,
     ) -> Result<Self, RunError> {
         let knobs = Knobs::of(request.plan)?;
-        refuse(&knobs, request)?;
         let context = Context::open()?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
@@ -139,7 +147,7 @@ impl<'a> CudaBackend<'a> {
         // Counted first and allocated in one piece.
         let buffers = frame.units.len() as u64
             + (layout.rings.iter().map(|r| u64::from(r.slots)).sum::<u64>())
-            + count * (u64::from(plan.model.layers) + 4);
+            + count * (u64::from(plan.model.layers) + 6);
         let bytes = layout.bytes(Tier::Gpu).0 + buffers * Arena::ALIGNMENT;
         let mut arena = Arena::new("everything on the device", bytes)?;
         let mut units = Vec::new();
@@ -155,6 +163,7 @@ impl<'a> CudaBackend<'a> {
             kept.push(bounce.keep(&unit, index, &mut accounts, &source, &mut arena)?);
             units.push(unit);
         }
+        let crossings = Crossing::all(&knobs, &mut accounts, &mut arena)?;
         let mut take = |bytes: Bytes| arena.take(bytes);
         let (mut hidden, mut hidden_home) = (Vec::new(), Vec::new());
         let mut beside = Bytes::ZERO;
@@ -170,14 +179,19 @@ impl<'a> CudaBackend<'a> {
         beside += accounts.claim_rest(Tier::Gpu, "hidden states, result")?;
         let normed = take(beside)?;
         let workspace = take(accounts.claim_rest(Tier::Gpu, "workspace")?)?;
-        let (mut cache, mut cache_home) = (Vec::new(), Vec::new());
+        let (mut cache, mut cache_home, mut cache_file) = (Vec::new(), Vec::new(), None);
+        if cache_tiers.contains(&Tier::Disk) {
+            cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
+            notes.push(cache_file::NOTE.into());
+        }
         for tier in cache_tiers {
             let (mut here, mut home) = (Vec::new(), Vec::new());
             for _ in 0..count {
-                if *tier == Tier::Gpu {
-                    here.push(take(accounts.claim(*tier, "KV cache", frame.cache_room())?)?);
-                } else {
-                    home.push(accounts.get(*tier, "KV cache").draw(frame.cache_room())?);
+                let (name, room) = ("KV cache", frame.cache_room());
+                match *tier {
+                    Tier::Gpu => here.push(take(accounts.claim(*tier, name, room)?)?),
+                    Tier::Disk => {}
+                    _ => home.push(accounts.get(*tier, name).draw(room)?),
                 }
             }
             cache.push(here);
@@ -208,6 +222,7 @@ impl<'a> CudaBackend<'a> {
         let pinned = host.units.iter().filter_map(|unit| unit.kept(Tier::Pinned));
         let pinned = pinned.chain(host.rings.at(layout, Tier::Pinned));
         let pinned = pinned.chain(cache_home.iter().flatten()).chain(&gathered).chain(&hidden_home);
+        let pinned = pinned.chain(crossings.iter().map(|crossing| &crossing.home));
         let mut pins = Vec::new();
         for buffer in pinned.chain(apart.buffers()) {
             // SAFETY: buffers are never moved or resized, and pins are dropped before them.
@@ -235,7 +250,9 @@ impl<'a> CudaBackend<'a> {
             normed,
             cache,
             cache_home,
+            cache_file,
             gathered,
+            crossings,
             apart,
             greedy: request.sampling.temperature == GREEDY.temperature,
             allocated,
@@ -333,6 +350,10 @@ impl CudaBackend<'_> {
         }
     }
 
+    fn cache_file(&self) -> Result<&CacheFile, Fault> {
+        self.cache_file.as_ref().ok_or_else(|| fault("there is no cache on disk"))
+    }
+
     /// An operation that has ended when this returns.
     fn at_once(&self, task: &Task) -> Result<(), Fault> {
         if self.queues.stream(task).is_some() {
@@ -343,6 +364,9 @@ impl CudaBackend<'_> {
             OpKind::ReadWeights => self.host.read_weights(task),
             OpKind::StageWeights => self.host.stage_weights(task),
             OpKind::Gather => self.gather(task),
+            OpKind::ReadCache => self.cache_file()?.read(&self.host, task),
+            OpKind::WriteCache => self.cache_file()?.write(&self.host, task),
+            OpKind::CpuCompute => self.attend_beside(task),
             // Its waits are all there is to it.
             OpKind::Barrier => Ok(()),
             _ => Err(fault("the CUDA backend does not know such an operation")),
@@ -357,33 +381,4 @@ impl Queue for CudaBackend<'_> {
         self.follow(task)?;
         Ok(interval)
     }
-}
-
-/// Refuses what this backend cannot do yet, before anything is allocated.
-fn refuse(knobs: &Knobs, request: &Request) -> Result<(), RunError> {
-    let plan = request.plan;
-    let refused = |what: &str, next_step| {
-        Err(RunError::Unavailable {
-            what: format!("the CUDA backend does not run {what}"),
-            next_step,
-        })
-    };
-    if knobs.hidden_in_host && !knobs.gathers {
-        return refused(
-            "hidden states in host memory where the GPU looks tokens up",
-            "set the embedding to \"host\" or hidden to \"gpu\", or use --backend cpu",
-        );
-    }
-    if knobs.cache.contains(&Tier::Disk) {
-        return refused("a cache on disk", "set pipo.kv to \"host\", or use --backend cpu");
-    }
-    if plan.model.experts.is_some() {
-        return refused("mixtures of experts", "use --backend cpu");
-    }
-    if matches!(&plan.strategy, pipo_plan::strategy::Strategy::Pipo(knobs)
-        if knobs.attention == pipo_plan::strategy::Processor::Cpu)
-    {
-        return refused("attention on the CPU", "set pipo.attention to \"gpu\"");
-    }
-    Ok(())
 }

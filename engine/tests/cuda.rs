@@ -2,21 +2,28 @@
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 #![allow(clippy::print_stderr, reason = "who skips a test must say so")]
 
-use pipo_engine::run::Device;
+use std::sync::atomic::AtomicBool;
+
+use pipo_engine::run::{Device, Outcome, Request, random_prompts, run};
 use pipo_plan::model::Precision;
 use pipo_plan::plan::Batching;
 use pipo_plan::strategy::Strategy as System;
 use pipo_plan::strategy::pipo::{Embedding, Pipo};
+use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{KvTier, Processor};
+use pipo_plan::units::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use cases::{Case, accelerate, cases, check_offloaded, flexgen, pipo};
-use fixture::MODELS;
+use cases::{Case, accelerate, cases, check_against, check_offloaded, flexgen, pipo};
+use exact::{Imported, difference};
+use fixture::{Fixture, MODELS};
 use plans::{PRECISIONS, fixture, resident};
 
 #[path = "fixture/cases.rs"]
 mod cases;
+#[path = "fixture/exact.rs"]
+mod exact;
 mod fixture;
 #[path = "fixture/plans.rs"]
 mod plans;
@@ -28,11 +35,6 @@ fn has_gpu() -> bool {
         eprintln!("skipped: there is no NVIDIA GPU here");
     }
     present
-}
-
-/// Mixtures of experts do not run on a GPU yet.
-fn dense(case: &Case) -> bool {
-    MODELS[case.model] != "mixtral"
 }
 
 fn on_gpu<S: Strategy>(
@@ -47,27 +49,81 @@ fn on_gpu<S: Strategy>(
     }
 }
 
-/// What this backend runs of PIPO. A model whose tokens pass through a product on their way in rounds it
+/// A plan of PIPO as it is compared. A model whose tokens pass through a product on their way in rounds it
 /// elsewhere where the host looks them up.
-fn runnable(knobs: &Pipo, case: &Case) -> Pipo {
-    let kv = if knobs.kv == KvTier::Disk { KvTier::Host } else { knobs.kv };
+fn comparable(knobs: &Pipo, case: &Case) -> Pipo {
     let through_product = MODELS[case.model] == "opt-postnorm";
-    let embedding = if through_product { Embedding::Unit } else { knobs.embedding };
-    let hidden = if embedding == Embedding::Unit { Processor::Gpu } else { knobs.hidden };
-    Pipo { attention: Processor::Gpu, hidden, kv, embedding, ..knobs.clone() }
+    let by_host = knobs.embedding == Embedding::Host;
+    let embedding = if through_product && by_host { Embedding::Unit } else { knobs.embedding };
+    Pipo { embedding, ..knobs.clone() }
+}
+
+/// By how much a logit must lead so that rounding to 16 bits cannot turn the choice: logits reach 17, and
+/// transformers' own differ by up to 6.1e-3 of that in fp16 (`golden/README.md`).
+const LEAD: f32 = 0.1;
+
+/// Tokens before the first that leads by less.
+fn safe(fixture: &Fixture, sequence: usize) -> usize {
+    let gaps = fixture.golden["greedy_gaps"][sequence].as_array().unwrap();
+    gaps.iter().take_while(|gap| gap.as_f64() > Some(f64::from(LEAD))).count()
+}
+
+/// The golden model in a precision.
+fn model_in(model: usize, precision: Precision) -> &'static Fixture {
+    fixture(model, PRECISIONS.iter().position(|&p| p == precision).unwrap())
+}
+
+/// Greedy runs of some prompts of equal length, everything on the device.
+fn greedy(fixture: &Fixture, device: Device, prompts: &[Vec<u32>], tokens: u64) -> Outcome {
+    let batch = Batching::single(prompts.len() as u64);
+    let mut plan = fixture.plan(resident(), batch, tokens);
+    plan.workload.prompt = prompts[0].len() as u64;
+    let request = Request { device, ..Request::new(&plan, &fixture.store, prompts) };
+    run(&request, &AtomicBool::new(false)).unwrap()
+}
+
+/// The length of the difference over that of what is expected.
+fn apart(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let apart: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+    length(&apart) / length(expected)
+}
+
+/// What a run of PIPO must equal. Attention on the CPU is another arithmetic than the GPU's: it is compared
+/// with a run that has it too, in the same layers, and everything else on the device.
+fn reference(knobs: &Pipo) -> System {
+    if knobs.attention == Processor::Gpu {
+        return System::Resident(Resident { fused: knobs.fused });
+    }
+    System::Pipo(beside(knobs.kv_gpu_layers, knobs.fused))
+}
+
+/// Everything on the device but attention, which is beside it in all but some layers.
+fn beside(kv_gpu_layers: u32, fused: bool) -> Pipo {
+    Pipo {
+        gpu_weights: Bytes(1 << 40),
+        embedding: Embedding::Unit,
+        kv: KvTier::Host,
+        kv_gpu_layers,
+        attention: Processor::Cpu,
+        fused,
+        ..Pipo::default()
+    }
 }
 
 #[test]
 fn a_pipo_run_is_the_resident_run_bit_for_bit() {
-    on_gpu(150, (pipo(), cases().prop_filter("dense", dense)), |(knobs, case)| {
-        let fused = knobs.fused;
-        check_offloaded(Device::Cuda, case, System::Pipo(runnable(&knobs, &case)), fused)
+    on_gpu(200, (pipo(), cases()), |(knobs, case)| {
+        let knobs = comparable(&knobs, &case);
+        let expected = reference(&knobs);
+        check_against(Device::Cuda, case, System::Pipo(knobs), expected)
     });
 }
 
 #[test]
 fn a_run_of_accelerate_is_the_resident_run_bit_for_bit() {
-    on_gpu(50, (accelerate(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+    on_gpu(50, (accelerate(), cases()), |(knobs, case)| {
         let case = Case { batch: Batching::single(case.batch.micro), ..case };
         check_offloaded(Device::Cuda, case, System::Accelerate(knobs), false)
     });
@@ -75,13 +131,12 @@ fn a_run_of_accelerate_is_the_resident_run_bit_for_bit() {
 
 #[test]
 fn a_run_of_flexgen_is_the_resident_run_bit_for_bit() {
-    on_gpu(10, (flexgen(), cases().prop_filter("dense", dense)), |(knobs, case)| {
+    on_gpu(10, (flexgen(), cases()), |(knobs, case)| {
         let int4 =
             |precision| if precision == Precision::Int8 { Precision::Int4 } else { precision };
         let weights = PRECISIONS.iter().position(|&p| p == int4(PRECISIONS[case.weights])).unwrap();
         let batch = Batching { prefill_chunk: None, ..case.batch };
         let case = Case { weights, kv: int4(case.kv), batch, ..case };
-        let knobs = pipo_plan::strategy::flexgen::FlexGen { hidden: Processor::Gpu, ..knobs };
         check_offloaded(Device::Cuda, case, System::FlexGen(knobs), false)
     });
 }
@@ -92,18 +147,156 @@ fn a_resident_run_says_what_transformers_says() {
     if !has_gpu() {
         return;
     }
-    for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
+    for (model, name) in MODELS.iter().enumerate() {
         let fixture = fixture(model, 0);
         let plan = fixture.plan(resident(), Batching::single(2), 64);
         let outcome = fixture.run_on(Device::Cuda, &plan).unwrap();
         for (sequence, tokens) in outcome.tokens.iter().enumerate() {
-            let gaps = fixture.golden["greedy_gaps"][sequence].as_array().unwrap();
-            let safe = gaps.iter().take_while(|gap| gap.as_f64() > Some(0.1)).count();
+            let safe = safe(fixture, sequence);
             let expected = fixture.tokens("greedy", sequence);
             assert_eq!(tokens.len(), 64);
             assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
         }
         println!("{name}: tokens are those of transformers");
+    }
+}
+
+/// Attention beside the GPU rounds in other places than on it, and nowhere else: tokens are those of
+/// transformers where the best logit leads by more than that, and a step's logits are close.
+#[test]
+fn attention_on_the_cpu_is_that_of_the_gpu_within_rounding() {
+    if !has_gpu() {
+        return;
+    }
+    for (model, name) in MODELS.iter().enumerate() {
+        let fixture = fixture(model, 0);
+        let batch = Batching { micro: 1, count: 2, prefill_chunk: None };
+        let run = |strategy, kv, tokens| {
+            let mut plan = fixture.plan(strategy, batch, tokens);
+            plan.precision.kv = kv;
+            fixture.run_on(Device::Cuda, &plan).unwrap()
+        };
+        let on_cpu = || System::Pipo(beside(0, true));
+        let outcome = run(on_cpu(), Precision::Fp16, 64);
+        for (sequence, tokens) in outcome.tokens.iter().enumerate() {
+            let safe = safe(fixture, sequence);
+            let expected = fixture.tokens("greedy", sequence);
+            assert_eq!(tokens.len(), 64);
+            assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
+        }
+        // The second token's logits: the prompt is attended to on the GPU in both runs, bit for bit.
+        for kv in PRECISIONS {
+            let [found, expected] = [on_cpu(), resident()].map(|strategy| run(strategy, kv, 2));
+            for (found, expected) in found.logits.iter().zip(&expected.logits) {
+                let error = apart(found, expected);
+                assert!(error < 1e-2, "{name} with a cache in {kv}: {error:e}");
+            }
+        }
+    }
+}
+
+/// The largest difference at a position over the largest logit there that 16-bit numbers between operations
+/// may make. Transformers' own fp16 makes up to 6.1e-3 on these models, which magnify rounding more than
+/// trained ones do (`golden/README.md`); it is printed what was found.
+const ROUNDING: f32 = 1e-2;
+
+/// Logits of the first prompt at some of its positions, and of the second at its last: in fp16 against what
+/// transformers computes in single precision, in bf16 against the same with every weight rounded to bf16.
+#[test]
+fn logits_are_those_of_transformers_within_rounding() {
+    if !has_gpu() {
+        return;
+    }
+    for (model, name) in MODELS.iter().enumerate() {
+        let exact = Imported::new(name, Precision::Fp16);
+        let vocabulary = exact.vocabulary();
+        let mut worst: f32 = 0.0;
+        let mut compare = |fixture: &Fixture, prompts: &[Vec<u32>], expected: &[f32]| {
+            let found = greedy(fixture, Device::Cuda, prompts, 1).logits.concat();
+            worst = worst.max(difference(&found, expected, vocabulary));
+        };
+        let fixture = &exact.fixture;
+        let prompts = [0, 1].map(|sequence| fixture.tokens("prompts", sequence));
+        let all = exact.floats("prompt-0.f32");
+        for length in [1, 8, 17, 24] {
+            let expected = &all[(length - 1) * vocabulary..length * vocabulary];
+            compare(fixture, &[prompts[0][..length].to_vec()], expected);
+        }
+        compare(fixture, &prompts[1..], &exact.floats("prompt-1-last.f32"));
+        let bf16 = exact.floats("bf16-weights.f32");
+        compare(model_in(model, Precision::Bf16), &prompts, &bf16);
+        println!("{name}: {worst:.1e}");
+        assert!(worst < ROUNDING, "{name}: {worst:e}");
+    }
+}
+
+/// Logits of quantised weights against what the same weights stand for, in single precision throughout.
+#[test]
+fn logits_of_quantised_weights_are_those_they_stand_for_within_rounding() {
+    if !has_gpu() {
+        return;
+    }
+    for name in MODELS {
+        for precision in [Precision::Int8, Precision::Int4] {
+            let exact = Imported::new(name, precision);
+            let (fixture, vocabulary) = (&exact.fixture, exact.vocabulary());
+            let prompts = [0, 1].map(|sequence| fixture.tokens("prompts", sequence));
+            let expected = prompts.iter().flat_map(|prompt| {
+                let logits = exact.logits(prompt, &mut exact.caches());
+                logits[logits.len() - vocabulary..].to_vec()
+            });
+            let expected: Vec<f32> = expected.collect();
+            let found = greedy(fixture, Device::Cuda, &prompts, 1).logits.concat();
+            let error = difference(&found, &expected, vocabulary);
+            println!("{name} in {precision}: {error:.1e}");
+            assert!(error < ROUNDING, "{name} in {precision}: {error:e}");
+        }
+    }
+}
+
+/// By how much the best logit led the second when a token was chosen.
+fn lead(fixture: &Fixture, prompts: &[Vec<u32>], sequence: usize, step: usize) -> f32 {
+    let outcome = greedy(fixture, Device::Cpu, prompts, step as u64 + 1);
+    let mut logits = outcome.logits[sequence].clone();
+    logits.sort_by(|a, b| b.total_cmp(a));
+    logits[0] - logits[1]
+}
+
+/// 64 greedy tokens of 8 sequences, on the GPU and on the CPU: the first that differs is one that rounding
+/// could turn. In a mixture rounding can also turn the choice of an expert, and then any token: what is known
+/// of that is that the golden prompts choose by 0.001 or more in fp16, so other sequences are only printed.
+#[test]
+fn tokens_are_those_of_the_cpu_where_rounding_does_not_decide() {
+    if !has_gpu() {
+        return;
+    }
+    for (model, name) in MODELS.iter().enumerate() {
+        for precision in [Precision::Fp16, Precision::Int4] {
+            let fixture = model_in(model, precision);
+            let mut prompts: Vec<_> = [0, 1].map(|at| fixture.tokens("prompts", at)).into();
+            prompts.extend(random_prompts(fixture.store.model().vocab, 6, 24, 1));
+            let [found, expected] = [Device::Cuda, Device::Cpu]
+                .map(|device| greedy(fixture, device, &prompts, 64).tokens);
+            let mut agree = 0;
+            for (sequence, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert_eq!((found.len(), expected.len()), (64, 64));
+                let Some(step) = found.iter().zip(expected).position(|(a, b)| a != b) else {
+                    agree += 1;
+                    continue;
+                };
+                let lead = lead(fixture, &prompts, sequence, step);
+                println!(
+                    "{name} in {precision}: sequence {sequence} differs at token {step}, lead {lead:.3}"
+                );
+                let by_experts =
+                    *name == "mixtral" && (precision, sequence / 2) != (Precision::Fp16, 0);
+                assert!(
+                    lead < LEAD || by_experts,
+                    "{name} in {precision}, sequence {sequence}, token {step}"
+                );
+            }
+            println!("{name} in {precision}: {agree} of 8 sequences agree for all 64 tokens");
+        }
     }
 }
 
@@ -115,15 +308,13 @@ fn logits_are_those_of_the_cpu_within_rounding() {
         return;
     }
     let mut worst: f32 = 0.0;
-    for (model, name) in MODELS.iter().enumerate().filter(|(_, name)| **name != "mixtral") {
+    for (model, name) in MODELS.iter().enumerate() {
         for (weights, precision) in PRECISIONS.iter().enumerate() {
             let fixture = fixture(model, weights);
             let plan = fixture.plan(resident(), Batching::single(2), 1);
             let expected = fixture.run(&plan).unwrap().logits.concat();
             let found = fixture.run_on(Device::Cuda, &plan).unwrap().logits.concat();
-            let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-            let apart: Vec<f32> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
-            let error = length(&apart) / length(&expected);
+            let error = apart(&found, &expected);
             println!("{name} {precision}: {error:.1e}");
             worst = worst.max(error);
         }

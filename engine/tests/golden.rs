@@ -3,41 +3,21 @@
 //! `golden/README.md` says what the files hold and which tolerance the reference itself supports.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
-use std::path::PathBuf;
-
 use half::f16;
-use pipo_engine::decoder::{Cache, Decoder, format};
+use pipo_engine::decoder::{Decoder, format};
 use pipo_engine::store::{Layout, Place, Placed};
 use pipo_kernels::format::{self as kernels, dequantise_row};
 use pipo_kernels::{Cpu, Format, Matrix};
-use pipo_plan::model::{Part, Precision};
+use pipo_plan::model::Precision;
 
-use fixture::{Fixture, MODELS, folder};
+use exact::{Imported, difference};
+use fixture::MODELS;
 
+#[path = "fixture/exact.rs"]
+mod exact;
 mod fixture;
 
-/// A golden model, held in memory.
-struct Imported {
-    source: PathBuf,
-    fixture: Fixture,
-    decoder: Decoder,
-    runs: Vec<(Place, Vec<u8>)>,
-}
-
 impl Imported {
-    fn new(model: &str, precision: Precision) -> Self {
-        let fixture = Fixture::new(model, precision);
-        let store = &fixture.store;
-        let run = |place| {
-            let mut bytes = vec![0; usize::try_from(store.length(place).unwrap()).unwrap()];
-            store.read(place, 0, &mut bytes).unwrap();
-            (place, bytes)
-        };
-        let runs = store.layout().places().map(run).collect();
-        let decoder = Decoder::new(store.layout(), store.arithmetic(), Cpu::new(1)).unwrap();
-        Self { source: folder(model), fixture, decoder, runs }
-    }
-
     /// Makes what quantised weights stand for exact in fp16: each scale a power of two, each minimum a
     /// multiple of its scale. Otherwise rounding to fp16 would be most of what a comparison shows.
     fn round_scales(&mut self) {
@@ -92,39 +72,6 @@ impl Imported {
         let decoder = Decoder::new(&layout, store.arithmetic(), Cpu::new(1)).unwrap();
         Self { decoder, runs, ..self }
     }
-
-    fn vocabulary(&self) -> usize {
-        usize::try_from(self.decoder.model().vocab).unwrap()
-    }
-
-    /// Numbers of a golden file.
-    fn floats(&self, file: &str) -> Vec<f32> {
-        let bytes = std::fs::read(self.source.join(file)).unwrap();
-        bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-    }
-
-    fn run(&self, part: Part, layer: u32) -> &[u8] {
-        &self.runs.iter().find(|(place, _)| *place == Place { part, layer }).unwrap().1
-    }
-
-    fn caches(&self) -> Vec<Cache> {
-        let model = self.decoder.model();
-        let width = usize::try_from(u64::from(model.kv_heads) * model.head_dim).unwrap();
-        (0..model.layers).map(|_| Cache::new(width)).collect()
-    }
-
-    /// Logits of some tokens that follow what the caches hold.
-    fn logits(&self, tokens: &[u32], caches: &mut [Cache]) -> Vec<f32> {
-        let embedding = self.run(Part::Embedding, 0);
-        let first = caches[0].positions();
-        let mut hidden = self.decoder.embed(embedding, tokens, first).unwrap();
-        for (layer, cache) in (0..).zip(caches) {
-            let run = self.run(Part::Attention, layer);
-            hidden = self.decoder.attention(run, &hidden, cache).unwrap();
-            hidden = self.decoder.mlp(self.run(Part::Mlp, layer), &hidden).unwrap();
-        }
-        self.decoder.logits(self.run(Part::Head, 0), embedding, &hidden).unwrap()
-    }
 }
 
 fn size(length: u64) -> usize {
@@ -138,18 +85,6 @@ fn matrix(layout: &Layout, placed: &Placed) -> Option<kernels::Layout> {
     precision
         .is_quantised()
         .then(|| kernels::Layout::new(format(precision), outputs, inputs).unwrap())
-}
-
-/// The largest difference at a position over the largest logit there; the worst position counts.
-fn difference(found: &[f32], expected: &[f32], vocabulary: usize) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let worst = |(found, expected): (&[f32], &[f32])| {
-        let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-        let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-        apart.fold(0.0_f32, f32::max) / largest
-    };
-    let positions = found.chunks(vocabulary).zip(expected.chunks(vocabulary));
-    positions.map(worst).fold(0.0, f32::max)
 }
 
 fn greedy(logits: &[f32]) -> u32 {

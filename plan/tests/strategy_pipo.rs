@@ -243,3 +243,102 @@ fn attention_work_of_a_decode_step_covers_the_whole_context() {
         "prompt 48, second decode step: its own position is the 50th"
     );
 }
+
+/// What an MLP of experts leaves, by hand: Mixtral's 8 experts are 14336 wide, hidden states are 4096 wide. A
+/// row has 8 logits and 8 shares in single precision, a sum of its experts, and room for copies of weights.
+#[test]
+fn a_mixture_has_room_for_its_router_and_where_it_is_cut_for_every_expert() {
+    let rows = 3 * 48;
+    let beside = 2 * 4096 + 2 * 4 * 8 + 2 * 2 * 14336;
+    let row = |granularity| match granularity {
+        Granularity::Tensor => 2 * (8 * 2 * 14336 + 4096) + beside,
+        _ => 2 * (2 * 14336 + 4096) + beside,
+    };
+    for granularity in [Granularity::Part, Granularity::Tensor] {
+        let knobs = Pipo { granularity, ..Pipo::default() };
+        let batch = Batching { micro: 3, count: 2, prefill_chunk: None };
+        let layout = run(&plan("mixtral-8x7b", knobs, batch, 1)).layout;
+        let workspace = layout.allocations.iter().find(|a| a.name == "workspace").unwrap();
+        let micros = if granularity == Granularity::Tensor { 2 } else { 1 };
+        assert_eq!(workspace.bytes, Bytes(rows * micros * row(granularity)));
+    }
+}
+
+/// Two micro-batches of 3 sequences: OPT-1.3B has 32 heads of 64 numbers in 16 bits for queries, keys and
+/// values alike.
+#[test]
+fn attention_on_the_cpu_counts_what_crosses() {
+    let batch = Batching { micro: 3, count: 2, prefill_chunk: None };
+    let lines = |kv_gpu_layers| {
+        let knobs =
+            Pipo { kv: KvTier::Host, kv_gpu_layers, attention: Processor::Cpu, ..Pipo::default() };
+        let layout = run(&plan("opt-1.3b", knobs, batch, 2)).layout;
+        let line = |tier, name: &str| -> Bytes {
+            let lines = layout.allocations.iter().filter(|a| a.tier == tier && a.name == name);
+            lines.map(|a| a.bytes).sum()
+        };
+        [line(Tier::Gpu, "queries and new rows"), line(Tier::Pinned, "queries")]
+    };
+    let row = 2 * 32 * 64;
+    assert_eq!(lines(0), [Bytes(2 * 3 * 3 * row), Bytes(2 * 3 * row)]);
+    assert_eq!(lines(23), lines(0), "one layer elsewhere is enough");
+    assert_eq!(lines(24), [Bytes::ZERO; 2]);
+}
+
+/// Rows on their way to disk have pinned memory from the copy that brings them until they are written.
+#[test]
+fn new_rows_hold_a_host_slot_until_they_are_on_disk() {
+    let knobs = Pipo { kv: KvTier::Disk, kv_gpu_layers: 2, ..Pipo::default() };
+    let batch = Batching { micro: 2, count: 2, prefill_chunk: None };
+    let run = run(&plan("opt-1.3b", knobs, batch, 3));
+    let ring = run.layout.rings.iter().position(|ring| ring.name == "new KV rows").unwrap();
+    // Of the prompt: 48 positions of two sequences, keys and values of 32 heads of 64 numbers.
+    let bytes = Bytes(2 * 48 * 2 * 32 * 64 * 2);
+    let found = &run.layout.rings[ring];
+    assert_eq!((found.tier, found.slots, found.slot_bytes), (Tier::Pinned, 2, bytes));
+    let mut saves = BTreeMap::new();
+    for (id, pass, op) in run.ops() {
+        if op.kind == OpKind::SaveCache {
+            let slot = op.takes.unwrap();
+            assert_eq!(usize::from(slot.ring.0), ring);
+            saves.insert(id, slot);
+        } else if op.kind == OpKind::WriteCache {
+            let saved = pass.waits(op).iter().find_map(|wait| saves.remove(wait));
+            assert_eq!(op.frees, [saved, None]);
+        }
+    }
+    assert!(saves.is_empty(), "everything is written: {saves:?}");
+}
+
+/// With hidden states in host memory the next pass puts its rows where the head's copy still goes, and what
+/// the GPU looks up is computed in a slot as everything else is.
+#[test]
+fn hidden_states_in_host_memory_are_not_written_over_and_always_have_a_slot() {
+    for embedding in [Embedding::Host, Embedding::Unit] {
+        let knobs = Pipo { hidden: Processor::Cpu, embedding, ..Pipo::default() };
+        let batch = Batching { micro: 1, count: 2, prefill_chunk: Some(20) };
+        let run = run(&plan("opt-1.3b", knobs, batch, 3));
+        check_structure(&run);
+        let last = u16::try_from(run.layout.units.len() - 1).unwrap();
+        let mut saved = BTreeMap::new();
+        let mut lookups = 0;
+        for (id, pass, op) in run.ops() {
+            let first = match embedding {
+                Embedding::Host => op.kind == OpKind::Gather,
+                Embedding::Unit => op.kind == OpKind::Compute && op.unit == 0,
+            };
+            if op.kind == OpKind::SaveHidden && op.unit == last {
+                saved.insert(op.micro, id);
+            } else if first {
+                lookups += 1;
+                let before = saved.get(&op.micro);
+                assert_eq!(before.is_some(), pass.number > 0);
+                assert!(before.is_none_or(|save| pass.waits(op).contains(save)), "{op:?}");
+                let takes = embedding == Embedding::Unit && op.block == 0;
+                assert_eq!(op.takes.is_some(), takes, "{op:?}");
+            }
+        }
+        // Three passes of two micro-batches; the prompt in three chunks where the GPU looks up.
+        assert_eq!(lookups, if embedding == Embedding::Host { 6 } else { 10 });
+    }
+}

@@ -36,7 +36,8 @@ impl CpuBackend<'_> {
     pub(super) fn attend_beside(&self, task: &Task) -> Result<(), Fault> {
         let mut crossing = self.crossing(task)?;
         let home = self.home(task)?.read()?;
-        crossing.attended = self.attend(&crossing.queries, &home, self.host.before(task))?;
+        let before = self.host.before(task);
+        crossing.attended = self.host.attend(&self.decoder, &crossing.queries, &home, before)?;
         Ok(())
     }
 

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use pipo_kernels::Matrix;
-use pipo_kernels::format::{Format, Layout, quantise_rows};
+use pipo_kernels::format::{Format, quantise_rows};
 
 use super::CpuBackend;
+use crate::backend::cache_file::CacheFile;
 use crate::backend::cache_rows::{Shape, outside};
-use crate::backend::{fault, moved};
+use crate::backend::{Host, fault, length, moved};
 use crate::executor::{Fault, Task};
 use crate::half;
 use crate::memory::Buffer;
@@ -55,29 +55,6 @@ impl Shape {
 }
 
 impl CpuBackend<'_> {
-    /// Attention of rows from position `first` on, of every sequence over its part of a buffer.
-    pub(super) fn attend(
-        &self,
-        queries: &[f32],
-        buffer: &[u8],
-        first: usize,
-    ) -> Result<Vec<f32>, Fault> {
-        let shape = self.host.shape(buffer.len())?;
-        let Layout { format, outputs, inputs, .. } = shape.plane;
-        let sequences = self.host.micro();
-        let each = (queries.len() / sequences).max(1);
-        let mut attended = Vec::with_capacity(queries.len());
-        let buffers = buffer.chunks_exact(2 * shape.plane());
-        for (queries, buffer) in queries.chunks(each).zip(buffers) {
-            let (keys, values) = buffer.split_at(shape.plane());
-            let keys = Matrix::new(format, outputs, inputs, keys)?;
-            let values = Matrix::new(format, outputs, inputs, values)?;
-            attended.extend(self.decoder.attend(queries, first, &keys, &values)?);
-        }
-        half::round(&mut attended);
-        Ok(attended)
-    }
-
     /// Where the cache of a task's layer and micro-batch stays in memory.
     pub(super) fn home(&self, task: &Task) -> Result<&Buffer, Fault> {
         let layer = self.cache.get(self.host.unit(task)?.layer);
@@ -91,8 +68,8 @@ impl CpuBackend<'_> {
             Some(slot) => self.host.rings.slot(slot)?,
             None => self.home(task)?,
         };
-        let mut slot = self.slot(task)?.write()?;
-        self.copy(task, &home.read()?, &mut slot, 0..self.host.before(task))
+        let (mut slot, before) = (self.slot(task)?.write()?, 0..self.host.before(task));
+        copy(&self.host, task, (&home.read()?, before.clone()), (&mut slot, before))
     }
 
     /// The rows of this pass, from the device to host memory; with them the queries, where attention is
@@ -101,38 +78,45 @@ impl CpuBackend<'_> {
         if task.bound.cache.is_none() {
             return self.save_queries(task);
         }
-        if self.cache_file.is_some() {
-            return self.save_towards_file(task);
+        let (slot, new) = (self.slot(task)?.read()?, self.host.new_positions(task));
+        if let Some(rows) = task.bound.host {
+            // Towards the disk: as in a cache that has room for them alone.
+            let mut rows = self.host.rings.slot(rows)?.write()?;
+            let rows = rows.get_mut(..length(task.work.bytes())?).ok_or_else(outside)?;
+            let places = 0..new.len();
+            return copy(&self.host, task, (&slot, new), (rows, places));
         }
-        let slot = self.slot(task)?.read()?;
         let mut home = self.home(task)?.write()?;
-        self.copy(task, &slot, &mut home, self.host.new_positions(task))
+        copy(&self.host, task, (&slot, new.clone()), (&mut home, new))
+    }
+
+    pub(super) fn cache_file(&self) -> Result<&CacheFile, Fault> {
+        self.cache_file.as_ref().ok_or_else(|| fault("there is no cache on disk"))
     }
 
     pub(super) fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {
         let slot = task.bound.cache.ok_or_else(|| fault("a cache has no slot"))?;
         self.host.rings.slot(slot)
     }
+}
 
-    /// Copies some positions of every sequence, and checks that they are the bytes the schedule moves.
-    fn copy(
-        &self,
-        task: &Task,
-        from: &[u8],
-        to: &mut [u8],
-        positions: Range<usize>,
-    ) -> Result<(), Fault> {
-        let (source, target) = (self.host.shape(from.len())?, self.host.shape(to.len())?);
-        let mut copied = 0;
-        let planes = from.chunks_exact(source.plane()).zip(to.chunks_exact_mut(target.plane()));
-        for (from, to) in planes {
-            let places = source.places(positions.clone()).into_iter();
-            for (source, target) in places.zip(target.places(positions.clone())) {
-                let to = to.get_mut(target).ok_or_else(outside)?;
-                to.copy_from_slice(from.get(source).ok_or_else(outside)?);
-                copied += to.len();
-            }
+/// Copies some positions of every sequence, and checks that they are the bytes the schedule moves.
+fn copy(
+    host: &Host,
+    task: &Task,
+    (from, here): (&[u8], Range<usize>),
+    (to, there): (&mut [u8], Range<usize>),
+) -> Result<(), Fault> {
+    let (source, target) = (host.shape(from.len())?, host.shape(to.len())?);
+    let mut copied = 0;
+    let planes = from.chunks_exact(source.plane()).zip(to.chunks_exact_mut(target.plane()));
+    for (from, to) in planes {
+        let places = source.places(here.clone()).into_iter();
+        for (source, target) in places.zip(target.places(there.clone())) {
+            let to = to.get_mut(target).ok_or_else(outside)?;
+            to.copy_from_slice(from.get(source).ok_or_else(outside)?);
+            copied += to.len();
         }
-        moved(task, copied)
     }
+    moved(task, copied)
 }

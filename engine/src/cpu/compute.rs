@@ -147,7 +147,7 @@ impl CpuBackend<'_> {
         let mut cache = buffer.write()?;
         let shape = self.host.shape(cache.len())?;
         shape.write(&mut cache, rows.positions(), &projected.keys, &projected.values)?;
-        let attended = self.attend(&projected.queries, &cache, rows.first)?;
+        let attended = self.host.attend(&self.decoder, &projected.queries, &cache, rows.first)?;
         self.decoder.after_attention(run, hidden, &attended).map(Some)
     }
 }

@@ -59,10 +59,8 @@ impl CpuBackend<'_> {
     /// The hidden states of a unit into host memory.
     pub(super) fn save_hidden(&self, task: &Task) -> Result<(), Fault> {
         let last = usize::from(task.op.unit) + 1 == self.host.units.len();
-        // The plan has no slot for what the device embeds: it is computed where it stays.
-        let embedded = task.op.unit == 0 && task.bound.hidden.is_none();
-        if last || embedded {
-            // New tokens, or embedded rows, are there already.
+        if last {
+            // New tokens are there already.
             return Ok(());
         }
         let from = self.slot_of_hidden(task)?.read()?;

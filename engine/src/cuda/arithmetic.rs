@@ -52,7 +52,8 @@ impl Arithmetic {
         let style = knobs.frame.style;
         let kernels = Kernels::load(context.architecture()?, apart.blas).map_err(Fault::from)?;
         let mut formats = vec![format(style.weights)];
-        if !style.fused {
+        // Copies that are decoded first, and the router, are in 16 bits whatever the weights are in.
+        if !style.fused || plan.model.experts.is_some() && style.weights.is_quantised() {
             formats.push(Format::Fp16);
         }
         let head_dim = in_memory(plan.model.head_dim);
@@ -96,7 +97,16 @@ impl Arithmetic {
         stream: &Stream,
     ) -> Result<(), Fault> {
         let computes = frame.units.iter().map(|unit| frame.compute(unit, 0, 0, Piece::Whole));
-        let linears: BTreeSet<_> = computes.flat_map(|compute| compute.linears).collect();
+        let mut linears: BTreeSet<_> = computes.flat_map(|compute| compute.linears).collect();
+        if frame.plan.model.experts.is_some() {
+            // Here experts work on all rows: see `mixture.rs`.
+            let rows = frame.rows(0, 0).count();
+            let all_rows = |linear: pipo_plan::schedule::Linear| match linear.copies {
+                1 => linear,
+                _ => pipo_plan::schedule::Linear { rows, copies: 1, ..linear },
+            };
+            linears = linears.into_iter().map(all_rows).collect();
+        }
         for linear in linears {
             let [rows, outputs, inputs] =
                 [linear.rows, linear.outputs, linear.inputs].map(in_memory);
@@ -159,6 +169,8 @@ impl CudaBackend<'_> {
             match part {
                 Part::Embedding => step.embed()?,
                 Part::Attention => step.attention()?,
+                // Of a whole layer all that follows attention is its second half.
+                _ if task.op.piece == Piece::BeforeAttention => {}
                 Part::Mlp => step.mlp()?,
                 Part::Head => step.head(&unit.run(Part::Embedding, &weights)?)?,
             }
@@ -204,14 +216,7 @@ impl<'a> Step<'a> {
             row += 2 * width(i)? as u64;
         }
         let all = self.arithmetic().inner;
-        let mut start = 0;
-        if self.arithmetic().cut {
-            let each = all.bytes() / self.backend.host.frame.plan.batch.count.max(1);
-            let before = if self.rows.pass == 0 { self.rows.first * self.sequences() } else { 0 };
-            // Chunks after each other, at multiples of what copies like.
-            let chunk = (row * before as u64).next_multiple_of(16);
-            start = u64::from(self.task.op.micro) * (each / 16 * 16) + chunk;
-        }
+        let mut start = self.own_room(row);
         let mut results = [Region::EMPTY; N];
         for (i, result) in results.iter_mut().enumerate() {
             let bytes = 2 * (width(i)? * self.count()) as u64;
@@ -219,6 +224,19 @@ impl<'a> Step<'a> {
             start += bytes;
         }
         Ok(results)
+    }
+
+    /// Where in that memory the results of these rows begin, of so many bytes a row.
+    pub(super) fn own_room(&self, row: u64) -> u64 {
+        if !self.arithmetic().cut {
+            return 0;
+        }
+        let each =
+            self.arithmetic().inner.bytes() / self.backend.host.frame.plan.batch.count.max(1);
+        let before = if self.rows.pass == 0 { self.rows.first * self.sequences() } else { 0 };
+        // Chunks after each other, at multiples of what copies like.
+        let chunk = (row * before as u64).next_multiple_of(16);
+        u64::from(self.task.op.micro) * (each / 16 * 16) + chunk
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

@@ -2,6 +2,8 @@
 
 use pipo_kernels::cuda::{Append, Attention, DeviceCache, Region, Then, Turn};
 
+use pipo_plan::schedule::Piece;
+
 use super::arithmetic::{Step, span};
 use super::fault;
 use crate::decoder::format;
@@ -11,6 +13,9 @@ use crate::store::in_memory;
 impl Step<'_> {
     /// What is there of the part.
     pub(super) fn attention(&self) -> Result<(), Fault> {
+        if self.task.op.piece == Piece::AfterAttention {
+            return self.after_attention();
+        }
         let hidden = self.hidden()?;
         let input = if self.post_norm() {
             hidden
@@ -29,6 +34,9 @@ impl Step<'_> {
         }
         let heads = &self.arithmetic().heads;
         self.turn(q, k)?;
+        if self.task.op.piece == Piece::BeforeAttention {
+            return self.leave([q, k, v]);
+        }
         // Wide heads cannot be attended in place.
         let attended = if heads.dim <= 128 { q } else { o.slice(0, q.bytes())? };
         self.attend([q, k, v], attended)?;
@@ -86,6 +94,12 @@ impl Step<'_> {
             let home = layer.and_then(|micros| micros.get(usize::from(self.task.op.micro)));
             *home.ok_or_else(|| fault("a cache is not there"))?
         };
+        self.cache_in(region)
+    }
+
+    /// A cache with room for as many positions as a region has.
+    pub(super) fn cache_in(&self, region: Region) -> Result<DeviceCache, Fault> {
+        let backend = self.backend;
         let shape = backend.host.shape(in_memory(region.bytes()))?;
         let capacity = shape.plane.outputs / shape.kv_heads.max(1);
         let format = format(backend.host.frame.plan.precision.kv);

@@ -56,12 +56,15 @@ impl CudaBackend<'_> {
         Ok(())
     }
 
-    /// Rows into the device: embedded, or all hidden states of a unit.
+    /// Rows into the device: embedded, attended, or all hidden states of a unit.
     pub(super) fn load_hidden(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
         let stays = self.hidden_home.get(usize::from(task.op.micro));
         if task.op.unit == 0 && (stays.is_some() || self.gathered.is_empty()) {
             // Only tokens travel, and they are here already.
             return Ok(());
+        }
+        if task.op.unit > 0 && stays.is_none() {
+            return self.load_attended(task, stream);
         }
         let length = length(task.work.bytes())?;
         let from = stays.map_or_else(|| self.gathered(task), Ok)?.read()?;

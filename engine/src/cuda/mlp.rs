@@ -1,4 +1,4 @@
-//! The MLP part on the device.
+//! The MLP part on the device: two matrices, three with a gate, or experts of three.
 
 use pipo_kernels::cuda::{Activation, Region, Then};
 
@@ -8,7 +8,9 @@ use crate::executor::Fault;
 impl Step<'_> {
     /// What is there of the part.
     pub(super) fn mlp(&self) -> Result<(), Fault> {
-        if self.arithmetic().tensors.model().family.gated_mlp() {
+        if let Some(experts) = self.arithmetic().tensors.model().experts {
+            self.mixture(experts)
+        } else if self.arithmetic().tensors.model().family.gated_mlp() {
             self.gated()
         } else {
             self.plain()
@@ -46,7 +48,7 @@ impl Step<'_> {
     }
 
     /// What the first products read.
-    fn input(&self, first: &str) -> Result<Region, Fault> {
+    pub(super) fn input(&self, first: &str) -> Result<Region, Fault> {
         let hidden = self.hidden()?;
         if self.post_norm() {
             return Ok(hidden);
@@ -60,6 +62,6 @@ impl Step<'_> {
 }
 
 /// 16-bit numbers in a region.
-fn numbers(region: Region) -> usize {
+pub(super) fn numbers(region: Region) -> usize {
     crate::store::in_memory(region.bytes() / 2)
 }

@@ -12,6 +12,7 @@ use pipo_plan::units::Bytes;
 use super::driver::{Arena, Pin, Stream};
 use super::{CudaBackend, Region, bound, fault, length};
 use crate::backend::accounts::Accounts;
+use crate::backend::cache_rows::outside;
 use crate::backend::moved;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -96,41 +97,63 @@ impl CudaBackend<'_> {
 
     /// Everything before this pass, from host memory to the device.
     pub(super) fn load_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
-        self.copy_rows(task, stream, 0..self.host.before(task), true)
-    }
-
-    /// The rows of this pass, from the device to host memory.
-    pub(super) fn save_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
-        self.copy_rows(task, stream, self.host.new_positions(task), false)
-    }
-
-    /// Copies some positions of every sequence between a slot and where the cache stays. Planes follow each
-    /// other at even distances on both sides, so that one copy takes the same rows of all of them.
-    fn copy_rows(
-        &self,
-        task: &Task,
-        stream: &Stream,
-        positions: Range<usize>,
-        up: bool,
-    ) -> Result<(), Fault> {
         let slot = self.slot(bound(task.bound.cache, "a slot of the cache")?)?;
+        let home = match task.bound.host {
+            Some(slot) => self.host.rings.slot(slot)?,
+            None => self.home(task)?,
+        };
+        let (home, before) = (home.read()?, 0..self.host.before(task));
+        moved(task, self.copy_rows(stream, (slot, before.clone()), (&home, before), true)?)
+    }
+
+    /// The rows of this pass, from the device to host memory; with them the queries, where attention is
+    /// not on the device.
+    pub(super) fn save_cache(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        let Some(slot) = task.bound.cache else { return self.save_queries(task, stream) };
+        let new = self.host.new_positions(task);
+        let device = (self.slot(slot)?, new.clone());
+        if let Some(rows) = task.bound.host {
+            // Towards the disk: as in a cache that has room for them alone.
+            let rows = self.host.rings.slot(rows)?.read()?;
+            let rows = rows.get(..length(task.work.bytes())?).ok_or_else(outside)?;
+            return moved(task, self.copy_rows(stream, device, (rows, 0..new.len()), false)?);
+        }
+        let home = self.home(task)?.read()?;
+        moved(task, self.copy_rows(stream, device, (&home, new), false)?)
+    }
+
+    /// Where the cache of a task's layer and micro-batch stays in host memory.
+    pub(super) fn home(&self, task: &Task) -> Result<&Buffer, Fault> {
         let layer = self.cache_home.get(self.host.unit(task)?.layer);
         let home = layer.and_then(|micros| micros.get(usize::from(task.op.micro)));
-        let home = home.ok_or_else(|| fault("a cache is not there"))?.read()?;
-        let here = self.host.shape(in_memory(slot.bytes()))?;
-        let there = self.host.shape(home.len())?;
+        home.ok_or_else(|| fault("a cache is not there"))
+    }
+
+    /// Copies some positions of every sequence between memory of the device and of the host, and says how
+    /// many bytes they are. Planes follow each other at even distances on both sides, so that one copy takes
+    /// the same rows of all of them.
+    pub(super) fn copy_rows(
+        &self,
+        stream: &Stream,
+        (device, here): (Region, Range<usize>),
+        (host, there): (&[u8], Range<usize>),
+        up: bool,
+    ) -> Result<usize, Fault> {
+        let (from, to) = (here, there);
+        let (here, there) =
+            (self.host.shape(in_memory(device.bytes()))?, self.host.shape(host.len())?);
         let planes = 2 * self.host.micro();
         let mut copied = 0;
-        let places = here.places(positions.clone()).into_iter().zip(there.places(positions));
+        let places = here.places(from).into_iter().zip(there.places(to));
         for (here_at, there_at) in places {
-            let (width, outside) = (here_at.len(), || fault("rows of a cache lie outside it"));
+            let width = here_at.len();
             if width == 0 {
                 continue;
             }
             let end = (planes - 1) * there.plane() + there_at.end;
-            let bytes = home.get(there_at.start..end).ok_or_else(outside)?;
+            let bytes = host.get(there_at.start..end).ok_or_else(outside)?;
             let span = (planes - 1) * here.plane() + width;
-            let region = slot.slice(here_at.start as u64, span as u64)?;
+            let region = device.slice(here_at.start as u64, span as u64)?;
             let rows = super::driver::Rows {
                 width,
                 count: planes,
@@ -143,6 +166,6 @@ impl CudaBackend<'_> {
             unsafe { if up { stream.upload_rows(&rows) } else { stream.download_rows(&rows) } }?;
             copied += planes * width;
         }
-        moved(task, copied)
+        Ok(copied)
     }
 }

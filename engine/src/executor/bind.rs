@@ -17,7 +17,7 @@ pub struct Bound {
     pub cache: Option<Slot>,
     /// GPU slot with the micro-batch's hidden states.
     pub hidden: Option<Slot>,
-    /// Host slot: the block or cache on its way.
+    /// Host slot: the block or cache on its way, or new rows of a cache.
     pub host: Option<Slot>,
 }
 
@@ -53,15 +53,24 @@ impl Binder {
                 bound.hidden = self.hidden.get(&place).copied();
             }
             OpKind::Compute => {
-                // A computation that takes a slot has nothing to load: it makes the first cache rows.
-                remember(&mut self.cache, place, op.takes);
+                // A computation that takes a slot has nothing to load: it makes the first cache rows, or,
+                // in the embedding, which has no cache, the first hidden states.
+                if op.unit == 0 {
+                    remember(&mut self.hidden, place, op.takes);
+                } else {
+                    remember(&mut self.cache, place, op.takes);
+                }
                 bound.weights = self.weights.get(&op.unit).copied();
                 bound.cache = self.cache.get(&place).copied();
                 bound.hidden = self.hidden.get(&place).copied();
             }
-            OpKind::SaveCache => bound.cache = self.cache.get(&place).copied(),
+            OpKind::SaveCache => {
+                bound.cache = self.cache.get(&place).copied();
+                bound.host = op.takes;
+            }
+            OpKind::WriteCache => bound.host = op.frees[0],
             OpKind::SaveHidden => bound.hidden = self.hidden.get(&place).copied(),
-            OpKind::WriteCache | OpKind::Gather | OpKind::CpuCompute | OpKind::Barrier => {}
+            OpKind::Gather | OpKind::CpuCompute | OpKind::Barrier => {}
         }
         for slot in op.frees.into_iter().flatten() {
             self.weights.retain(|_, held| *held != slot);

@@ -148,20 +148,20 @@ pub fn kv_bytes(model: &Model, style: Style, sequences: u64, positions: u64) -> 
 /// dequantisation is not fused, one dense copy of the largest matrix.
 pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Bytes {
     let of_units = |units: &[Unit]| {
-        let inner: Bytes = units
-            .iter()
-            .flat_map(|unit| &unit.tensors)
-            .filter(|(p, t)| t.kind == TensorKind::Matrix && *p != Part::Embedding)
+        let tensors = units.iter().flat_map(|unit| &unit.tensors);
+        let inner: Bytes = tensors
+            .filter(|(p, _)| *p != Part::Embedding)
             .map(|(part, t)| {
+                if t.kind != TensorKind::Matrix {
+                    return routing_bytes(model, t, rows);
+                }
                 let (count, width) = match part {
                     Part::Head if style.all_logits => (rows.count(), 2),
                     // Sampling works on single-precision logits of the last position.
                     Part::Head => (rows.sequences, 4),
                     _ => (rows.count(), 2),
                 };
-                let spread =
-                    if t.copies > 1 { model.experts.map_or(1, |e| u64::from(e.active)) } else { 1 };
-                Bytes(width * count * spread * t.outputs)
+                Bytes(width * count * spread(model, t, units.len() > 1) * t.outputs)
             })
             .sum();
         inner
@@ -179,4 +179,28 @@ pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Byt
         .map(|(_, t)| Bytes(2 * t.outputs * t.inputs))
         .max();
     inner + dense.unwrap_or(Bytes::ZERO)
+}
+
+/// How many results of a matrix there are for one row. Experts work one after the other on all rows, and what
+/// one says is added up at once. What matrices before the last leave in a part that is cut must stay until the
+/// next unit computes: of every expert, for where a row goes is known on the device alone.
+fn spread(model: &Model, tensor: &Tensor, is_cut: bool) -> u64 {
+    let is_last = matches!(tensor.name, "down" | "fc2");
+    match model.experts.filter(|_| tensor.copies > 1 && is_cut && !is_last) {
+        Some(experts) => u64::from(experts.count),
+        None => 1,
+    }
+}
+
+/// What a mixture needs beside its matrices' results: for each row and expert a logit and a share in single
+/// precision, in multiples of 16 bytes; the sum of what the experts say; and twice what is inside an expert,
+/// for copies of its weights in 16 bits.
+fn routing_bytes(model: &Model, tensor: &Tensor, rows: Rows) -> Bytes {
+    match model.experts.filter(|_| tensor.name == "router") {
+        Some(experts) => {
+            let numbers = 8 * u64::from(experts.count).next_multiple_of(2);
+            Bytes(rows.count() * (numbers + 2 * model.hidden + 4 * model.ffn))
+        }
+        None => Bytes::ZERO,
+    }
 }

@@ -28,6 +28,8 @@ pub(super) struct Pipeline {
     kv_ring: RingId,
     kv_host_ring: RingId,
     hidden_ring: RingId,
+    /// New rows between the GPU and the disk.
+    new_rows_ring: RingId,
 }
 
 impl Pipeline {
@@ -67,6 +69,9 @@ impl Pipeline {
         let hidden_bytes =
             if knobs.hidden == Processor::Cpu { frame.hidden(0) } else { Bytes::ZERO };
         let hidden_ring = layout.ring("hidden states", Tier::Gpu, 3, hidden_bytes);
+        // One copy of rows arrives while the one before is written.
+        let on_their_way = if knobs.kv == KvTier::Disk { new_rows } else { Bytes::ZERO };
+        let new_rows_ring = layout.ring("new KV rows", Tier::Pinned, 2, on_their_way);
 
         layout.marks = Marks::new(&frame).count();
         let extents = Extents::new(layout, &placed, knobs.block);
@@ -101,6 +106,7 @@ impl Pipeline {
             kv_ring,
             kv_host_ring,
             hidden_ring,
+            new_rows_ring,
         }
     }
 }
@@ -172,7 +178,11 @@ impl Pipeline {
         let load = out.work(Work::H2d { bytes, memory: HostMemory::Pinned });
         for micro in 0..self.frame.micros() {
             let token = out.marked(marks.token(micro));
-            let rows = out.op(self.cpu, OpKind::Gather, gather).unit(0, micro).after(token).emit();
+            // Rows that stay in host memory are put where those of the pass before still are.
+            let travels = self.knobs.hidden == Processor::Cpu;
+            let saved = travels.then(|| out.marked(marks.hidden(micro))).flatten();
+            let rows = out.op(self.cpu, OpKind::Gather, gather).unit(0, micro);
+            let rows = rows.after(token).after(saved).emit();
             let id = if self.knobs.hidden == Processor::Cpu {
                 rows
             } else {
@@ -233,10 +243,14 @@ impl Pipeline {
         let ends = piece != Piece::BeforeAttention;
         let mut hidden_slot = None;
         let mut arrived = out.marked(marks.hidden(step.micro));
+        if travels && begins {
+            hidden_slot = Some(out.take(self.hidden_ring));
+        }
+        // What the GPU looks up itself need not be loaded: the lookup takes the slot.
+        let looked_up = hidden_slot.filter(|_| step.unit == 0);
         if travels && begins && step.unit > 0 {
             let bytes = self.frame.hidden(step.pass);
             let work = out.work(Work::H2d { bytes, memory: HostMemory::Pinned });
-            hidden_slot = Some(out.take(self.hidden_ring));
             let load = out.op(self.hidden_load, OpKind::LoadHidden, work);
             let load = load.unit(step.unit, step.micro).after(arrived).takes(hidden_slot);
             arrived = Some(load.emit());
@@ -261,7 +275,7 @@ impl Pipeline {
                 .after(token)
                 .after(step.weights.map(|w| w.last))
                 .after_all(after)
-                .takes(if chunk == 0 { takes } else { None })
+                .takes(takes.or(looked_up).filter(|_| chunk == 0))
                 .frees(step.weights.filter(|_| frees_weights).map(|w| w.slot))
                 .ends_pass(is_last && step.is_head);
             last = Some(op.emit());
@@ -309,12 +323,14 @@ impl Pipeline {
         let computed = self.compute(out, step, Piece::Whole, &after, takes);
         let bytes = self.frame.new_cache(step.pass);
         let work = out.work(Work::D2h { bytes, memory: HostMemory::Pinned });
+        let on_disk = self.knobs.kv == KvTier::Disk;
+        let rows = on_disk.then(|| out.take(self.new_rows_ring));
         let save = out.op(self.kv_save, OpKind::SaveCache, work).unit(step.unit, step.micro);
-        let mut saved = save.after(computed).frees(slot).emit();
-        if self.knobs.kv == KvTier::Disk {
+        let mut saved = save.after(computed).takes(rows).frees(slot).emit();
+        if rows.is_some() {
             let work = out.work(Work::DiskWrite { bytes, request: self.knobs.read_block });
             let write = out.op(self.disk_write, OpKind::WriteCache, work);
-            saved = write.unit(step.unit, step.micro).after(saved).emit();
+            saved = write.unit(step.unit, step.micro).after(saved).frees(rows).emit();
         }
         out.mark(mark, saved);
         computed

@@ -78,5 +78,13 @@ pub(super) fn allocate(
             if frame.granularity == Granularity::Tensor { frame.plan.batch.count } else { 1 };
         layout.allocate("hidden states, result", Tier::Gpu, frame.hidden(0) * beside);
     }
+    if knobs.attention == Processor::Cpu && elsewhere > 0 {
+        // Each micro-batch has its own between the two halves of an attention: the first halves of all come
+        // before the second ones. What was attended arrives where the queries were.
+        let (queries, rows) = (frame.query(1), frame.new_cache(1));
+        let count = frame.plan.batch.count;
+        layout.allocate("queries and new rows", Tier::Gpu, (queries + rows) * count);
+        layout.allocate("queries", Tier::Pinned, queries * count);
+    }
     layout.allocate("workspace", Tier::Gpu, frame.workspace());
 }

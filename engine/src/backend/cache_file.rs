@@ -1,0 +1,99 @@
+//! A cache on disk: one file without a name, which is gone when the run has ended, however it ended.
+//!
+//! It lies beside the store's data, has room for the cache of every layer and micro-batch, and takes only
+//! what is written of it. It is read and written through the page cache: its rows begin anywhere.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::cache_rows::{Shape, outside};
+use super::{Host, bound, length, moved};
+use crate::executor::{Fault, Task};
+use crate::run::RunError;
+
+/// What is to be said of how it is read.
+pub(crate) const NOTE: &str = "the cache on disk was read and written through the page cache";
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct CacheFile {
+    folder: PathBuf,
+    file: File,
+    /// Bytes of one layer and micro-batch.
+    room: usize,
+}
+
+impl CacheFile {
+    pub(crate) fn create(data: &Path, room: usize) -> Result<Self, RunError> {
+        let folder = data.parent().unwrap_or(Path::new(".")).to_owned();
+        let file = tempfile::tempfile_in(&folder)
+            .map_err(|source| RunError::Scratch { folder: folder.clone(), source })?;
+        Ok(Self { folder, file, room })
+    }
+
+    /// Everything before this pass, from the file into a host slot.
+    pub(crate) fn read(&self, host: &Host, task: &Task) -> Result<(), Fault> {
+        let slot = bound(task.bound.host, "a host slot")?;
+        let mut slot = host.rings.slot(slot)?.write()?;
+        let shape = host.shape(slot.len())?;
+        let mut read = 0;
+        for (at, place) in self.stretches(host, task, shape, 0..host.before(task))? {
+            let into = slot.get_mut(place).ok_or_else(outside)?;
+            let result = self.file.read_exact_at(into, at);
+            result.map_err(|error| self.fault("read", into.len(), at, &error))?;
+            read += into.len();
+        }
+        moved(task, read)
+    }
+
+    /// The rows of this pass, from a host slot into the file: in the slot they lie as in a cache that has
+    /// room for them alone.
+    pub(crate) fn write(&self, host: &Host, task: &Task) -> Result<(), Fault> {
+        let rows = host.rings.slot(bound(task.bound.host, "a host slot")?)?.read()?;
+        let rows = rows.get(..length(task.work.bytes())?).ok_or_else(outside)?;
+        let mut rest = rows;
+        let shape = host.shape(self.room)?;
+        for (at, place) in self.stretches(host, task, shape, host.new_positions(task))? {
+            let (now, later) = rest.split_at_checked(place.len()).ok_or_else(outside)?;
+            let result = self.file.write_all_at(now, at);
+            result.map_err(|error| self.fault("write", now.len(), at, &error))?;
+            rest = later;
+        }
+        moved(task, rows.len() - rest.len())
+    }
+
+    /// Where the rows of some positions lie in the file, and in a slot with the same room.
+    fn stretches(
+        &self,
+        host: &Host,
+        task: &Task,
+        shape: Shape,
+        positions: Range<usize>,
+    ) -> Result<Vec<(u64, Range<usize>)>, Fault> {
+        let micros = usize::from(host.frame.micros());
+        let cache = host.unit(task)?.layer * micros + usize::from(task.op.micro);
+        let begin = cache as u64 * self.room as u64;
+        let planes = self.room / shape.plane();
+        let mut stretches = Vec::new();
+        for plane in 0..planes {
+            for place in shape.places(positions.clone()) {
+                let place = plane * shape.plane() + place.start..plane * shape.plane() + place.end;
+                if !place.is_empty() {
+                    stretches.push((begin + place.start as u64, place));
+                }
+            }
+        }
+        Ok(stretches)
+    }
+
+    fn fault(&self, action: &str, bytes: usize, at: u64, error: &io::Error) -> Fault {
+        Fault(format!(
+            "{}: cannot {action} {bytes} bytes at byte {at} of the cache's scratch file: {error}; \
+             check the disk and its free space, or keep the cache in host memory",
+            self.folder.display()
+        ))
+    }
+}
