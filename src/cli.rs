@@ -143,6 +143,12 @@ pub struct Tune {
     /// Runners-up to report.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub top: usize,
+    /// Also write the plan and its runners-up to a folder, best first: 01.toml, 02.toml, ...
+    #[arg(long, value_name = "FOLDER")]
+    pub plans: Option<PathBuf>,
+    /// Choose among plans that `pipo run` executes, not all that can be simulated.
+    #[arg(long)]
+    pub runnable: bool,
     /// Seed of every draw.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,

@@ -100,6 +100,34 @@ fn the_same_request_gives_the_same_bytes_on_one_thread_and_on_two() {
 }
 
 #[test]
+fn the_plan_and_its_runners_up_are_written_best_first() {
+    let folder = TempDir::new().unwrap();
+    good(folder.path(), &format!("{SMALL} --top 3 --plans ranked"));
+    let read = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
+    assert_eq!(read("ranked/01.toml"), read("plan.toml"));
+    let mut ranked: Vec<String> =
+        (1..=4).map(|rank| read(&format!("ranked/0{rank}.toml"))).collect();
+    ranked.dedup();
+    assert_eq!(ranked.len(), 4, "each is another plan");
+    assert_eq!(fs::read_dir(folder.path().join("ranked")).unwrap().count(), 4);
+    good(folder.path(), "simulate ranked/04.toml");
+}
+
+#[test]
+fn what_run_cannot_execute_is_said_and_left_out_on_request() {
+    let folder = TempDir::new().unwrap();
+    let line = format!("{SMALL} --strategy cpu-split");
+    let text = good(folder.path(), &line);
+    assert!(text.contains("cannot execute this plan") && text.contains("--runnable"), "{text}");
+    let text = bad(folder.path(), &format!("{line} --runnable"), 1);
+    assert!(text.contains("cpu-split"), "{text}");
+    let text = good(folder.path(), &format!("{line},flexgen --runnable"));
+    assert!(!text.contains("cannot execute"), "{text}");
+    let plan = fs::read_to_string(folder.path().join("plan.toml")).unwrap();
+    assert!(plan.contains("strategy = \"flexgen\""), "{plan}");
+}
+
+#[test]
 fn a_model_that_fits_needs_no_offload() {
     let folder = TempDir::new().unwrap();
     let line = "tune --model opt-1.3b --gpu-mem 4GB --prompt 32 --new-tokens 2 --batch 1";

@@ -15,6 +15,7 @@ use pipo_plan::units::Bytes;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::backend::knobs::Knobs;
 use crate::counters::{Counters, memory_in_use, watch};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
@@ -193,6 +194,11 @@ pub enum RunError {
     /// The run ended early.
     #[error(transparent)]
     Execution(#[from] ExecutionError),
+}
+
+/// Why the engine does not run a plan, whatever the device and the store; none where it does.
+pub fn refusal(plan: &Plan) -> Option<RunError> {
+    Knobs::of(plan).err()
 }
 
 /// Runs a plan to its last token.

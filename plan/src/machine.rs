@@ -79,6 +79,11 @@ pub struct Gpu {
     pub decompress: Option<Figure<Bandwidth>>,
     /// From one kernel to the next when they are launched back to back.
     pub launch: Figure<Nanos>,
+    /// From one kernel that has next to nothing to do to the next, when they were launched well ahead: what
+    /// the device itself takes. The host then enqueues beside the kernels, and counts only where it is
+    /// slower; every launch is paid beside the kernels where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Figure<Nanos>>,
     /// Waiting on the host until a stream is empty, beyond the work itself.
     pub sync: Figure<Nanos>,
     /// Measured matrix products, where there are any: they go before the roofline.
@@ -121,6 +126,10 @@ pub struct AttentionTime {
     pub kv_heads: u64,
     /// Features of one head.
     pub head_dim: u64,
+    /// Sequences worked on at once, of which `time` is what one takes: as many as keep the device busy
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<u64>,
     /// Time on the device.
     pub time: Figure<Nanos>,
 }
@@ -210,6 +219,18 @@ pub struct Software {
     /// of the host has to wake up in between; nothing where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Figure<Nanos>>,
+    /// From the end of an operation of a GPU to the start of one of a thread of the host that waited for
+    /// it; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Figure<Nanos>>,
+    /// From the end of an operation of a thread of the host to the start of one of a GPU that waited for
+    /// it, which could not be issued before; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submit: Option<Figure<Nanos>>,
+    /// Beyond what its rows take, for each lookup of embedded rows by the host: its cores have to wake up;
+    /// nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lookup: Option<Figure<Nanos>>,
     /// Bytes that a thread checks against their checksums in a second, which it does with each piece of a
     /// read while the next one is read (`schedule::checked_at_once`); unchecked where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,7 +281,9 @@ impl Machine {
         all.extend(gpu.elementwise.as_ref().map(|f| entry("gpu.elementwise", f)));
         all.push(entry("gpu.dequantise", &gpu.dequantise));
         all.extend(gpu.decompress.as_ref().map(|f| entry("gpu.decompress", f)));
-        all.extend([entry("gpu.launch", &gpu.launch), entry("gpu.sync", &gpu.sync)]);
+        all.push(entry("gpu.launch", &gpu.launch));
+        all.extend(gpu.gap.as_ref().map(|f| entry("gpu.gap", f)));
+        all.push(entry("gpu.sync", &gpu.sync));
         all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
         all.extend(gpu.attentions.iter().map(|a| entry("gpu.attentions.time", &a.time)));
         all.extend([
@@ -300,6 +323,9 @@ impl Machine {
             entry("software.host_op", &software.host_op),
         ]);
         all.extend(software.handover.as_ref().map(|f| entry("software.handover", f)));
+        all.extend(software.notice.as_ref().map(|f| entry("software.notice", f)));
+        all.extend(software.submit.as_ref().map(|f| entry("software.submit", f)));
+        all.extend(software.lookup.as_ref().map(|f| entry("software.lookup", f)));
         all.extend(software.checksum.as_ref().map(|f| entry("software.checksum", f)));
         all
     }
@@ -345,6 +371,9 @@ impl Machine {
                 let _ = writeln!(text, "rows = {rows}\ncontext = {context}");
                 let _ =
                     writeln!(text, "heads = {heads}\nkv_heads = {kv_heads}\nhead_dim = {head_dim}");
+                if let Some(sequences) = attention.sequences {
+                    let _ = writeln!(text, "sequences = {sequences}");
+                }
             }
             let key = key.rsplit('.').next().unwrap_or(key);
             let _ = write!(text, "{key} = {{ value = {}", figure.value);

@@ -26,7 +26,7 @@ mod work;
 
 pub use builder::{Builder, NewOp, Pass};
 pub use work::{
-    Attention, Compute, DiskIo, HostMemory, Linear, Work, WorkId, WorkTable, checked_at_once,
+    Attention, Compute, DiskIo, HostMemory, Linear, Way, Work, WorkId, WorkTable, checked_at_once,
 };
 
 /// Where bytes can live.
@@ -104,6 +104,11 @@ impl LaneKind {
             Self::DiskToGpu => "disk to GPU",
             Self::Host => "host",
         }
+    }
+
+    /// Whether a GPU works it off, where there is one, instead of a thread of the host.
+    pub fn is_of_gpu(self) -> bool {
+        matches!(self, Self::H2d | Self::D2h | Self::Gpu)
     }
 
     /// Position in [`LaneKind::ALL`].

@@ -24,6 +24,7 @@ pub mod endor;
 pub mod flexgen;
 pub mod frame;
 pub mod headinfer;
+mod launches;
 pub mod pipo;
 pub mod residency;
 pub mod resident;

@@ -314,7 +314,7 @@ fn new_rows_hold_a_host_slot_until_they_are_on_disk() {
 /// the GPU looks up is computed in a slot as everything else is.
 #[test]
 fn hidden_states_in_host_memory_are_not_written_over_and_always_have_a_slot() {
-    for embedding in [Embedding::Host, Embedding::Unit] {
+    for embedding in [Embedding::Host, Embedding::Mapped, Embedding::Unit] {
         let knobs = Pipo { hidden: Processor::Cpu, embedding, ..Pipo::default() };
         let batch = Batching { micro: 1, count: 2, prefill_chunk: Some(20) };
         let run = run(&plan("opt-1.3b", knobs, batch, 3));
@@ -325,7 +325,7 @@ fn hidden_states_in_host_memory_are_not_written_over_and_always_have_a_slot() {
         for (id, pass, op) in run.ops() {
             let first = match embedding {
                 Embedding::Host => op.kind == OpKind::Gather,
-                Embedding::Unit => op.kind == OpKind::Compute && op.unit == 0,
+                Embedding::Mapped | Embedding::Unit => op.kind == OpKind::Compute && op.unit == 0,
             };
             if op.kind == OpKind::SaveHidden && op.unit == last {
                 saved.insert(op.micro, id);
@@ -334,7 +334,7 @@ fn hidden_states_in_host_memory_are_not_written_over_and_always_have_a_slot() {
                 let before = saved.get(&op.micro);
                 assert_eq!(before.is_some(), pass.number > 0);
                 assert!(before.is_none_or(|save| pass.waits(op).contains(save)), "{op:?}");
-                let takes = embedding == Embedding::Unit && op.block == 0;
+                let takes = embedding != Embedding::Host && op.block == 0;
                 assert_eq!(op.takes.is_some(), takes, "{op:?}");
             }
         }

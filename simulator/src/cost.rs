@@ -1,6 +1,6 @@
 //! What an operation costs: a time when it runs alone, and what it draws from shared resources.
 
-use pipo_plan::schedule::Work;
+use pipo_plan::schedule::{LaneKind, Work};
 use pipo_plan::units::{Bytes, LIMIT, Nanos};
 
 use crate::error::Unsupported;
@@ -178,6 +178,11 @@ pub trait Costs {
     /// What an operation waits for in addition when it starts on a lane that stood idle: a thread of the
     /// host has to wake up.
     fn handover(&self) -> Nanos {
+        Nanos::ZERO
+    }
+    /// How long after the end of an operation on a lane `from` one on a lane `to` that waited for it can
+    /// start, whatever `to` did in between.
+    fn crossing(&self, _from: LaneKind, _to: LaneKind) -> Nanos {
         Nanos::ZERO
     }
 }

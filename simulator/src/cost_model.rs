@@ -1,7 +1,7 @@
 //! Prices works on a machine profile.
 
 use pipo_plan::machine::{Curve, Disk, Figure, Host, Machine};
-use pipo_plan::schedule::{DiskIo, HostMemory, Work, checked_at_once};
+use pipo_plan::schedule::{DiskIo, HostMemory, LaneKind, Work, checked_at_once};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 use crate::cost::{Capacities, Cost, Costs, Price, Resource};
@@ -9,6 +9,7 @@ use crate::error::Unsupported;
 
 mod arithmetic;
 mod attentions;
+mod joined;
 mod kernels;
 
 use arithmetic::Tables;
@@ -165,7 +166,9 @@ impl Costs for CostModel<'_> {
             &Work::HostCopy { bytes } => memcpy(bytes, self.machine.host.copy.value),
             &Work::Gather { bytes } => {
                 let Host { gather, copy, .. } = &self.machine.host;
-                memcpy(bytes, gather.as_ref().unwrap_or(copy).value)
+                let lookup = software.lookup.as_ref().map_or(Nanos::ZERO, |time| time.value);
+                let nanos = gather.as_ref().unwrap_or(copy).value.time(bytes) + lookup;
+                Cost::moving(bytes, nanos).drawing(Resource::Dram, 2.0).on_cores(1.0)
             }
             &Work::H2d { bytes, memory } => {
                 self.copy(bytes, memory, &link.h2d.value, &link.pageable_h2d.value)
@@ -203,7 +206,24 @@ impl Costs for CostModel<'_> {
     }
 
     fn handover(&self) -> Nanos {
-        self.machine.software.handover.as_ref().map_or(Nanos::ZERO, |time| time.value)
+        let handover = self.machine.software.handover.as_ref();
+        handover.filter(|_| self.machine.gpu.is_on_host()).map_or(Nanos::ZERO, |time| time.value)
+    }
+
+    /// Operations of a GPU wait for each other there. Where a thread of the host takes part, it has to wake
+    /// up, and what it has not issued the GPU cannot begin.
+    fn crossing(&self, from: LaneKind, to: LaneKind) -> Nanos {
+        if self.machine.gpu.is_on_host() || from == to {
+            return Nanos::ZERO;
+        }
+        let software = &self.machine.software;
+        let figure = match (from.is_of_gpu(), to.is_of_gpu()) {
+            (true, true) => &None,
+            (true, false) => &software.notice,
+            (false, true) => &software.submit,
+            (false, false) => &software.handover,
+        };
+        figure.as_ref().map_or(Nanos::ZERO, |time| time.value)
     }
 }
 

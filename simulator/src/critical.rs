@@ -26,7 +26,8 @@ pub struct CriticalPath {
     pub by_lane: [Nanos; LaneKind::ALL.len()],
     /// Time on the path by kind of operation, in the order of [`OpKind::ALL`].
     pub by_kind: [Nanos; OpKind::ALL.len()],
-    /// Time in which nothing on the path ran; zero in a simulation.
+    /// Time in which nothing on the path ran: in a simulation, what handing over between a GPU and threads of
+    /// the host takes.
     pub idle: Nanos,
 }
 

@@ -15,12 +15,14 @@ use crate::share::{self, Flow};
 use crate::slots::Slots;
 use crate::window::Window;
 
+mod crossing;
 mod emit;
 mod lane;
 mod stuck;
 
 pub(crate) use emit::check_layout;
 
+use crossing::Crossings;
 use lane::{LaneState, Prepared, Queue, Queued, Running};
 
 /// How to run a schedule.
@@ -65,6 +67,7 @@ struct Engine<'a> {
     costs: &'a dyn Costs,
     capacity: Capacities,
     handover: Nanos,
+    crossings: Crossings,
     builder: Builder,
     prices: Vec<Prepared>,
     window: Window,
@@ -108,6 +111,7 @@ impl<'a> Engine<'a> {
             costs,
             capacity: costs.capacities(),
             handover: costs.handover(),
+            crossings: Crossings::new(&layout.lanes, costs),
             builder: Builder::new(layout),
             prices: Vec::new(),
             window: Window::new(layout.window),
@@ -193,22 +197,24 @@ impl<'a> Engine<'a> {
             self.meter.read(price.disk_read, hits);
         }
         let variant = again.unwrap_or(price.first);
-        self.meter.start(lane, price.bytes, variant.permille, &variant.drawn);
+        let waited = self.queues[queue].waited;
+        let slot = op.takes.and_then(|slot| self.slots.freed(slot));
+        let gate = self.window.gate(place);
+        // The lane is held from now on, but nothing runs on it until then.
+        let late = self.crossings.late(&self.window, [waited, slot, gate], lane, self.now);
+        let permille = share_of(variant.permille, variant.nanos, late);
+        self.meter.start(lane, price.bytes, permille, &variant.drawn);
         let span = self.spans.as_ref().map_or(0, Vec::len);
         let idle_since = self.lanes[lane].last.map_or(Nanos::ZERO, |(end, _)| end);
         let stood_idle = idle_since < self.now;
         let handover = if stood_idle { self.handover } else { Nanos::ZERO };
-        let running = Running::new(id, place, self.now, variant.nanos + handover, span);
+        let solo = late + variant.nanos + handover;
+        let running = Running::new(id, place, (self.now, late), solo, span);
         if running.earliest > LAST {
             return Err(SimulationError::TooLong { op: id });
         }
         if let Some(spans) = &mut self.spans {
-            let blame = Blamed {
-                wait: self.queues[queue].waited,
-                slot: op.takes.and_then(|slot| self.slots.freed(slot)),
-                lane: self.lanes[lane].last,
-                window: self.window.gate(place),
-            };
+            let blame = Blamed { wait: waited, slot, lane: self.lanes[lane].last, window: gate };
             spans.push(Span {
                 op: id,
                 lane: self.schedule.layout.queues[queue],
@@ -217,8 +223,8 @@ impl<'a> Engine<'a> {
                 unit: op.unit,
                 micro: op.micro,
                 block: op.block,
-                start: self.now,
-                end: self.now,
+                start: running.start,
+                end: running.start,
                 bytes: price.bytes,
                 gpu_permille: variant.permille,
                 blame: blame.last(self.now),
@@ -282,7 +288,8 @@ impl<'a> Engine<'a> {
             }
         }
         let ends_pass = op.ends_pass;
-        self.window.end(place, id, ends_pass, self.now);
+        let of_lane = u8::try_from(lane).unwrap_or(u8::MAX);
+        self.window.end(place, id, of_lane, ends_pass, self.now);
         self.meter.end(lane, self.now.saturating_sub(start));
         self.flows_changed |= self.flows[lane].is_some();
         self.flows[lane] = Flow::NONE;
@@ -306,6 +313,13 @@ impl<'a> Engine<'a> {
         });
         Outcome { summary, timeline }
     }
+}
+
+/// Thousandths of a lane's time that are busy, where an operation of which so many are begins late.
+fn share_of(permille: u16, nanos: Nanos, late: Nanos) -> u16 {
+    let busy = u128::from(permille) * u128::from(nanos.0);
+    let share = busy / u128::from((nanos + late).0.max(1));
+    if late == Nanos::ZERO { permille } else { u16::try_from(share).unwrap_or(permille) }
 }
 
 /// When each condition of a start was satisfied, and by whom.

@@ -46,6 +46,8 @@ pub(crate) struct Window {
     past: VecDeque<u32>,
     /// End of each remembered operation, at its id modulo the length, which is a power of two.
     ends: Vec<Nanos>,
+    /// The lane on which it ran, likewise.
+    lanes: Vec<u8>,
     /// Retired passes whose memory is reused.
     spare: Vec<Pass>,
     /// The operation whose end retired the last pass.
@@ -66,6 +68,7 @@ impl Window {
             first: 0,
             past: VecDeque::new(),
             ends: vec![PENDING; 64],
+            lanes: vec![0; 64],
             spare: Vec::new(),
             gate: None,
             passes: Vec::new(),
@@ -130,10 +133,10 @@ impl Window {
         true
     }
 
-    /// Notes the end of an operation.
-    pub(crate) fn end(&mut self, place: Place, id: OpId, ends_pass: bool, now: Nanos) {
+    /// Notes the end of an operation that ran on a lane.
+    pub(crate) fn end(&mut self, place: Place, id: OpId, lane: u8, ends_pass: bool, now: Nanos) {
         let at = self.at(id);
-        self.ends[at] = now;
+        (self.ends[at], self.lanes[at]) = (now, lane);
         let live = &mut self.live[(place.pass - self.oldest) as usize];
         live.open -= 1;
         live.last = Some((now, id));
@@ -152,6 +155,11 @@ impl Window {
         }
         let end = self.ends[self.at(id)];
         (end != PENDING).then_some(end)
+    }
+
+    /// The lane on which an operation that has ended ran; none where its end is not remembered.
+    pub(crate) fn lane(&self, id: OpId) -> Option<u8> {
+        (id.0 >= self.remembered()).then(|| self.lanes[self.at(id)])
     }
 
     /// The pass of an operation in flight.
@@ -191,12 +199,13 @@ impl Window {
         if live as usize <= self.ends.len() {
             return;
         }
-        let mut grown = vec![PENDING; (live as usize).next_power_of_two()];
-        let mask = grown.len() - 1;
+        let size = (live as usize).next_power_of_two();
+        let (mut ends, mut lanes) = (vec![PENDING; size], vec![0; size]);
         for id in self.remembered()..self.next_op() {
-            grown[id as usize & mask] = self.ends[self.at(OpId(id))];
+            let (from, to) = (self.at(OpId(id)), id as usize & (size - 1));
+            (ends[to], lanes[to]) = (self.ends[from], self.lanes[from]);
         }
-        self.ends = grown;
+        (self.ends, self.lanes) = (ends, lanes);
     }
 }
 

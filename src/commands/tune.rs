@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use pipo_plan::machine::Machine;
-use pipo_plan::plan::Precisions;
+use pipo_plan::plan::{Plan, Precisions};
+use pipo_plan::strategy::pipo::ExpertLoads;
 use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Workload};
 use pipo_results::svg::{self, Excerpt, Picture};
 use pipo_results::trace;
-use pipo_tuner::{Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
+use pipo_tuner::{Candidate, Request, Space, TuneError, Tuning, Verdict, evaluate, explain, tune};
 use serde_json::json;
 
 use crate::cli::Tune;
@@ -43,6 +44,7 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
     output::write(&picture, &svg::timeline(&timeline, &look))?;
     let process = trace::Process { name: "predicted", timeline: &timeline };
     output::write(&perfetto, &trace::chrome(&[process]))?;
+    let ranked = args.plans.as_deref().map(|folder| write_ranked(folder, &tuning)).transpose()?;
 
     header(printer, &request, &why);
     verdict(printer, &tuning);
@@ -56,7 +58,15 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         printer.section("Equivalent settings");
         printer.line(emit::settings(plan, engine)?);
     }
+    if let Some(why) = refusal(plan) {
+        printer.line(format!(
+            "\nnote     `pipo run` cannot execute this plan: {why}; --runnable chooses among those it can"
+        ));
+    }
     wrote(printer, &[&args.output, &picture, &perfetto]);
+    for file in ranked.iter().flatten() {
+        printer.line(format!("wrote    {}", file.display()));
+    }
     printer.document(&json!({
         "model": plan.model.name,
         "machine": plan.machine,
@@ -64,6 +74,8 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         "plan": args.output,
         "picture": picture,
         "trace": perfetto,
+        "plans": ranked,
+        "runnable": refusal(plan).is_none(),
         "strategy": plan.strategy.name(),
         "prediction": plan.prediction,
         "runners_up": plan.runners_up,
@@ -73,6 +85,7 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         "left": tuning.left,
         "gap": tuning.gap,
         "excluded_by_memory": tuning.excluded_by_memory,
+        "refused": tuning.refused,
     }))?;
     match tuning.verdict {
         Verdict::GoalOutOfReach { goal, step, reason, .. } => {
@@ -83,6 +96,24 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
         }
         Verdict::Offload | Verdict::NoOffloadNeeded => Ok(()),
     }
+}
+
+/// Why `pipo run` does not execute a plan.
+fn refusal(plan: &Plan) -> Option<String> {
+    pipo_engine::run::refusal(plan).map(|why| why.to_string())
+}
+
+/// The plan and its runners-up, numbered by rank.
+fn write_ranked(folder: &Path, tuning: &Tuning) -> anyhow::Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let ranked = std::iter::once(&tuning.best).chain(&tuning.runners_up);
+    let write = |(rank, candidate): (usize, &Candidate)| {
+        let file = folder.join(format!("{rank:02}.toml"));
+        output::write(&file, &candidate.plan.to_toml())?;
+        Ok(file)
+    };
+    (1..).zip(ranked).map(write).collect()
 }
 
 fn machine(args: &Tune) -> anyhow::Result<(Machine, String)> {
@@ -106,7 +137,15 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         token_within: args.token_within,
     };
     let model = input::model(&args.model)?;
+    let mut space = Space::of(&machine);
+    let refuses: Option<fn(&Plan) -> Option<String>> = args.runnable.then_some(refusal as _);
+    if args.runnable && model.experts.is_some() {
+        // Half of all candidates, which would be refused one by one.
+        space.experts.retain(|loads| *loads == ExpertLoads::All);
+    }
     Ok(Request {
+        space,
+        refuses,
         precision: Precisions { weights: args.weights.into(), kv: args.kv.into() },
         seed: args.seed,
         strategies: args.strategy.clone(),
@@ -160,6 +199,9 @@ fn verdict(printer: &Printer, tuning: &Tuning) {
         "search   {} candidates: {} simulated, {} excluded by a proved bound, {} did not fit",
         tuning.considered, tuning.simulated, tuning.excluded_by_bound, tuning.excluded_by_memory
     ));
+    if tuning.refused > 0 {
+        printer.line(format!("         {} that `pipo run` cannot execute", tuning.refused));
+    }
     printer.line(if tuning.left == 0 {
         "proof    no plan of the space is better".into()
     } else {

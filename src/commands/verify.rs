@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use pipo_engine::run::{Device, Outcome, Request, default_threads, run};
+use pipo_engine::run::{Device, Outcome, Request, default_threads, refusal, run};
 use pipo_engine::shape::Shape;
 use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
@@ -164,6 +164,7 @@ fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> 
         Tuning::new(plan.model.clone(), machine.clone(), workload, plan.budget.clone());
     request.precision = plan.precision;
     request.strategies = vec![name.to_owned()];
+    request.refuses = Some(|plan| refusal(plan).map(|why| why.to_string()));
     Ok(tune(&request, &|_| {})?.best.plan)
 }
 

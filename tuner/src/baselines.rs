@@ -46,7 +46,10 @@ fn try_one(problem: &Problem, name: &'static str, plans: &[Plan]) -> Tried {
     let attempt = |plan: &Plan| {
         let filled = fill(plan, &problem.request.machine)?;
         match filled {
-            Some(plan) => simulate(problem, plan),
+            Some(plan) => match problem.refusal(&plan) {
+                Some(why) => Err(EvaluateError::Refused(why)),
+                None => simulate(problem, plan),
+            },
             None => Ok(None),
         }
     };

@@ -51,6 +51,9 @@ pub enum EvaluateError {
     /// It does not fit its budget.
     #[error("{path}: {0}", path = .0.path)]
     Memory(LowerError),
+    /// Whoever asked does not want it.
+    #[error("{0}")]
+    Refused(String),
     /// The machine cannot run it, or the schedule is stuck.
     #[error(transparent)]
     Simulation(#[from] SimulationError),

@@ -1,7 +1,7 @@
 //! The search is exact: on random small requests, bounds never exceed what is simulated, pruning loses
 //! nothing, and the number of threads decides nothing.
 
-use pipo_plan::machine::{Machine, catalog};
+use pipo_plan::machine::{Figure, Machine, catalog};
 use pipo_plan::model::{AttentionBias, Experts, Family, Model};
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads};
 use pipo_plan::strategy::{Granularity, KvTier, Order, Processor};
@@ -55,8 +55,9 @@ fn model() -> impl Strategy<Value = Model> {
 fn machine() -> impl Strategy<Value = Machine> {
     let slower = || (0..11_u32).prop_map(|power| 1_u64 << power);
     let rates = (slower(), slower(), slower(), slower(), slower());
-    (rates, prop::bool::weighted(0.8), prop::bool::weighted(0.3)).prop_map(
-        |((link, disk, gpu, cpu, memory), has_disk, no_latency)| {
+    let flags = [0.8, 0.3, 0.4].map(prop::bool::weighted);
+    (rates, flags, 0..300_000_u64).prop_map(
+        |((link, disk, gpu, cpu, memory), [has_disk, no_latency, measured], nanos)| {
             let mut machine = catalog::find("rtx3060-laptop").expect("it is in the catalogue");
             let slow = |rate: Bandwidth, by: u64| Bandwidth((rate.0 / by).max(1));
             let flops = |rate: FlopRate, by: u64| FlopRate((rate.0 / by).max(1));
@@ -85,6 +86,14 @@ fn machine() -> impl Strategy<Value = Machine> {
             if no_latency {
                 machine.gpu.launch.value = Nanos(0);
                 machine.software.disk_request.value = Nanos(0);
+            }
+            if measured {
+                // What a catalogue machine lacks and a profile has.
+                let figure = |part| Some(Figure::new(Nanos(nanos / part), "estimate"));
+                machine.gpu.gap = figure(100);
+                let software = &mut machine.software;
+                (software.handover, software.lookup) = (figure(10), figure(1));
+                (software.notice, software.submit) = (figure(7), figure(4));
             }
             machine
         },

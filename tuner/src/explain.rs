@@ -68,8 +68,10 @@ pub fn explain(plan: &Plan, machine: &Machine) -> Result<Explanation, EvaluateEr
     if let Some(path) = timeline.as_ref().map(critical_path) {
         let on_lane = |kind: LaneKind| (kind.name().to_owned(), path.on_lane(kind));
         let on_kind = |kind: OpKind| (kind.name().to_owned(), path.on_kind(kind));
-        by_lane = shares(LaneKind::ALL.into_iter().map(on_lane), summary.end);
-        by_operation = shares(OpKind::ALL.into_iter().map(on_kind), summary.end);
+        // Between an operation and one that waited for it on the other side of a GPU's queue.
+        let idle = std::iter::once(("handing over".to_owned(), path.idle));
+        by_lane = shares(LaneKind::ALL.into_iter().map(on_lane).chain(idle.clone()), summary.end);
+        by_operation = shares(OpKind::ALL.into_iter().map(on_kind).chain(idle), summary.end);
     }
     let binding = binding(&fitted, &costs)?;
     Ok(Explanation {

@@ -38,6 +38,9 @@ pub struct Request {
     pub effort: u64,
     /// Runners-up to keep.
     pub top: usize,
+    /// Says why a plan is not to be chosen, whatever it promises: what an engine does not run. Everything
+    /// that can be simulated competes where nobody says.
+    pub refuses: Option<fn(&Plan) -> Option<String>>,
 }
 
 /// Two to four seconds on two cores.
@@ -60,6 +63,7 @@ impl Request {
             exhaustive: false,
             effort: DEFAULT_EFFORT,
             top: 5,
+            refuses: None,
         }
     }
 
@@ -104,6 +108,11 @@ impl<'a> Problem<'a> {
             prediction: None,
             runners_up: Vec::new(),
         }
+    }
+
+    /// Why a plan is not to be chosen.
+    pub(crate) fn refusal(&self, plan: &Plan) -> Option<String> {
+        self.request.refuses.and_then(|refuses| refuses(plan))
     }
 
     /// Whether the time of a single step matters, and so each must be bounded apart.

@@ -90,6 +90,8 @@ pub(crate) struct Counts {
     pub(crate) simulated: u64,
     pub(crate) by_bound: u64,
     pub(crate) by_memory: u64,
+    /// Not wanted by whoever asked.
+    pub(crate) refused: u64,
     /// Neither simulated nor excluded when the effort was spent.
     pub(crate) left: u64,
 }
@@ -121,7 +123,7 @@ pub(crate) fn search(
     nodes.sort_by_key(|node| node.bound);
     let total: u64 = nodes.iter().map(|node| node.leaves as u64).sum();
     let mut frontier = Frontier::new(problem, stands, &nodes);
-    let (mut simulated, mut too_large, mut ops) = (0, 0, 0_u64);
+    let (mut simulated, mut too_large, mut refused, mut ops) = (0, 0, 0, 0_u64);
     let mut size = FIRST;
     let mut left: Option<Left> = None;
     loop {
@@ -136,6 +138,10 @@ pub(crate) fn search(
         if batch.is_empty() {
             break;
         }
+        let all = batch.len() as u64;
+        let batch: Vec<Plan> =
+            batch.into_iter().filter(|plan| problem.refusal(plan).is_none()).collect();
+        refused += all - batch.len() as u64;
         let results: Vec<Option<Found>> = batch
             .into_par_iter()
             .map(|plan| simulate(problem, plan))
@@ -155,14 +161,15 @@ pub(crate) fn search(
         let each = (ops / simulated.max(1)).max(1);
         let share = usize::try_from(problem.request.effort / 8 / each).unwrap_or(BATCH);
         size = share.clamp(4, BATCH);
-        progress(Progress { done: simulated + too_large, total });
+        progress(Progress { done: simulated + too_large + refused, total });
     }
     progress(Progress { done: total, total });
     let left_over = left.map_or(0, |left| left.candidates);
     counts.considered += total;
     counts.simulated += simulated;
     counts.by_memory += too_large;
+    counts.refused += refused;
     counts.left += left_over;
-    counts.by_bound += total - simulated - too_large - left_over;
+    counts.by_bound += total - simulated - too_large - refused - left_over;
     Ok(left.map(|left| left.bound))
 }

@@ -114,7 +114,7 @@ impl Space {
     /// What is worth trying on a machine: a lookup that leaves the host out only where it is known what it
     /// takes to bring the host in. Anywhere else the two differ by nothing that a search could see.
     pub fn of(machine: &Machine) -> Self {
-        let known = machine.software.handover.is_some() && !machine.gpu.is_on_host();
+        let known = machine.software.notice.is_some();
         let embedding = [Embedding::Mapped, Embedding::Host];
         Self { embedding: embedding[usize::from(!known)..].to_vec(), ..Self::default() }
     }

@@ -57,6 +57,8 @@ pub struct Tuning {
     pub excluded_by_bound: u64,
     /// Settings of the knobs that do not fit.
     pub excluded_by_memory: u64,
+    /// Candidates that the request refused.
+    pub refused: u64,
     /// Candidates that were left when the effort was spent; none if the search went to its end, and the
     /// best is then the best there is.
     pub left: u64,
@@ -186,6 +188,7 @@ fn conclude(
         simulated: counts.simulated,
         excluded_by_bound: counts.by_bound,
         excluded_by_memory: counts.by_memory,
+        refused: counts.refused,
         left: counts.left,
         gap,
         verdict,

@@ -30,13 +30,20 @@ use crate::memory::Buffer;
 use crate::store::in_memory;
 
 use super::kernels::{Attended, Product};
+use super::queues::{self, Crossings};
 
 /// Outputs and inputs of the matrices: those of models from 7 to 70 billion parameters.
-const SHAPES: [(usize, usize); 9] = [
+///
+/// Sums of 2^14 numbers lie at strides that caches and memory like least, and are measured apart.
+/// A few outputs of them are what a product in tiles makes at a time.
+const SHAPES: [(usize, usize); 12] = [
     (1024, 4096),
+    (1024, 16384),
     (4096, 4096),
     (14336, 4096),
+    (16384, 4096),
     (4096, 14336),
+    (4096, 16384),
     (7168, 7168),
     (8192, 8192),
     (28672, 8192),
@@ -50,7 +57,8 @@ const ROWS: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192];
 /// Query heads of the attentions.
 const QUERY_HEADS: usize = 32;
 
-/// Sequences of the attentions: a table says what one of them takes among so many.
+/// Sequences of the attentions: a table says what one of them takes among so many. A single token of a
+/// single sequence leaves most of a device idle, and is measured as well.
 const SEQUENCES: usize = 8;
 
 /// Query heads that share a key, and features of a head.
@@ -94,9 +102,14 @@ pub(super) struct Gpu {
     pub(super) elementwise: (Bytes, Middle),
     pub(super) dequantise: (Bytes, Middle),
     pub(super) launch: Middle,
+    /// The same, where they were launched well ahead.
+    pub(super) gap: Middle,
     pub(super) sync: Middle,
+    pub(super) crossings: Crossings,
     /// Rows of an embedding, looked up by all cores: the CUDA backend's way.
     pub(super) gather: (Bytes, Middle),
+    /// A few of them, when the cores have nothing else to do.
+    pub(super) lookup: Middle,
 }
 
 /// What is measured on.
@@ -194,6 +207,7 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let (elementwise, dequantise) =
         (elementwise(sampler, &mut bench)?, dequantise(sampler, &mut bench)?);
     let launch = launch(sampler, &mut bench)?;
+    let gap = gap(sampler, settings, &mut bench)?;
     let sync = sync(sampler, &mut bench)?;
     let bandwidth = bandwidth(sampler, &mut bench)?;
     let (free, _) = Context::memory()?;
@@ -202,6 +216,8 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let [pageable_h2d, pageable_d2h] =
         [true, false].map(|up| link.pageable(sampler, &mut bench, up));
     let duplex = link.duplex(sampler, &mut bench)?;
+    let crossings = link.crossings(sampler, &context, &bench)?;
+    let gather = gather(sampler)?;
     Ok(Gpu {
         name: settings.shape.name(&context.name()?),
         architecture: context.architecture()?.to_string(),
@@ -220,13 +236,20 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
         elementwise,
         dequantise,
         launch,
+        gap,
         sync,
-        gather: gather(sampler)?,
+        crossings,
+        gather: gather.0,
+        lookup: gather.1,
     })
 }
 
-/// Rows of a 4-bit embedding that lie far apart, by all cores in pieces.
-fn gather(sampler: &mut Sampler) -> Result<(Bytes, Middle), ProfileError> {
+/// How long cores are left alone before they have to look something up: longer than they stay awake for
+/// more, about a step of decode.
+const ASLEEP: Duration = Duration::from_millis(4);
+
+/// Rows of a 4-bit embedding that lie far apart, by all cores in pieces: many of them, and a few.
+fn gather(sampler: &mut Sampler) -> Result<((Bytes, Middle), Middle), ProfileError> {
     let (rows, outputs, inputs) = (4096_u32, 50_272_u32, 4096);
     let bytes = matrix_bytes(Format::Int4, u64::from(outputs), inputs as u64).unwrap_or(u64::MAX);
     let bytes = in_memory(bytes);
@@ -235,17 +258,25 @@ fn gather(sampler: &mut Sampler) -> Result<(Bytes, Middle), ProfileError> {
     let table = Matrix::new(Format::Int4, outputs as usize, inputs, &table)?;
     let tokens: Vec<u32> = (0..rows).map(|row| row * 1571 % outputs).collect();
     let mut stored = vec![0; 2 * inputs * tokens.len()];
-    let time = sampler.time("host.gather", &format!("{rows} x {inputs}, all cores"), || {
-        let pieces = tokens.par_chunks(64).zip(stored.par_chunks_mut(64 * 2 * inputs));
-        pieces.try_for_each(|(tokens, stored)| {
+    let mut look_up = |count: usize, piece: usize| {
+        let pieces = tokens[..count].par_chunks(piece);
+        pieces.zip(stored.par_chunks_mut(piece * 2 * inputs)).try_for_each(|(tokens, stored)| {
             let mut rows = vec![0.0; tokens.len() * inputs];
             embedding::lookup(&table, tokens, &mut rows)?;
             crate::half::round(&mut rows);
             crate::half::store(&rows, stored);
             Ok::<(), ProfileError>(())
         })
+    };
+    let size = format!("{rows} x {inputs} on all cores");
+    let many = sampler.time("host.gather", &size, || look_up(tokens.len(), 64))?;
+    let few = sampler.measure("software.lookup", &format!("8 x {inputs} on all cores"), || {
+        std::thread::sleep(ASLEEP);
+        let start = Instant::now();
+        look_up(8, 1)?;
+        Ok::<_, ProfileError>(start.elapsed())
     })?;
-    Ok((Bytes(2 * u64::from(rows) * inputs as u64), time))
+    Ok(((Bytes(2 * u64::from(rows) * inputs as u64), many), few))
 }
 
 /// Copies through a link that is held back.
@@ -288,7 +319,10 @@ fn attentions(sampler: &mut Sampler, bench: &mut Bench) -> Result<Vec<Attended>,
     for precision in [Precision::Fp16, Precision::Int8, Precision::Int4] {
         for [rows, context] in EXTENTS {
             for [group, dim] in HEADS {
-                attentions.push(attend(sampler, bench, precision, [group, dim, rows, context])?);
+                for sequences in if rows == 1 { &[SEQUENCES, 1][..] } else { &[SEQUENCES] } {
+                    let shape = [group, dim, rows, context, *sequences];
+                    attentions.push(attend(sampler, bench, precision, shape)?);
+                }
             }
         }
     }
@@ -300,16 +334,16 @@ fn attend(
     sampler: &mut Sampler,
     bench: &mut Bench,
     precision: Precision,
-    [group, dim, rows, context]: [usize; 4],
+    [group, dim, rows, context, sequences]: [usize; 5],
 ) -> Result<Attended, ProfileError> {
     let kv = QUERY_HEADS / group;
     let scale = 1.0 / (dim as f32).sqrt();
     let heads = Heads { query: QUERY_HEADS, kv, dim, window: None, scale };
     let plane = matrix_bytes(format(precision), (context * kv) as u64, dim as u64);
-    let bytes = plane.unwrap_or(u64::MAX).saturating_mul(2 * SEQUENCES as u64);
+    let bytes = plane.unwrap_or(u64::MAX).saturating_mul(2 * sequences as u64);
     let mut once = |bench: &mut Bench| {
         let region = bench.next(bytes)?;
-        let cache = DeviceCache::new(format(precision), SEQUENCES, context, kv, dim, region)?;
+        let cache = DeviceCache::new(format(precision), sequences, context, kv, dim, region)?;
         let attention = Attention {
             q: bench.x,
             out: bench.out,
@@ -324,10 +358,10 @@ fn attend(
     once(bench)?;
     let count = repetitions(bench.time(1, &mut once)?);
     let size = format!(
-        "{precision} {SEQUENCES} x {rows} x {context}, {QUERY_HEADS} heads of {dim} over {kv}"
+        "{precision} {sequences} x {rows} x {context}, {QUERY_HEADS} heads of {dim} over {kv}"
     );
     let all = sampler.measure("gpu.attentions", &size, || bench.time(count, &mut once))?;
-    let one = |nanos: u64| Nanos((nanos / SEQUENCES as u64).max(1));
+    let one = |nanos: u64| Nanos((nanos / sequences as u64).max(1));
     let time = Middle { median: one(all.median.0), ..all };
     let seen: usize = (context - rows..context).map(|position| position + 1).sum();
     let attention = AttentionTime {
@@ -337,6 +371,7 @@ fn attend(
         heads: QUERY_HEADS as u64,
         kv_heads: kv as u64,
         head_dim: dim as u64,
+        sequences: Some(sequences as u64),
         time: by(time.median, time),
     };
     Ok(Attended { attention, operations: 4 * (QUERY_HEADS * dim * seen) as u64, time })
@@ -377,6 +412,33 @@ fn launch(sampler: &mut Sampler, bench: &mut Bench) -> Result<Middle, ProfileErr
     let once =
         |bench: &mut Bench| Ok(bench.kernels.add(bench.stream.raw(), bench.x, bench.out, 8)?);
     Ok(sampler.measure("gpu.launch", "8 numbers", || bench.time(200, once))?)
+}
+
+/// Norms of a single row behind products that take longer than the host needs to launch them all: what the
+/// device itself takes for a kernel that has next to nothing to do.
+fn gap(
+    sampler: &mut Sampler,
+    settings: &Settings,
+    bench: &mut Bench,
+) -> Result<Middle, ProfileError> {
+    let (rows, width) = (settings.most_rows.min(8192), 4096);
+    let (products, kernels) = if rows == 8192 { (2, 200) } else { (32, 50) };
+    let weight = DeviceVector::new(
+        Format::Fp16,
+        width,
+        bench.weights.slice(0, 2 * width as u64).map_err(Fault::from)?,
+    );
+    let weight = weight.map_err(Fault::from)?;
+    let time = sampler.measure("gpu.gap", &format!("1 x {width}"), || {
+        for _ in 0..products {
+            bench.multiply(Format::Fp16, [rows, 8192, 8192])?;
+        }
+        bench.time(kernels, |bench| {
+            let stream = bench.stream.raw();
+            Ok(bench.kernels.rms_norm(stream, bench.x, 1, &weight, 1e-5, bench.out)?)
+        })
+    })?;
+    Ok(time)
 }
 
 /// Waiting for such a kernel, on the host's clock.
@@ -462,6 +524,24 @@ impl Link {
             curve.push((Bytes(size as u64), time));
         }
         Ok(curve)
+    }
+
+    /// What passes between the device and threads of the host.
+    fn crossings(
+        &self,
+        sampler: &mut Sampler,
+        context: &Context,
+        bench: &Bench,
+    ) -> Result<Crossings, ProfileError> {
+        let from = self.pinned.read()?;
+        let bench = queues::Bench {
+            context,
+            kernels: &bench.kernels,
+            to: bench.x.slice(0, queues::COPIED as u64).map_err(Fault::from)?,
+            numbers: bench.out,
+            from: &from[..queues::COPIED.min(from.len())],
+        };
+        queues::crossings(sampler, &bench)
     }
 
     /// Both ways at once.

@@ -172,6 +172,7 @@ fn attend(
         heads: heads.query as u64,
         kv_heads: heads.kv as u64,
         head_dim: dim as u64,
+        sequences: None,
         time: by(time.median, time),
     };
     Ok(Attended { attention, operations, time })

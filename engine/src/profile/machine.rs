@@ -11,6 +11,7 @@ use super::disk::DiskTimes;
 use super::gpu::Gpu as GpuTimes;
 use super::kernels::{Attended, Kernels, Product};
 use super::memory::Copies;
+use super::queues::Crossings;
 use super::sampling::Middle;
 use super::system;
 
@@ -64,6 +65,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             dequantise: by(rate(kernels.dequantise), kernels.dequantise.1),
             decompress: None,
             launch: by(kernels.launch.median, kernels.launch),
+            gap: None,
             sync: by(handover.median, handover),
             kernels: kernels.products.iter().map(kernel).collect(),
             attentions: kernels.attentions.iter().map(|a| a.attention.clone()).collect(),
@@ -93,6 +95,9 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             disk_request: by(disk.request.median, disk.request),
             host_op: by(handover.median, handover),
             handover: Some(by(handover.median, handover)),
+            notice: None,
+            submit: None,
+            lookup: None,
             checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
         },
     };
@@ -180,6 +185,7 @@ fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), Prof
         dequantise: by(rate(gpu.dequantise), gpu.dequantise.1),
         decompress: None,
         launch: by(gpu.launch.median, gpu.launch),
+        gap: Some(by(gpu.gap.median, gpu.gap)),
         sync: by(gpu.sync.median, gpu.sync),
         kernels: gpu.products.iter().map(kernel).collect(),
         attentions: gpu.attentions.iter().map(|a| a.attention.clone()).collect(),
@@ -194,9 +200,13 @@ fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), Prof
     };
     machine.host.gather = Some(by(rate(gpu.gather), gpu.gather.1));
     let software = &mut machine.software;
-    (software.barrier, software.host_op) = (machine.gpu.sync.clone(), machine.gpu.launch.clone());
-    // The device waits for operations by itself; only threads of the host wake each other up.
-    software.handover = None;
+    let Crossings { notice, submit, nothing } = gpu.crossings;
+    // A barrier is a thread's operation; what it takes to get there and back is between the lanes.
+    software.barrier = by(nothing.median, nothing);
+    software.host_op = machine.gpu.launch.clone();
+    software.notice = Some(by(notice.median, notice));
+    software.submit = Some(by(submit.median, submit));
+    software.lookup = Some(by(gpu.lookup.median, gpu.lookup));
     Ok(())
 }
 

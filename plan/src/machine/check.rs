@@ -144,7 +144,8 @@ impl Machine {
             ));
         }
         for (index, a) in attentions.iter().enumerate() {
-            let sizes = [a.rows, a.context, a.heads, a.kv_heads, a.head_dim];
+            let together = a.sequences.unwrap_or(1);
+            let sizes = [a.rows, a.context, a.heads, a.kv_heads, a.head_dim, together];
             let sane = sizes.iter().all(|n| (1..=LARGEST_ATTENTION).contains(n));
             let grouped = sane && a.heads.is_multiple_of(a.kv_heads) && a.rows <= a.context;
             if !grouped || a.time.0 == 0 || a.precision.is_empty() || a.precision.len() > 32 {

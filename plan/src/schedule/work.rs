@@ -48,6 +48,68 @@ pub struct Linear {
     pub precision: Precision,
     /// Whether dequantisation happens inside the product; where not, a 16-bit copy is written first.
     pub fused: bool,
+    /// Whether pipo's CUDA backend computes few rows of it in one launch with the product before.
+    pub joined: bool,
+    /// Numbers beside each row of the result that the same backend may overwrite meanwhile.
+    pub beside: u64,
+}
+
+/// How pipo's CUDA backend computes a product (`kernels/src/cuda/linear.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Weights are decoded in registers, for so many rows at a time as that is made for.
+    InRegisters,
+    /// By cuBLAS, so many outputs at a time: as there is room for when they are decoded.
+    Tiles(u64),
+}
+
+/// Outputs of a tile, and results of it, that are worth a product of its own.
+const TILE: u64 = 256;
+const RESULTS: u64 = 1 << 19;
+
+impl Linear {
+    /// Rows for which weights are best decoded in registers.
+    pub fn few(precision: Precision) -> u64 {
+        match precision {
+            Precision::Fp16 => 16,
+            Precision::Bf16 => 48,
+            Precision::Int8 | Precision::Int4 => 64,
+        }
+    }
+
+    /// How pipo's CUDA backend computes it where weights are stored like this.
+    pub fn way(&self, precision: Precision) -> Way {
+        let whole = self.inputs.is_multiple_of(8) && self.outputs.is_multiple_of(8);
+        if self.rows <= Self::few(precision) || !whole {
+            return Way::InRegisters;
+        }
+        let room = self.rows.saturating_mul(self.beside) / self.inputs.max(1) / 128 * 128;
+        if precision == Precision::Fp16 || room >= self.outputs {
+            return Way::Tiles(self.outputs);
+        }
+        let worth = room >= TILE && room.saturating_mul(self.rows) >= RESULTS;
+        if worth { Way::Tiles(room) } else { Way::InRegisters }
+    }
+
+    /// How it is multiplied there: decoded weights are 16 bits where that is not part of the product.
+    pub fn way_as_planned(&self) -> Way {
+        self.way(if self.fused { self.precision } else { Precision::Fp16 })
+    }
+
+    /// Launches that it is there, but for what follows its result.
+    pub fn launches(&self) -> u32 {
+        let decodes = u32::from(self.precision.is_quantised());
+        let one = match self.way_as_planned() {
+            // A decoded copy is overwritten by the next: those products stay apart.
+            _ if !self.fused => 1 + decodes,
+            Way::InRegisters => u32::from(!self.joined),
+            Way::Tiles(outputs) => {
+                let tiles = self.outputs.div_ceil(outputs.max(1));
+                u32::try_from(tiles).unwrap_or(u32::MAX).saturating_mul(1 + decodes)
+            }
+        };
+        one.saturating_mul(self.copies)
+    }
 }
 
 /// Causal attention of `rows` new positions of each sequence over `context` positions.
@@ -104,8 +166,10 @@ pub struct Compute {
     pub elementwise: Bytes,
     /// Bytes of host memory that kernels read across the link.
     pub mapped: Bytes,
-    /// Kernels launched.
+    /// Kernels launched by a system that launches one for each operation.
     pub launches: u32,
+    /// Launches of pipo's CUDA backend, which joins some.
+    pub joined_launches: u32,
 }
 
 /// One thing to be paid for.

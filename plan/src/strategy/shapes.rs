@@ -1,5 +1,6 @@
 //! The arithmetic of a unit: which matrix products and attention it performs for how many rows.
 
+use super::launches;
 use super::units::{Unit, is_output_projection};
 use crate::model::{Model, Part, Precision, Tensor, TensorKind};
 use crate::schedule::{Attention, Compute, Linear, Piece};
@@ -48,20 +49,22 @@ pub fn compute(
     active: u32,
 ) -> Compute {
     let mut out = Compute::default();
-    if piece != Piece::AttentionOnly {
-        let mut attention_passed = false;
-        for (part, tensor) in &unit.tensors {
-            attention_passed |= is_output_projection(*part, tensor) || *part == Part::Mlp;
-            let wanted = match piece {
-                Piece::BeforeAttention => !attention_passed,
-                Piece::AfterAttention => attention_passed,
-                Piece::Whole | Piece::AttentionOnly => true,
-            };
-            if wanted {
-                add_tensor(&mut out, model, *part, tensor, rows, style, active);
-            }
+    let mut attention_passed = false;
+    let wanted = |&(part, tensor): &&(Part, Tensor)| {
+        attention_passed |= is_output_projection(*part, tensor) || *part == Part::Mlp;
+        match piece {
+            Piece::BeforeAttention => !attention_passed,
+            Piece::AfterAttention => attention_passed,
+            Piece::Whole => true,
+            Piece::AttentionOnly => false,
         }
+    };
+    let wanted: Vec<&(Part, Tensor)> = unit.tensors.iter().filter(wanted).collect();
+    for (part, tensor) in &wanted {
+        let joined = launches::is_joined(&wanted, *part, tensor.name);
+        add_tensor(&mut out, model, (*part, tensor), rows, style, active, joined);
     }
+    out.joined_launches = launches::of(model, &wanted, &out.linears, unit.attends, rows, piece);
     if unit.attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
         out.attention = Some(Attention {
             sequences: rows.sequences,
@@ -84,11 +87,11 @@ pub fn compute(
 fn add_tensor(
     out: &mut Compute,
     model: &Model,
-    part: Part,
-    tensor: &Tensor,
+    (part, tensor): (Part, &Tensor),
     rows: Rows,
     style: Style,
     active: u32,
+    joined: bool,
 ) {
     let count = match part {
         Part::Head if !style.all_logits => rows.sequences,
@@ -115,6 +118,8 @@ fn add_tensor(
                 copies,
                 precision: style.weights,
                 fused: style.fused,
+                joined,
+                beside: launches::beside(model, tensor.name),
             });
             // A product is followed by about one pass over its output: activation, residual or bias.
             out.elementwise += Bytes(4 * rows * u64::from(copies) * tensor.outputs);

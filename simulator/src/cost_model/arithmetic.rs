@@ -9,6 +9,7 @@ use pipo_plan::schedule::{Attention, Compute, Linear};
 use pipo_plan::units::{Bandwidth, FlopRate, Nanos};
 
 use super::attentions::Attentions;
+use super::joined;
 use super::kernels::Kernels;
 use super::permille;
 use crate::cost::{Cost, Resource};
@@ -50,17 +51,21 @@ impl Tables {
     }
 }
 
-/// The kernels of a unit, one after another, and the launch gaps between them.
+/// The kernels of a unit, one after another, and what launching them adds.
 ///
-/// The GPU counts as busy in the kernels and idle in the gaps.
+/// Where it is known what the device takes between two kernels, the GPU is pipo's own backend with its own
+/// launches, and the host enqueues ahead of it: the unit takes as long as the slower of both. Elsewhere each
+/// launch is paid beside the kernels, and the GPU counts as idle meanwhile.
 ///
-/// What they read across the link they wait for, at the rate of copies; where host memory plays the
+/// What kernels read across the link they wait for, at the rate of copies; where host memory plays the
 /// GPU's, it is like any other memory.
 pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> Cost {
     let Machine { gpu, link, .. } = machine;
     let mut sum = Step::default();
-    for linear in &compute.linears {
-        sum.add(product(gpu, &tables.kernels, linear));
+    match &gpu.gap {
+        None => compute.linears.iter().for_each(|l| sum.add(product(gpu, &tables.kernels, l))),
+        Some(_) => joined::launches(&compute.linears)
+            .for_each(|linear| sum.add(product(gpu, &tables.kernels, &linear))),
     }
     if let Some(attention) = &compute.attention {
         sum.add(attend(gpu, &tables.attentions, attention));
@@ -71,12 +76,21 @@ pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> C
     let mapped = compute.mapped.as_f64();
     let across = if gpu.is_on_host() { rate } else { link.h2d.best() };
     sum.add(Step { nanos: streaming(mapped, across), bytes: mapped });
-    let launching = gpu.launch.as_f64() * f64::from(compute.launches);
+    let launch = gpu.launch.as_f64();
+    let (busy, whole) = match &gpu.gap {
+        None => (sum.nanos, sum.nanos + launch * f64::from(compute.launches)),
+        Some(gap) => {
+            let all = compute.joined_launches;
+            let apart = f64::from(all.saturating_sub(joined::measured(compute)));
+            let device = sum.nanos + gap.as_f64() * apart;
+            (device, device.max(launch * f64::from(all)))
+        }
+    };
     let memory = if gpu.is_on_host() { Resource::Dram } else { Resource::Hbm };
     let linked = if gpu.is_on_host() { 0.0 } else { mapped / sum.bytes.max(1.0) };
-    cost(sum, sum.nanos + launching, gpu.memory_bandwidth.value, memory)
+    cost(sum, whole, gpu.memory_bandwidth.value, memory)
         .drawing(Resource::LinkDuplex, linked)
-        .busy(permille(Nanos::ceil(sum.nanos), Nanos::ceil(sum.nanos + launching)))
+        .busy(permille(Nanos::ceil(busy), Nanos::ceil(whole)))
 }
 
 /// A matrix product. Where quantised weights are not fused into it, a kernel first writes them out as
@@ -88,7 +102,11 @@ fn product(gpu: &Gpu, kernels: &Kernels, linear: &Linear) -> Step {
     let bytes = copies * (weight_bytes(linear, precision) + activation_bytes(linear));
     let bandwidth = gpu.memory_bandwidth.value;
     let mut step = Step::roofline(copies * flops(linear), gpu.matmul.value, bytes, bandwidth);
-    if let Some(measured) = kernels.time(linear, precision) {
+    let measured = match gpu.gap {
+        None => kernels.time(linear, precision),
+        Some(_) => joined::time(kernels, linear, precision),
+    };
+    if let Some(measured) = measured {
         step.nanos = copies * measured;
     }
     if precision != linear.precision {

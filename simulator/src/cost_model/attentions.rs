@@ -8,7 +8,9 @@ use pipo_plan::schedule::Attention;
 ///
 /// An attention takes as long as the nearest measured one, in proportion to its operations. Near means
 /// few factors apart in what decides how fast an operation is: query heads that share a key, features of
-/// a head, new positions, positions attended to. Of two as near the first measured counts.
+/// a head, new positions, positions attended to. Of two as near the first measured counts. Where it was
+/// measured for several numbers of sequences, the time of so many together is a line between two of them:
+/// something fixed, and something for each.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Attentions {
     measured: Vec<Point>,
@@ -18,6 +20,8 @@ pub(super) struct Attentions {
 struct Point {
     precision: String,
     shape: [f64; 4],
+    /// Sequences together; none where that was not noted.
+    sequences: Option<f64>,
     /// For one operation.
     nanos: f64,
 }
@@ -38,6 +42,7 @@ impl Attentions {
             Point {
                 precision: time.precision.clone(),
                 shape: shape(&attention),
+                sequences: time.sequences.map(|sequences| sequences.max(1) as f64),
                 nanos: time.time.as_f64() / attention.flops().max(1) as f64,
             }
         };
@@ -50,10 +55,30 @@ impl Attentions {
         let distance = |point: &&Point| -> f64 {
             point.shape.iter().zip(wanted).map(|(a, b)| (a / b).ln().abs()).sum()
         };
-        let known = self.measured.iter().filter(|point| point.precision == precision.name());
-        let nearest = known.min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
-        Some(nearest.nanos * attention.flops() as f64)
+        let known = || self.measured.iter().filter(|point| point.precision == precision.name());
+        let nearest = known().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
+        let of_shape = known().filter(|point| point.shape == nearest.shape);
+        let together = of_shape.filter_map(|point| Some((point.sequences?, point.nanos)));
+        let mut together: Vec<(f64, f64)> = together.collect();
+        together.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let each = among(&together, attention.sequences.max(1) as f64);
+        Some(each.unwrap_or(nearest.nanos) * attention.flops() as f64)
     }
+}
+
+/// What one operation takes among so many sequences; none where too little was measured, or more of them
+/// are as fast as any.
+fn among(measured: &[(f64, f64)], sequences: f64) -> Option<f64> {
+    let above = measured.iter().position(|&(count, _)| count >= sequences)?;
+    let &(more, nanos) = measured.get(above)?;
+    let Some(&(fewer, of_fewer)) = above.checked_sub(1).and_then(|below| measured.get(below))
+    else {
+        // Fewer than any that were measured take as long together.
+        return Some(nanos * more / sequences);
+    };
+    let (first, last) = (fewer * of_fewer, more * nanos);
+    let share = (sequences - fewer) / (more - fewer).max(1.0);
+    Some((first + (last - first) * share) / sequences)
 }
 
 fn shape(attention: &Attention) -> [f64; 4] {
@@ -72,11 +97,31 @@ mod tests {
     fn measured(kv_heads: u64, rows: u64, context: u64, nanos: u64) -> AttentionTime {
         let time = Figure::new(Nanos(nanos), "measured");
         let (heads, head_dim) = (32, 64);
-        AttentionTime { precision: "fp16".into(), rows, context, heads, kv_heads, head_dim, time }
+        let (precision, sequences) = ("fp16".into(), None);
+        AttentionTime { precision, rows, context, heads, kv_heads, head_dim, sequences, time }
     }
 
     fn close(got: f64, want: f64) {
         assert!((got - want).abs() < 1e-9 * want, "{got} is not {want}");
+    }
+
+    #[test]
+    fn a_few_sequences_take_something_fixed_and_something_each() {
+        let alone = AttentionTime { sequences: Some(1), ..measured(32, 1, 100, 1000) };
+        let many = AttentionTime { sequences: Some(8), ..measured(32, 1, 100, 300) };
+        let table = Attentions::new(&[many, alone]);
+        let asked = |sequences| {
+            let (heads, kv_heads, head_dim, precision) = (32, 32, 64, Precision::Fp16);
+            let (rows, context, fused) = (1, 100, true);
+            let attention =
+                Attention { sequences, rows, context, heads, kv_heads, head_dim, precision, fused };
+            table.time(&attention, precision).unwrap()
+        };
+        close(asked(1), 1000.0);
+        // Seven more take 1400 ns.
+        close(asked(4), 1600.0);
+        close(asked(8), 2400.0);
+        close(asked(80), 24_000.0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::window::{Ended, Place, Window};
 pub(super) struct Running {
     pub(super) op: OpId,
     pub(super) place: Place,
+    /// When it really begins: later than its lane is held, where something was to be handed over first.
     pub(super) start: Nanos,
     /// Earliest end there can be: start plus the solo time.
     pub(super) earliest: Nanos,
@@ -28,9 +29,16 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn new(op: OpId, place: Place, now: Nanos, solo: Nanos, span: usize) -> Self {
+    /// An operation that holds its lane from `now` on for `solo`, `late` of which is before it begins.
+    pub(super) fn new(
+        op: OpId,
+        place: Place,
+        (now, late): (Nanos, Nanos),
+        solo: Nanos,
+        span: usize,
+    ) -> Self {
         let (remaining, earliest) = (solo.as_f64(), now + solo);
-        Self { op, place, start: now, earliest, remaining, since: now, rate: 1.0, span }
+        Self { op, place, start: now + late, earliest, remaining, since: now, rate: 1.0, span }
     }
 
     /// Changes the speed and returns the new end; none if the speed is the old one.

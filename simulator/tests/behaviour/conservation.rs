@@ -127,9 +127,11 @@ proptest! {
     fn the_critical_path_tiles_the_run(script in script()) {
         let timeline = script.simulate(&RECORD).unwrap().timeline.unwrap();
         let spans = by_op(&timeline);
+        let crossing = script.crossings[0].max(script.crossings[1]);
         for span in &spans {
             let since = span.blame.op().map_or(Nanos::ZERO, |op| spans[op.0 as usize].end);
-            prop_assert_eq!(since, span.start, "{:?} leaves a gap", span);
+            let late = span.start.saturating_sub(since);
+            prop_assert!(since <= span.start && late <= crossing, "{span:?} leaves a gap");
         }
         let path = critical_path(&timeline);
         let mut at = Nanos::ZERO;
@@ -138,8 +140,8 @@ proptest! {
             at = segment.to;
         }
         prop_assert_eq!(at, timeline.end);
-        prop_assert_eq!(path.by_lane.iter().copied().sum::<Nanos>(), timeline.end);
-        prop_assert_eq!(path.by_kind.iter().copied().sum::<Nanos>(), timeline.end);
-        prop_assert_eq!(path.idle, Nanos::ZERO);
+        prop_assert_eq!(path.by_lane.iter().copied().sum::<Nanos>() + path.idle, timeline.end);
+        prop_assert_eq!(path.by_kind.iter().copied().sum::<Nanos>() + path.idle, timeline.end);
+        prop_assert!(path.idle == Nanos::ZERO || crossing > Nanos::ZERO);
     }
 }

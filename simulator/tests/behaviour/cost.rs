@@ -25,7 +25,16 @@ fn cost(machine: &Machine, work: &Work) -> Cost {
 }
 
 fn linear(rows: u64, precision: Precision, fused: bool) -> Linear {
-    Linear { rows, outputs: 4096, inputs: 4096, copies: 1, precision, fused }
+    Linear {
+        rows,
+        outputs: 4096,
+        inputs: 4096,
+        copies: 1,
+        precision,
+        fused,
+        joined: false,
+        beside: 0,
+    }
 }
 
 fn gpu(linear: Linear) -> Work {
@@ -79,6 +88,57 @@ fn what_kernels_read_across_the_link_takes_as_long_as_a_copy() {
     assert_eq!((got.nanos, got.gpu_permille), (copied, 1000));
     let drawn = got.drawn()[Resource::LinkDuplex as usize];
     assert!((drawn - mapped.as_f64()).abs() < 1.0, "{drawn} bytes are drawn from the link");
+}
+
+#[test]
+fn a_host_that_enqueues_ahead_counts_only_where_it_is_slower() {
+    let mut machine = laptop();
+    machine.gpu.gap = Some(Figure::new(Nanos(1000), "estimate"));
+    let compute = |bytes, joined_launches| Compute {
+        elementwise: Bytes(bytes),
+        launches: 9,
+        joined_launches,
+        ..Compute::default()
+    };
+    // Two kernels of 50 us and what lies between kernels; ten launches of 5 us beside little to do.
+    let got = cost(&machine, &Work::Gpu(compute(10_000_000, 2)));
+    assert_eq!((got.nanos, got.gpu_permille), (Nanos(52_000), 1000));
+    let got = cost(&machine, &Work::Gpu(compute(1_000_000, 10)));
+    assert_eq!((got.nanos, got.gpu_permille), (Nanos(50_000), 300));
+}
+
+#[test]
+fn products_together_are_one_and_a_product_in_tiles_is_several() {
+    let mut machine = laptop();
+    machine.gpu.gap = Some(Figure::new(Nanos(1), "estimate"));
+    machine.gpu.launch.value = Nanos(0);
+    let kernel = |rows, outputs, nanos| KernelTime {
+        precision: "int4".into(),
+        rows,
+        outputs,
+        inputs: 4096,
+        time: Figure::new(Nanos(nanos), "measured"),
+    };
+    machine.gpu.kernels = vec![
+        kernel(1, 4096, 5000),
+        kernel(1, 12288, 9000),
+        kernel(64, 4096, 6000),
+        kernel(4096, 4096, 90_000),
+        kernel(4096, 1024, 40_000),
+    ];
+    let nanos = |linears: Vec<Linear>| {
+        cost(&machine, &Work::Gpu(Compute { linears, ..Compute::default() })).nanos
+    };
+    let one = linear(1, Precision::Int4, true);
+    let joined = Linear { joined: true, ..one };
+    assert_eq!(nanos(vec![one, joined, joined, one]), Nanos(14_000));
+    // Room for a quarter of the decoded weights, for all of them, and for none.
+    let many = |beside| Linear { beside, ..linear(4096, Precision::Int4, true) };
+    assert_eq!(nanos(vec![many(1024)]), Nanos(160_000));
+    assert_eq!(nanos(vec![many(4096)]), Nanos(90_000));
+    assert_eq!(nanos(vec![many(0)]), Nanos(64 * 6000));
+    let joined = Linear { joined: true, ..many(4096) };
+    assert_eq!(nanos(vec![many(4096), joined]), Nanos(180_000), "many rows stay apart");
 }
 
 #[test]
@@ -236,13 +296,14 @@ prop_compose! {
         let [rows, outputs, inputs, sequences, context, heads, kv_heads, head_dim, elementwise, mapped] =
             <[u64; 10]>::try_from(sizes).unwrap_or_default();
         Compute {
-            linears: vec![Linear { rows, outputs, inputs, copies, precision, fused }; 2],
+            linears: vec![Linear { rows, outputs, inputs, copies, precision, fused, joined: fused, beside: rows }; 2],
             attention: Some(Attention {
                 sequences, rows, context, heads, kv_heads, head_dim, precision, fused,
             }),
             elementwise: Bytes(elementwise),
             mapped: Bytes(mapped),
             launches,
+            joined_launches: launches,
         }
     }
 }

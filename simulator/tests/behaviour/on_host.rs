@@ -117,6 +117,8 @@ fn weights_are_decoded_in_the_product_whatever_a_plan_says() {
             copies: 1,
             precision: Precision::Int4,
             fused,
+            joined: false,
+            beside: 0,
         };
         let compute = Compute { linears: vec![linear], ..Compute::default() };
         CostModel::new(&machine).price(&Work::Gpu(compute)).unwrap().cost.nanos

@@ -59,9 +59,11 @@ prop_compose! {
         genes in prop::collection::vec(gene(), 0..300),
         capacities in [1.0..200.0_f64, 1.0..200.0, 1.0..200.0, 1.0..200.0],
         window in 1..4_u32,
+        crossings in prop_oneof![Just([0, 0]), [0..3000_u64, 0..3000_u64]],
     ) -> Script {
         let kinds: Vec<LaneKind> = lanes.iter().map(|&k| LaneKind::ALL[k]).collect();
         let mut script = Script::with_lanes(&kinds);
+        script.crossings = crossings.map(Nanos);
         for queue in queues {
             script.layout.queue(LaneId(queue % u8::try_from(kinds.len()).unwrap_or(1)));
         }

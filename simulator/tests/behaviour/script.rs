@@ -30,6 +30,8 @@ pub(crate) struct Script {
     pub(crate) prices: Vec<Price>,
     pub(crate) capacities: Option<Capacities>,
     pub(crate) handover: Nanos,
+    /// From a GPU's lane to another, and to one of those.
+    pub(crate) crossings: [Nanos; 2],
 }
 
 impl Script {
@@ -100,6 +102,14 @@ impl Costs for Script {
 
     fn handover(&self) -> Nanos {
         self.handover
+    }
+
+    fn crossing(&self, from: LaneKind, to: LaneKind) -> Nanos {
+        match (from.is_of_gpu(), to.is_of_gpu()) {
+            (true, false) => self.crossings[0],
+            (false, true) => self.crossings[1],
+            _ => Nanos::ZERO,
+        }
     }
 }
 

@@ -124,6 +124,35 @@ fn three_lanes_on_two_cores_get_two_thirds_each_until_one_has_ended() {
 }
 
 #[test]
+fn what_a_host_and_a_gpu_hand_each_other_starts_late_and_counts_for_no_lane() {
+    let mut script = Script::with_lanes(&[LaneKind::H2d, LaneKind::Gpu, LaneKind::Host]);
+    script.crossings = [Nanos(7), Nanos(5)];
+    let copy = script.run(0, 100, &[]);
+    // The GPU goes on by itself.
+    let kernel = script.run(1, 50, &[copy]);
+    let barrier = script.run(2, 10, &[copy, kernel]);
+    let last = script.run(1, 20, &[barrier]);
+    // This one could have been noticed long before the thread was done with the other.
+    let slow = script.run(2, 90, &[barrier]);
+    let both = script.run(2, 1, &[last, slow]);
+    let outcome = script.simulate(&RECORD).unwrap();
+    let timeline = outcome.timeline.unwrap();
+    let mut spans: Vec<(u32, u64, u64)> =
+        timeline.spans.iter().map(|span| (span.op.0, span.start.0, span.end.0)).collect();
+    spans.sort_unstable();
+    let expected = [
+        (copy, 0, 100),
+        (kernel, 100, 150),
+        (barrier, 157, 167),
+        (last, 172, 192),
+        (slow, 167, 257),
+        (both, 257, 258),
+    ];
+    assert_eq!(spans, expected);
+    assert_eq!(outcome.summary.lane_busy, [100, 70, 101].map(Nanos));
+}
+
+#[test]
 fn who_wakes_up_for_an_operation_starts_late_and_who_is_awake_does_not() {
     let mut script = Script::with_lanes(&[LaneKind::H2d, LaneKind::Gpu]);
     script.handover = Nanos(7);
