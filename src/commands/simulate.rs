@@ -70,6 +70,6 @@ pub fn in_file(args: &OnPlan, error: EvaluateError) -> anyhow::Error {
                 Err(unreadable) => unreadable,
             }
         }
-        EvaluateError::Simulation(_) => error.into(),
+        EvaluateError::Refused(_) | EvaluateError::Simulation(_) => error.into(),
     }
 }
