@@ -55,7 +55,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What takes about a minute: a scratch file of 1 GiB in `folder`.
+    /// What takes a minute or two: a scratch file of 1 GiB in `folder`.
     pub fn new(threads: usize, folder: &Path) -> Self {
         Self {
             threads,

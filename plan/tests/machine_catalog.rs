@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use pipo_plan::diagnostic::Document;
-use pipo_plan::machine::{Curve, Figure};
+use pipo_plan::machine::{AttentionTime, Curve, Figure};
 use pipo_plan::machine::{KernelTime, Machine, catalog};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
@@ -52,6 +52,23 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
             time: Figure::new(Nanos(12_345 * rows), "a.b"),
         });
     }
+    for sequences in [None, Some(1), Some(8)] {
+        machine.gpu.attentions.push(AttentionTime {
+            precision: "fp16".into(),
+            rows: 1,
+            context: 512,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            sequences,
+            time: Figure::new(Nanos(1234), "a.b"),
+        });
+    }
+    let figure = |nanos| Some(Figure::new(Nanos(nanos), "a.b"));
+    machine.gpu.gap = figure(1);
+    let software = &mut machine.software;
+    (software.handover, software.notice) = (figure(2), figure(3));
+    (software.submit, software.lookup) = (figure(4), figure(5));
     let document = Document::new("odd.toml", machine.to_toml());
     assert_eq!(Machine::from_toml(&document).unwrap_or_else(|e| panic!("{e}")), machine);
 }

@@ -6,7 +6,7 @@ use pipo_plan::diagnostic::Document;
 use pipo_plan::machine::{Machine, catalog as machines};
 use pipo_plan::model::catalog as models;
 use pipo_plan::plan::Plan;
-use pipo_plan::strategy::Granularity;
+use pipo_plan::strategy::{Granularity, Strategy};
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_tuner::{Request, Space, TuneError, Tuning, Verdict, evaluate, explain, tune};
@@ -46,6 +46,27 @@ fn request(model: &str, gpu: &str) -> Request {
 
 fn tuned(request: &Request) -> Tuning {
     tune(request, &|_| {}).unwrap()
+}
+
+/// Whoever streams through more than one slot is not wanted.
+fn several_slots(plan: &Plan) -> Option<String> {
+    let Strategy::Pipo(knobs) = &plan.strategy else { return Some("another system".into()) };
+    (knobs.gpu_slots != 1).then(|| "more than one slot".into())
+}
+
+#[test]
+fn what_is_refused_is_not_chosen_and_hides_nothing_else() {
+    let free = Request { strategies: vec!["pipo".into()], ..request("opt-13b", "6GB") };
+    let refusing = tuned(&Request { refuses: Some(several_slots), ..free.clone() });
+    let space = Space { gpu_slots: vec![1], ..small_space() };
+    let restricted = tuned(&Request { space, ..free.clone() });
+    assert_eq!(refusing.best.evaluation, restricted.best.evaluation);
+    assert!(refusing.refused > 0 && restricted.refused == 0);
+    let runners = refusing.runners_up.iter().chain([&refusing.best]);
+    assert!(runners.into_iter().all(|candidate| several_slots(&candidate.plan).is_none()));
+    let other = Request { refuses: Some(several_slots), ..request("opt-13b", "6GB") };
+    let tuning = tuned(&Request { strategies: Vec::new(), ..other });
+    assert!(tuning.baselines.iter().all(|baseline| baseline.outcome.is_err()));
 }
 
 #[test]

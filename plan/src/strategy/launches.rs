@@ -31,7 +31,8 @@ pub(super) fn of(
         let there =
             |name: &str| tensors.iter().any(|(of, other)| (*of, other.name) == (*part, name));
         let more = match (tensor.kind, tensor.name) {
-            (TensorKind::Matrix, "tokens") => 1,
+            // A table that is looked up, or added to what was.
+            (TensorKind::Matrix, "tokens") | (TensorKind::Vector, "norm" | "positions") => 1,
             (TensorKind::Matrix, name) => linears.next().map_or(0, |linear| {
                 // cuBLAS leaves what follows to a launch of its own; so does a first matrix elsewhere.
                 let follows = there(bias_of(name)) || (name == "fc1" && there("fc2"));
@@ -43,8 +44,6 @@ pub(super) fn of(
                 let more = if tensor.copies > 1 { (more + 1) * linear.copies } else { more };
                 linear.launches().saturating_add(more)
             }),
-            // A table that is added to what was looked up.
-            (TensorKind::Vector, "norm" | "positions") => 1,
             (TensorKind::Vector, "router") => 2,
             // A bias whose matrix is in the operation before.
             (TensorKind::Vector, name) => {

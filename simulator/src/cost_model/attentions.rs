@@ -26,6 +26,12 @@ struct Point {
     nanos: f64,
 }
 
+impl Point {
+    fn has_shape_of(&self, other: &Self) -> bool {
+        self.shape.map(f64::to_bits) == other.shape.map(f64::to_bits)
+    }
+}
+
 impl Attentions {
     pub(super) fn new(measured: &[AttentionTime]) -> Self {
         let point = |time: &AttentionTime| {
@@ -57,7 +63,7 @@ impl Attentions {
         };
         let known = || self.measured.iter().filter(|point| point.precision == precision.name());
         let nearest = known().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
-        let of_shape = known().filter(|point| point.shape == nearest.shape);
+        let of_shape = known().filter(|point| point.has_shape_of(nearest));
         let together = of_shape.filter_map(|point| Some((point.sequences?, point.nanos)));
         let mut together: Vec<(f64, f64)> = together.collect();
         together.sort_by(|a, b| a.0.total_cmp(&b.0));
