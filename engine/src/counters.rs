@@ -5,6 +5,7 @@
 //! A counter that is not there is absent, and never a reason to fail.
 
 use std::fmt::Write;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -86,9 +87,22 @@ impl Counters {
     }
 }
 
+/// The library, once for all: it is neither cheap nor safe to begin and end it beside other threads that do.
+fn nvml() -> Option<&'static Nvml> {
+    static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
+    LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()
+}
+
 /// Memory in use on the first GPU, by anybody; none where NVML is not there.
 pub fn memory_in_use() -> Option<Bytes> {
-    used(&Nvml::init().ok()?.device_by_index(0).ok()?)
+    used(&nvml()?.device_by_index(0).ok()?)
+}
+
+/// The same when it was first asked for: before this process had anything there, if that was so. A driver
+/// keeps a part of a context that is given back.
+pub fn memory_at_first() -> Option<Bytes> {
+    static FIRST: OnceLock<Option<Bytes>> = OnceLock::new();
+    *FIRST.get_or_init(memory_in_use)
 }
 
 fn used(device: &Device) -> Option<Bytes> {
@@ -98,10 +112,10 @@ fn used(device: &Device) -> Option<Bytes> {
 /// Reads the counters of the first GPU while `work` runs, where so much memory was in use `before` anything
 /// of it was there; none where NVML is not there.
 pub fn watch<T>(before: Option<Bytes>, work: impl FnOnce() -> T) -> (T, Option<Counters>) {
-    let Ok(nvml) = Nvml::init() else { return (work(), None) };
+    let Some(nvml) = nvml() else { return (work(), None) };
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| read_until(&nvml, &stop));
+        let watcher = scope.spawn(|| read_until(nvml, &stop));
         let result = work();
         stop.store(true, Ordering::Relaxed);
         let counters = watcher.join().ok().flatten().map(|mut counters: Counters| {

@@ -26,6 +26,7 @@ mod machine;
 mod memory;
 mod queues;
 mod sampling;
+mod scatter;
 mod system;
 
 pub use sampling::Sample;

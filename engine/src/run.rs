@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::backend::knobs::Knobs;
-use crate::counters::{Counters, memory_in_use, watch};
+use crate::counters::{Counters, memory_at_first, watch};
 use crate::cpu::CpuBackend;
 use crate::cuda::CudaBackend;
 use crate::disk::{BlockReader, ReadError};
@@ -224,7 +224,7 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
             Ok(Outcome { tokens, logits, timeline, allocated, notes, device, counters })
         }
         Device::Cuda => {
-            let before = memory_in_use();
+            let before = memory_at_first();
             let backend = CudaBackend::new(request, &schedule.layout, cpu, cancelled)?;
             let (timeline, counters) = watch(before, || execute(&schedule, &backend, cancelled));
             let timeline = timeline?;

@@ -84,6 +84,10 @@ pub struct Gpu {
     /// slower; every launch is paid beside the kernels where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<Figure<Nanos>>,
+    /// What the device takes to note that an operation has ended, before it begins the next kernel; nothing
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Figure<Nanos>>,
     /// Waiting on the host until a stream is empty, beyond the work itself.
     pub sync: Figure<Nanos>,
     /// Measured matrix products, where there are any: they go before the roofline.
@@ -283,6 +287,7 @@ impl Machine {
         all.extend(gpu.decompress.as_ref().map(|f| entry("gpu.decompress", f)));
         all.push(entry("gpu.launch", &gpu.launch));
         all.extend(gpu.gap.as_ref().map(|f| entry("gpu.gap", f)));
+        all.extend(gpu.mark.as_ref().map(|f| entry("gpu.mark", f)));
         all.push(entry("gpu.sync", &gpu.sync));
         all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
         all.extend(gpu.attentions.iter().map(|a| entry("gpu.attentions.time", &a.time)));

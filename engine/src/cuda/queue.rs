@@ -14,7 +14,7 @@ use crate::executor::{Fault, Interval, Task};
 /// them as single-precision milliseconds, which are exact to a microsecond only over short stretches.
 #[derive(Debug)]
 struct Anchor {
-    event: Event,
+    event: Arc<Event>,
     at: Instant,
 }
 
@@ -26,13 +26,16 @@ const GOOD_FOR: Duration = Duration::from_secs(1);
 struct Lane {
     stream: Stream,
     anchor: Mutex<Anchor>,
+    /// The end of what was issued last.
+    last: Mutex<Arc<Event>>,
 }
 
 /// When an operation began and ended.
-#[derive(Debug)]
-struct Pair {
-    start: Event,
-    end: Event,
+#[derive(Debug, Clone)]
+struct Marks {
+    /// It began at the last of these.
+    starts: Vec<Arc<Event>>,
+    end: Arc<Event>,
 }
 
 /// The streams of the lanes that the device works off, and the events of what is under way.
@@ -42,7 +45,7 @@ pub(super) struct Queues {
     lanes: Vec<Option<Lane>>,
     /// Lane of each queue of the schedule.
     of_queue: Vec<usize>,
-    under_way: Mutex<BTreeMap<OpId, Arc<Pair>>>,
+    under_way: Mutex<BTreeMap<OpId, Marks>>,
     spare: Mutex<Vec<Event>>,
 }
 
@@ -56,11 +59,11 @@ impl Queues {
                 Some(part) => part.stream()?,
                 None => Stream::new()?,
             };
-            let event = Event::new()?;
+            let event = Arc::new(Event::new()?);
             stream.record(&event)?;
             event.synchronise()?;
-            let at = Instant::now();
-            Ok(Some(Lane { stream, anchor: Mutex::new(Anchor { event, at }) }))
+            let (at, last) = (Instant::now(), Mutex::new(Arc::clone(&event)));
+            Ok(Some(Lane { stream, anchor: Mutex::new(Anchor { event, at }), last }))
         };
         Ok(Self {
             lanes: layout.lanes.iter().map(lane).collect::<Result<_, Fault>>()?,
@@ -80,28 +83,41 @@ impl Queues {
         self.lanes.get(*lane)?.as_ref()
     }
 
-    /// Gives work to a stream, behind what the task waits for and between two events.
+    /// Gives work to a stream, behind what the task waits for, and notes when it begins and ends.
+    ///
+    /// Each mark costs the device microseconds between two kernels. Work that is behind something else when
+    /// it is issued begins where that ends, and only the first behind nothing needs a mark of its own.
     pub(super) fn issue(
         &self,
         task: &Task,
         work: impl FnOnce(&Stream) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        let stream = self.stream(task).ok_or_else(|| fault("a lane has no stream"))?;
-        self.wait_for(task, stream)?;
-        let (start, end) = (self.event()?, self.event()?);
-        stream.record(&start)?;
-        work(stream)?;
-        stream.record(&end)?;
-        self.lock().insert(task.id, Arc::new(Pair { start, end }));
+        let lane = self.lane(task).ok_or_else(|| fault("a lane has no stream"))?;
+        let mut starts = self.wait_for(task, &lane.stream)?;
+        let mut last = lane.last.lock().unwrap_or_else(PoisonError::into_inner);
+        starts.push(Arc::clone(&last));
+        let over = starts.iter().map(|event| event.has_happened());
+        if over.collect::<Result<Vec<_>, _>>()?.into_iter().all(|over| over) {
+            let start = self.event()?;
+            lane.stream.record(&start)?;
+            starts = vec![Arc::new(start)];
+        }
+        let end = Arc::new(self.event()?);
+        work(&lane.stream)?;
+        lane.stream.record(&end)?;
+        *last = Arc::clone(&end);
+        drop(last);
+        self.lock().insert(task.id, Marks { starts, end });
         Ok(())
     }
 
-    /// Lets a stream wait for what the task waits for on others. What is not under way any more has ended.
-    fn wait_for(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+    /// Lets a stream wait for what the task waits for on others: the ends of that. What is not under way
+    /// any more has ended.
+    fn wait_for(&self, task: &Task, stream: &Stream) -> Result<Vec<Arc<Event>>, Fault> {
         // Locked throughout: an event that is given back may be recorded anew.
         let under_way = self.lock();
-        let events = task.after.iter().filter_map(|id| under_way.get(id));
-        events.into_iter().try_for_each(|pair| stream.wait(&pair.end))
+        let ends = task.after.iter().filter_map(|id| under_way.get(id));
+        ends.map(|marks| stream.wait(&marks.end).map(|()| Arc::clone(&marks.end))).collect()
     }
 
     /// Lets the host wait for what the task waits for.
@@ -114,26 +130,33 @@ impl Queues {
     /// Waits until a task has ended.
     pub(super) fn wait(&self, task: &Task) -> Result<Interval, Fault> {
         let missing = || fault("an operation is waited for that was not issued");
-        let pair = self.lock().get(&task.id).cloned().ok_or_else(missing)?;
-        pair.end.synchronise()?;
+        let Marks { starts, end: last } = self.lock().get(&task.id).cloned().ok_or_else(missing)?;
+        last.synchronise()?;
         self.lock().remove(&task.id);
         let lane = self.lane(task).ok_or_else(missing)?;
         let mut anchor = lane.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = anchor.at + milliseconds(anchor.event.until(&pair.start)?);
-        let end = start + milliseconds(pair.start.until(&pair.end)?);
-        // Others look at it only while it is among those under way.
-        let Ok(Pair { start: first, end: last }) = Arc::try_unwrap(pair) else {
-            return Ok(Interval { start, end });
-        };
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.push(first);
+        let after_anchor = |event: &Event| anchor.event.until(event).map(milliseconds);
+        let begins = starts.iter().map(|event| after_anchor(event));
+        let begins = begins.collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or_default();
+        let end = anchor.at + after_anchor(&last)?;
+        let start = (anchor.at + begins).min(end);
+        for event in starts {
+            self.give_back(event);
+        }
         if end.duration_since(anchor.at) > GOOD_FOR {
             let old = std::mem::replace(&mut *anchor, Anchor { event: last, at: end });
-            spare.push(old.event);
+            self.give_back(old.event);
         } else {
-            spare.push(last);
+            self.give_back(last);
         }
         Ok(Interval { start, end })
+    }
+
+    /// An event is used again once nobody else needs it any more.
+    fn give_back(&self, event: Arc<Event>) {
+        if let Some(event) = Arc::into_inner(event) {
+            self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        }
     }
 
     fn event(&self) -> Result<Event, Fault> {
@@ -141,7 +164,7 @@ impl Queues {
         spare.map_or_else(Event::new, Ok)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<OpId, Arc<Pair>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OpId, Marks>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

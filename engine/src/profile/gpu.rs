@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, Settings};
+use crate::counters::{memory_at_first, memory_in_use};
 use crate::cuda::driver::{Arena, Context, Event, Part, Pin, Stream};
 use crate::decoder::format;
 use crate::disk::AlignedBuf;
@@ -31,12 +32,14 @@ use crate::store::in_memory;
 
 use super::kernels::{Attended, Product};
 use super::queues::{self, Crossings};
+use super::scatter::scatter;
 
 /// Outputs and inputs of the matrices: those of models from 7 to 70 billion parameters.
 ///
 /// Sums of 2^14 numbers lie at strides that caches and memory like least, and are measured apart.
 /// A few outputs of them are what a product in tiles makes at a time.
-const SHAPES: [(usize, usize); 12] = [
+const SHAPES: [(usize, usize); 13] = [
+    (512, 16384),
     (1024, 4096),
     (1024, 16384),
     (4096, 4096),
@@ -104,6 +107,8 @@ pub(super) struct Gpu {
     pub(super) launch: Middle,
     /// The same, where they were launched well ahead.
     pub(super) gap: Middle,
+    /// The same with an event behind each kernel.
+    pub(super) marked: Middle,
     pub(super) sync: Middle,
     pub(super) crossings: Crossings,
     /// Rows of an embedding, looked up by all cores: the CUDA backend's way.
@@ -180,6 +185,7 @@ fn repetitions(each: Duration) -> u32 {
 }
 
 pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu, ProfileError> {
+    let before = memory_at_first();
     let context = Context::open().map_err(|error| Fault(error.to_string()))?;
     let (_, memory) = Context::memory()?;
     let mut arena = Arena::new("measuring", ARENA + 3 * ROOM + (64 << 20))
@@ -196,9 +202,8 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let part = settings.shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
     let (stream, at) = (part.as_ref().map_or_else(Stream::new, Part::stream)?, 0);
     let mut bench = Bench { stream, start, end, kernels, weights, x, out: out?, spare: spare?, at };
-    // Every 16 bits are a small normal number, whose products are those of real weights.
     for region in [weights, x] {
-        bench.stream.fill(region, 0x2c)?;
+        scatter(&bench.stream, region)?;
     }
     // Wakes the clocks up.
     bench.time(20, |bench| bench.multiply(Format::Fp16, [2048, 8192, 8192]))?;
@@ -207,10 +212,10 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let (elementwise, dequantise) =
         (elementwise(sampler, &mut bench)?, dequantise(sampler, &mut bench)?);
     let launch = launch(sampler, &mut bench)?;
-    let gap = gap(sampler, settings, &mut bench)?;
+    let marked = gap(sampler, settings, &mut bench, "gpu.mark", Some(&Event::new()?))?;
+    let gap = gap(sampler, settings, &mut bench, "gpu.gap", None)?;
     let sync = sync(sampler, &mut bench)?;
     let bandwidth = bandwidth(sampler, &mut bench)?;
-    let (free, _) = Context::memory()?;
     let link = Link::new()?;
     let [h2d, d2h] = [true, false].map(|up| link.pinned(sampler, &mut bench, up));
     let [pageable_h2d, pageable_d2h] =
@@ -218,12 +223,16 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let duplex = link.duplex(sampler, &mut bench)?;
     let crossings = link.crossings(sampler, &context, &bench)?;
     let gather = gather(sampler)?;
+    // All of what a run loads has been loaded by now. NVML counts what the driver keeps for itself, too.
+    let (free, _) = Context::memory()?;
+    let grown = before.zip(memory_in_use()).map(|(before, after)| after - before);
+    let in_use = grown.unwrap_or(memory - free);
     Ok(Gpu {
         name: settings.shape.name(&context.name()?),
         architecture: context.architecture()?.to_string(),
         memory,
         // What was measured on is a plan's to have, but for the scratch of libraries.
-        context: memory - free - Bytes(arena.all().bytes()) + Bytes(32 << 20),
+        context: in_use - Bytes(arena.all().bytes()) + Bytes(32 << 20),
         sms: settings.shape.sms.map_or_else(|| context.multiprocessors(), Ok)?,
         h2d: at_most(settings.shape.link, h2d?),
         d2h: at_most(settings.shape.link, d2h?),
@@ -237,6 +246,7 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
         dequantise,
         launch,
         gap,
+        marked,
         sync,
         crossings,
         gather: gather.0,
@@ -415,11 +425,13 @@ fn launch(sampler: &mut Sampler, bench: &mut Bench) -> Result<Middle, ProfileErr
 }
 
 /// Norms of a single row behind products that take longer than the host needs to launch them all: what the
-/// device itself takes for a kernel that has next to nothing to do.
+/// device itself takes for a kernel that has next to nothing to do, and where it is asked to notes its end.
 fn gap(
     sampler: &mut Sampler,
     settings: &Settings,
     bench: &mut Bench,
+    figure: &str,
+    mark: Option<&Event>,
 ) -> Result<Middle, ProfileError> {
     let (rows, width) = (settings.most_rows.min(8192), 4096);
     let (products, kernels) = if rows == 8192 { (2, 200) } else { (32, 50) };
@@ -429,13 +441,14 @@ fn gap(
         bench.weights.slice(0, 2 * width as u64).map_err(Fault::from)?,
     );
     let weight = weight.map_err(Fault::from)?;
-    let time = sampler.measure("gpu.gap", &format!("1 x {width}"), || {
+    let time = sampler.measure(figure, &format!("1 x {width}"), || {
         for _ in 0..products {
             bench.multiply(Format::Fp16, [rows, 8192, 8192])?;
         }
         bench.time(kernels, |bench| {
             let stream = bench.stream.raw();
-            Ok(bench.kernels.rms_norm(stream, bench.x, 1, &weight, 1e-5, bench.out)?)
+            bench.kernels.rms_norm(stream, bench.x, 1, &weight, 1e-5, bench.out)?;
+            mark.map_or(Ok(()), |event| bench.stream.record(event))
         })
     })?;
     Ok(time)

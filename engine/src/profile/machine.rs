@@ -66,6 +66,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             decompress: None,
             launch: by(kernels.launch.median, kernels.launch),
             gap: None,
+            mark: None,
             sync: by(handover.median, handover),
             kernels: kernels.products.iter().map(kernel).collect(),
             attentions: kernels.attentions.iter().map(|a| a.attention.clone()).collect(),
@@ -186,6 +187,8 @@ fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), Prof
         decompress: None,
         launch: by(gpu.launch.median, gpu.launch),
         gap: Some(by(gpu.gap.median, gpu.gap)),
+        // Each kernel was marked in one of the two.
+        mark: Some(by(gpu.marked.median - gpu.gap.median, gpu.marked)),
         sync: by(gpu.sync.median, gpu.sync),
         kernels: gpu.products.iter().map(kernel).collect(),
         attentions: gpu.attentions.iter().map(|a| a.attention.clone()).collect(),

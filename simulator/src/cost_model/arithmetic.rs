@@ -82,7 +82,8 @@ pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> C
         Some(gap) => {
             let all = compute.joined_launches;
             let apart = f64::from(all.saturating_sub(joined::measured(compute)));
-            let device = sum.nanos + gap.as_f64() * apart;
+            let mark = gpu.mark.as_ref().map_or(0.0, |mark| mark.as_f64());
+            let device = sum.nanos + gap.as_f64() * apart + mark;
             (device, device.max(launch * f64::from(all)))
         }
     };

@@ -33,6 +33,15 @@ impl Event {
         checked("finish an operation", unsafe { result::event::synchronize(self.0) })
     }
 
+    /// Whether it has happened.
+    pub(crate) fn has_happened(&self) -> Result<bool, Fault> {
+        // SAFETY: the event is alive.
+        match unsafe { sys::cuEventQuery(self.0) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => checked("ask for an event", result.result()).map(|()| true),
+        }
+    }
+
     /// Milliseconds from this event to a later one; both have happened.
     pub(crate) fn until(&self, later: &Self) -> Result<f32, Fault> {
         // SAFETY: both are alive and were made with their times kept.

@@ -76,14 +76,6 @@ impl Stream {
         checked("copy from the device", result.result())
     }
 
-    /// Fills memory with a byte.
-    pub(crate) fn fill(&self, region: Region, byte: u8) -> Result<(), Fault> {
-        let length = usize::try_from(region.bytes()).unwrap_or(usize::MAX);
-        // SAFETY: the region is memory of the device, used in the stream's order.
-        let result = unsafe { result::memset_d8_async(region.address(), byte, length, self.0) };
-        checked("fill memory", result)
-    }
-
     /// Copies within the device.
     pub(crate) fn copy(&self, from: Region, to: Region) -> Result<(), Fault> {
         let length = usize::try_from(from.bytes()).unwrap_or(usize::MAX);
