@@ -175,7 +175,10 @@ pub fn profile(
         None => disk,
     };
     let measured = machine::Measured { memory, handover, kernels, disk, gpu };
-    let machine = machine::assemble(measured, settings.threads)?;
+    let mut machine = machine::assemble(measured, settings.threads)?;
+    if settings.shape.disk.is_some() {
+        machine::without_page_cache(&mut machine);
+    }
     Ok(Profile { machine, samples: sampler.into_samples(), notes })
 }
 

@@ -88,6 +88,10 @@ pub struct Gpu {
     /// where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<Figure<Nanos>>,
+    /// What a kernel takes longer behind one of another kind than behind one of its own, as which it was
+    /// measured; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Figure<Nanos>>,
     /// Waiting on the host until a stream is empty, beyond the work itself.
     pub sync: Figure<Nanos>,
     /// Measured matrix products, where there are any: they go before the roofline.
@@ -288,6 +292,7 @@ impl Machine {
         all.push(entry("gpu.launch", &gpu.launch));
         all.extend(gpu.gap.as_ref().map(|f| entry("gpu.gap", f)));
         all.extend(gpu.mark.as_ref().map(|f| entry("gpu.mark", f)));
+        all.extend(gpu.change.as_ref().map(|f| entry("gpu.change", f)));
         all.push(entry("gpu.sync", &gpu.sync));
         all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
         all.extend(gpu.attentions.iter().map(|a| entry("gpu.attentions.time", &a.time)));

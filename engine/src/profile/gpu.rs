@@ -107,8 +107,10 @@ pub(super) struct Gpu {
     pub(super) launch: Middle,
     /// The same, where they were launched well ahead.
     pub(super) gap: Middle,
-    /// The same with an event behind each kernel.
-    pub(super) marked: Middle,
+    /// What an event behind a kernel adds.
+    pub(super) mark: Middle,
+    /// What a kernel takes longer behind one of another kind.
+    pub(super) change: Middle,
     pub(super) sync: Middle,
     pub(super) crossings: Crossings,
     /// Rows of an embedding, looked up by all cores: the CUDA backend's way.
@@ -212,8 +214,7 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let (elementwise, dequantise) =
         (elementwise(sampler, &mut bench)?, dequantise(sampler, &mut bench)?);
     let launch = launch(sampler, &mut bench)?;
-    let marked = gap(sampler, settings, &mut bench, "gpu.mark", Some(&Event::new()?))?;
-    let gap = gap(sampler, settings, &mut bench, "gpu.gap", None)?;
+    let between = between(sampler, settings, &mut bench)?;
     let sync = sync(sampler, &mut bench)?;
     let bandwidth = bandwidth(sampler, &mut bench)?;
     let link = Link::new()?;
@@ -245,8 +246,9 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
         elementwise,
         dequantise,
         launch,
-        gap,
-        marked,
+        gap: between.gap,
+        mark: between.mark(),
+        change: between.change(),
         sync,
         crossings,
         gather: gather.0,
@@ -424,34 +426,70 @@ fn launch(sampler: &mut Sampler, bench: &mut Bench) -> Result<Middle, ProfileErr
     Ok(sampler.measure("gpu.launch", "8 numbers", || bench.time(200, once))?)
 }
 
-/// Norms of a single row behind products that take longer than the host needs to launch them all: what the
-/// device itself takes for a kernel that has next to nothing to do, and where it is asked to notes its end.
-fn gap(
+/// What the device itself takes between kernels that the host has launched well ahead.
+struct Between {
+    /// From one kernel that has next to nothing to do to the next: norms of a single row.
+    gap: Middle,
+    /// The same with an event behind each.
+    marked: Middle,
+    /// A small product behind others of its kind.
+    product: Middle,
+    /// Such a norm and such a product in turn.
+    both: Middle,
+}
+
+/// Measures behind products that take longer than the host needs to launch the rest.
+fn between(
     sampler: &mut Sampler,
     settings: &Settings,
     bench: &mut Bench,
-    figure: &str,
-    mark: Option<&Event>,
-) -> Result<Middle, ProfileError> {
+) -> Result<Between, ProfileError> {
     let (rows, width) = (settings.most_rows.min(8192), 4096);
     let (products, kernels) = if rows == 8192 { (2, 200) } else { (32, 50) };
-    let weight = DeviceVector::new(
-        Format::Fp16,
-        width,
-        bench.weights.slice(0, 2 * width as u64).map_err(Fault::from)?,
-    );
-    let weight = weight.map_err(Fault::from)?;
-    let time = sampler.measure(figure, &format!("1 x {width}"), || {
-        for _ in 0..products {
-            bench.multiply(Format::Fp16, [rows, 8192, 8192])?;
-        }
-        bench.time(kernels, |bench| {
-            let stream = bench.stream.raw();
-            bench.kernels.rms_norm(stream, bench.x, 1, &weight, 1e-5, bench.out)?;
-            mark.map_or(Ok(()), |event| bench.stream.record(event))
+    let weight = bench.weights.slice(0, 2 * width as u64).map_err(Fault::from)?;
+    let weight = DeviceVector::new(Format::Fp16, width, weight).map_err(Fault::from)?;
+    let norm = |bench: &mut Bench| {
+        let stream = bench.stream.raw();
+        Ok::<_, Fault>(bench.kernels.rms_norm(stream, bench.x, 1, &weight, 1e-5, bench.out)?)
+    };
+    let product = |bench: &mut Bench| bench.multiply(Format::Int4, [1, 1024, width]);
+    let event = Event::new()?;
+    let mut ahead = |figure, size: &str, work: &dyn Fn(&mut Bench) -> Result<(), Fault>| {
+        work(bench)?;
+        sampler.measure(figure, size, || {
+            for _ in 0..products {
+                bench.multiply(Format::Fp16, [rows, 8192, 8192])?;
+            }
+            bench.time(kernels, work)
         })
-    })?;
-    Ok(time)
+    };
+    Ok(Between {
+        gap: ahead("gpu.gap", "1 x 4096", &norm)?,
+        marked: ahead("gpu.mark", "1 x 4096", &|bench| {
+            norm(bench)?;
+            bench.stream.record(&event)
+        })?,
+        product: ahead("gpu.change", "1 x 1024 x 4096", &product)?,
+        both: ahead("gpu.change", "1 x 4096 and 1 x 1024 x 4096", &|bench| {
+            norm(bench)?;
+            product(bench)
+        })?,
+    })
+}
+
+impl Between {
+    /// What an event behind a kernel adds.
+    fn mark(&self) -> Middle {
+        let median = self.marked.median - self.gap.median;
+        Middle { median, ..self.marked }
+    }
+
+    /// What a kernel takes longer behind one of another kind than behind one of its own, whose code is at
+    /// hand.
+    fn change(&self) -> Middle {
+        let alone = self.gap.median + self.product.median;
+        Middle { median: Nanos((self.both.median - alone).0 / 2), ..self.both }
+    }
 }
 
 /// Waiting for such a kernel, on the host's clock.
@@ -494,7 +532,7 @@ impl Link {
         Ok(Self { _pin: pin, pinned, pageable, back: Stream::new()? })
     }
 
-    /// Copies behind one another, which nobody waits for in between.
+    /// Copies behind one another, which nobody waits for in between; the end of each is noted, as in a run.
     fn pinned(
         &self,
         sampler: &mut Sampler,
@@ -502,6 +540,7 @@ impl Link {
         up: bool,
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let figure = if up { "link.h2d" } else { "link.d2h" };
+        let mark = Event::new()?;
         let mut curve = Vec::new();
         for size in SIZES {
             let count = (STRETCH / size).clamp(2, 256);
@@ -510,7 +549,8 @@ impl Link {
                 let count = u32::try_from(count).unwrap_or(1);
                 bench.time(count, |bench| {
                     place = (place + size) % (HOST - size);
-                    copy(&bench.stream, bench.x, &self.pinned, place / 64 * 64, size, up)
+                    copy(&bench.stream, bench.x, &self.pinned, place / 64 * 64, size, up)?;
+                    bench.stream.record(&mark)
                 })
             })?;
             curve.push((Bytes(size as u64), time));

@@ -3,7 +3,7 @@
 //! Everything is summed as floating-point nanoseconds and rounded once, upwards. No size overflows:
 //! products are formed in `f64`, and the result is clamped by [`Nanos::ceil`].
 
-use pipo_plan::machine::{Gpu, Host, Machine};
+use pipo_plan::machine::{Figure, Gpu, Host, Machine};
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::{Attention, Compute, Linear};
 use pipo_plan::units::{Bandwidth, FlopRate, Nanos};
@@ -82,8 +82,9 @@ pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> C
         Some(gap) => {
             let all = compute.joined_launches;
             let apart = f64::from(all.saturating_sub(joined::measured(compute)));
-            let mark = gpu.mark.as_ref().map_or(0.0, |mark| mark.as_f64());
-            let device = sum.nanos + gap.as_f64() * apart + mark;
+            let or_none = |time: &Option<Figure<Nanos>>| time.as_ref().map_or(0.0, |t| t.as_f64());
+            let (mark, changes) = (or_none(&gpu.mark), or_none(&gpu.change) * f64::from(all));
+            let device = sum.nanos + gap.as_f64() * apart + changes + mark;
             (device, device.max(launch * f64::from(all)))
         }
     };
