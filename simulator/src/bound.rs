@@ -1,9 +1,9 @@
 //! A lower bound on how long a schedule can take, without simulating it.
 
-use pipo_plan::schedule::{Builder, Pass, Schedule};
+use pipo_plan::schedule::{Builder, Layout, Op, OpId, Pass, Schedule, WorkTable};
 use pipo_plan::units::Nanos;
 
-use crate::cost::{Cost, Costs, Resource};
+use crate::cost::{Capacities, Cost, Costs, Resource};
 use crate::engine::{Options, check_layout};
 use crate::error::{Invalid, SimulationError};
 use crate::page_cache::HitShare;
@@ -50,44 +50,93 @@ pub fn lower_bound(
 ) -> Result<Bound, SimulationError> {
     let layout = &schedule.layout;
     check_layout(layout)?;
-    let hits = options.page_cache.hits_of(layout);
-    let mut floors: Vec<Floor> = Vec::new();
-    let mut lanes = vec![Nanos::ZERO; layout.lanes.len()];
-    let mut drawn = [0.0; Resource::COUNT];
+    let mut floors = Floors::new(options.page_cache.hits_of(layout));
+    let mut sums = Sums::new(layout);
     let mut builder = Builder::new(layout);
     let mut pass = Pass::default();
     for number in 0..schedule.program.passes() {
         schedule.program.emit(number, &mut builder);
         pass = builder.finish(pass);
-        for work in &builder.works.as_slice()[floors.len()..] {
-            floors.push(Floor::of(&costs.price(work)?, hits));
-        }
+        floors.add(&builder.works, costs)?;
         for (index, op) in (0..).zip(&pass.ops) {
-            let unknown = |what, index: u32, count| {
-                let op = pipo_plan::schedule::OpId(pass.first.saturating_add(index));
-                Invalid::Unknown { op, what, index, count }
-            };
-            let floor = floors
-                .get(op.work.0 as usize)
-                .ok_or_else(|| unknown("work", op.work.0, floors.len()))?;
-            let lane = layout
-                .queues
-                .get(usize::from(op.queue.0))
-                .ok_or_else(|| unknown("queue", index, layout.queues.len()))?;
-            lanes[usize::from(lane.0)] += floor.nanos;
-            for (sum, bytes) in drawn.iter_mut().zip(floor.drawn) {
-                *sum += bytes;
-            }
+            let lane = floors.lane(layout, OpId(pass.first.saturating_add(index)), op)?;
+            sums.add(lane, &floors[op.work.0 as usize]);
         }
     }
-    let capacity = costs.capacities();
-    let resources =
-        std::array::from_fn(|r| at_least(drawn[r] / capacity.rates()[r] * (1.0 - 1e-8)));
-    Ok(Bound { lanes, resources })
+    Ok(sums.bound(&costs.capacities()))
+}
+
+/// What some operations need at least, added up.
+#[derive(Debug, Clone)]
+pub(crate) struct Sums {
+    lanes: Vec<Nanos>,
+    drawn: [f64; Resource::COUNT],
+}
+
+impl Sums {
+    pub(crate) fn new(layout: &Layout) -> Self {
+        Self { lanes: vec![Nanos::ZERO; layout.lanes.len()], drawn: [0.0; Resource::COUNT] }
+    }
+
+    pub(crate) fn add(&mut self, lane: usize, floor: &Floor) {
+        self.lanes[lane] += floor.nanos;
+        for (sum, bytes) in self.drawn.iter_mut().zip(floor.drawn) {
+            *sum += bytes;
+        }
+    }
+
+    pub(crate) fn bound(&self, capacity: &Capacities) -> Bound {
+        let rates = capacity.rates();
+        let resources = std::array::from_fn(|r| at_least(self.drawn[r] / rates[r] * (1.0 - 1e-8)));
+        Bound { lanes: self.lanes.clone(), resources }
+    }
+}
+
+/// The least that an operation of each work takes and draws, by work.
+pub(crate) struct Floors {
+    floors: Vec<Floor>,
+    hits: HitShare,
+}
+
+impl Floors {
+    pub(crate) fn new(hits: HitShare) -> Self {
+        Self { floors: Vec::new(), hits }
+    }
+
+    /// Prices the works that are new.
+    pub(crate) fn add(
+        &mut self,
+        works: &WorkTable,
+        costs: &dyn Costs,
+    ) -> Result<(), SimulationError> {
+        for work in &works.as_slice()[self.floors.len()..] {
+            self.floors.push(Floor::of(&costs.price(work)?, self.hits));
+        }
+        Ok(())
+    }
+
+    /// The lane of an operation, whose work and queue there are.
+    pub(crate) fn lane(&self, layout: &Layout, id: OpId, op: &Op) -> Result<usize, Invalid> {
+        let unknown = |what, index, count| Invalid::Unknown { op: id, what, index, count };
+        if op.work.0 as usize >= self.floors.len() {
+            return Err(unknown("work", op.work.0, self.floors.len()));
+        }
+        let lane = layout.queues.get(usize::from(op.queue.0));
+        let lane = lane.ok_or_else(|| unknown("queue", op.queue.0.into(), layout.queues.len()))?;
+        Ok(usize::from(lane.0))
+    }
+}
+
+impl std::ops::Index<usize> for Floors {
+    type Output = Floor;
+
+    fn index(&self, work: usize) -> &Floor {
+        &self.floors[work]
+    }
 }
 
 /// The least that an operation of one work takes and draws.
-struct Floor {
+pub(crate) struct Floor {
     nanos: Nanos,
     drawn: [f64; Resource::COUNT],
 }

@@ -38,6 +38,7 @@ mod engine;
 mod error;
 mod meter;
 mod page_cache;
+mod phases;
 mod share;
 mod slots;
 mod window;
@@ -50,6 +51,7 @@ pub use engine::{Options, Outcome, simulate_with};
 pub use error::{Blocker, Invalid, SimulationError, Unsupported, Waiting};
 pub use meter::Summary;
 pub use page_cache::{HitShare, PageCache};
+pub use phases::{PhaseBounds, phase_bounds};
 
 use pipo_plan::machine::Machine;
 use pipo_plan::schedule::Schedule;

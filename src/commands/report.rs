@@ -116,7 +116,7 @@ pub fn figures(printer: &Printer, e: &Evaluation) {
     ));
 }
 
-/// What the binding resource alone would allow.
+/// What the binding resource alone would allow, or one in the prefill and another in decode.
 pub fn ceiling(printer: &Printer, e: &Evaluation, ceiling: &Ceiling) {
     printer.line(format!(
         "  ceiling      {} tokens/s, set by {}; the plan reaches {}",

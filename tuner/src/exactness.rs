@@ -1,19 +1,23 @@
 //! The search is exact: on random small requests, bounds never exceed what is simulated, pruning loses
-//! nothing, and the number of threads decides nothing.
+//! nothing, the number of threads decides nothing, and no plan is above its ceiling.
 
 use pipo_plan::machine::{Figure, Machine, catalog};
 use pipo_plan::model::{AttentionBias, Experts, Family, Model};
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads};
-use pipo_plan::strategy::{Granularity, KvTier, Order, Processor};
+use pipo_plan::strategy::{Granularity, KvTier, Order, Processor, Strategy as Lowering};
+use pipo_plan::timeline::Times;
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_simulator::CostModel;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use crate::baselines::try_all;
+use crate::evaluate::Fitted;
 use crate::problem::Problem;
-use crate::search::simulate;
+use crate::search::{Found, simulate};
 use crate::tree::Tree;
+use crate::verdict::binding;
 use crate::{HostChoice, Request, Space, TuneError, Tuning, tune};
 
 fn model() -> impl Strategy<Value = Model> {
@@ -208,6 +212,17 @@ fn on_threads(request: &Request, threads: usize) -> Result<Tuning, TuneError> {
     pool.expect("a pool of a few threads").install(|| tune(request, &|_| {}))
 }
 
+/// The last token of a run is no earlier than what the ceiling is made of.
+fn within_its_ceiling(problem: &Problem, found: &Found) -> Result<(), TestCaseError> {
+    let text = found.plan.to_toml();
+    let fail = |e: &dyn std::fmt::Display| TestCaseError::fail(format!("{e}\n{text}"));
+    let fitted = Fitted::new(&found.plan, &problem.request.machine).map_err(|e| fail(&e))?;
+    let binding = binding(&fitted, problem.costs).map_err(|e| fail(&e))?;
+    let request = Times::of(&found.summary.passes).request;
+    prop_assert!(binding.time <= request, "{:?} > {:?}\n{}", binding, request, text);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -255,16 +270,33 @@ proptest! {
             for leaf in &leaves {
                 let plan = stand.plan(node, leaf);
                 let text = plan.to_toml();
-                let why = crate::evaluate::Fitted::new(&plan, &request.machine).err();
+                let why = Fitted::new(&plan, &request.machine).err();
                 let found = simulate(&problem, plan);
                 let found = found.map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
                 let Some(found) = found else {
                     return Err(TestCaseError::fail(format!("{why:?}:\n{text}")));
                 };
+                within_its_ceiling(&problem, &found)?;
                 for bound in [node.bound, second, leaf.bound] {
                     prop_assert!(bound <= found.score, "{:?} > {:?}\n{}", bound, found.score, text);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_plan_of_any_strategy_is_above_its_ceiling(request in request(), roomy: bool) {
+        let strategies = Lowering::NAMES.map(String::from).to_vec();
+        let mut request = Request { strategies, ..request };
+        if roomy {
+            // FlexGen alone relays copies through 8 GiB.
+            request.budget.gpu += Bytes(20_000_000);
+            request.budget.host += Bytes(10_000_000_000);
+        }
+        let costs = CostModel::new(&request.machine);
+        let problem = Problem::new(&request, &costs);
+        for found in try_all(&problem).iter().flat_map(|tried| &tried.found) {
+            within_its_ceiling(&problem, found)?;
         }
     }
 }

@@ -40,7 +40,7 @@ pub struct WhatIf {
 pub struct Explanation {
     /// The plan as it is.
     pub evaluation: Evaluation,
-    /// What the binding resource alone would allow.
+    /// What the binding resource alone would allow, or one in the prefill and another in decode.
     pub ceiling: Ceiling,
     /// The critical path by kind of lane, the largest share first; the shares add up to one.
     pub by_lane: Vec<Share>,

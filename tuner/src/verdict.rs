@@ -5,16 +5,19 @@ use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{Lane, LaneKind, Layout};
 use pipo_plan::units::Nanos;
 use pipo_plan::workload::Workload;
-use pipo_simulator::{CostModel, Costs, Resource, SimulationError, lower_bound};
+use pipo_simulator::{
+    Bound, CostModel, Costs, Resource, SimulationError, lower_bound, phase_bounds,
+};
 
 use crate::evaluate::{EvaluateError, Evaluation, Fitted, ratio};
 
-/// What the binding resource alone would allow.
+/// What the binding resource alone would allow, or one in the prefill and another in decode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ceiling {
-    /// The resource, for a person.
+    /// The resource, for a person: "the link to the GPU", or "GPU compute in the prefill and the link
+    /// to the GPU in decode".
     pub resource: String,
-    /// New tokens a second over the request if nothing but that resource took time.
+    /// New tokens a second over the request if nothing but that took time.
     pub tokens_per_second: f64,
     /// What the plan reaches of that.
     pub share: f64,
@@ -40,17 +43,27 @@ pub enum Verdict {
     },
 }
 
-/// The busiest resource of a plan, and how long it is busy at least.
+/// What binds, and for how long at least.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Binding {
     pub(crate) resource: String,
     pub(crate) time: Nanos,
 }
 
-/// The resource that a plan needs longest, the first of equals in the order of lanes and resources.
+/// What keeps a plan's request from being shorter: the resource that it needs longest, or, where that
+/// is more, the one that the prefill needs longest and then the one that decode does. Of equals the
+/// first in the order of lanes and resources.
 pub(crate) fn binding(fitted: &Fitted, costs: &dyn Costs) -> Result<Binding, SimulationError> {
-    let needs = needs(fitted, costs)?.into_iter();
-    Ok(longest(needs.map(|(resource, time)| Binding { resource, time })))
+    let bounds = phase_bounds(&fitted.schedule, costs, &fitted.options(false))?;
+    let most = |bound: &Bound| longest(named(&fitted.schedule.layout, bound));
+    let [request, prefill, decode] = [&bounds.request, &bounds.prefill, &bounds.decode].map(most);
+    let time = prefill.time + decode.time;
+    // The two needs of one resource are part of its need over the request.
+    if time <= request.time || prefill.resource == decode.resource {
+        return Ok(request);
+    }
+    let resource = format!("{} in the prefill and {} in decode", prefill.resource, decode.resource);
+    Ok(Binding { resource, time })
 }
 
 fn longest(needs: impl Iterator<Item = Binding>) -> Binding {
@@ -58,16 +71,16 @@ fn longest(needs: impl Iterator<Item = Binding>) -> Binding {
     needs.fold(nothing, |most, one| if one.time > most.time { one } else { most })
 }
 
-/// How long each lane and each shared resource is needed at least.
-fn needs(fitted: &Fitted, costs: &dyn Costs) -> Result<Vec<(String, Nanos)>, SimulationError> {
-    let bound = lower_bound(&fitted.schedule, costs, &fitted.options(false))?;
-    let layout = &fitted.schedule.layout;
-    let lanes =
-        layout.lanes.iter().zip(&bound.lanes).map(|(lane, &time)| (name(layout, *lane), time));
+/// What each lane and each shared resource is needed for, by name.
+fn named<'a>(layout: &'a Layout, bound: &'a Bound) -> impl Iterator<Item = Binding> + 'a {
+    let lanes = layout.lanes.iter().zip(&bound.lanes);
+    let lanes = lanes.map(|(lane, &time)| Binding { resource: name(layout, *lane), time });
     let resources = Resource::ALL.into_iter().zip(bound.resources);
-    let resources =
-        resources.map(|(resource, time)| (format!("{} bandwidth", resource.name()), time));
-    Ok(lanes.chain(resources).collect())
+    let named = |(resource, time): (Resource, Nanos)| Binding {
+        resource: format!("{} bandwidth", resource.name()),
+        time,
+    };
+    lanes.chain(resources.map(named))
 }
 
 /// How a lane is called in a sentence.
@@ -97,7 +110,7 @@ pub fn ceiling_of(
     Ok(ceiling(plan, evaluation, &binding))
 }
 
-/// The same, where the binding resource is known.
+/// The same, where what binds is known.
 pub(crate) fn ceiling(plan: &Plan, evaluation: &Evaluation, binding: &Binding) -> Ceiling {
     let tokens = plan.batch.sequences().saturating_mul(plan.workload.new_tokens) as f64;
     let tokens_per_second = ratio(tokens, binding.time.seconds());
@@ -134,17 +147,18 @@ fn step_binding(
     machine: &Machine,
     costs: &dyn Costs,
 ) -> Result<(String, Nanos), SimulationError> {
-    let needs = |new_tokens: u64| -> Result<Vec<(String, Nanos)>, SimulationError> {
+    let needs = |new_tokens: u64| -> Result<Vec<Binding>, SimulationError> {
         let workload = Workload { new_tokens, ..plan.workload.clone() };
         // A shorter request never needs more memory than the plan's own.
-        match Fitted::new(&Plan { workload, ..plan.clone() }, machine) {
-            Ok(fitted) => needs(&fitted, costs),
-            Err(_) => Ok(Vec::new()),
-        }
+        let Ok(fitted) = Fitted::new(&Plan { workload, ..plan.clone() }, machine) else {
+            return Ok(Vec::new());
+        };
+        let bound = lower_bound(&fitted.schedule, costs, &fitted.options(false))?;
+        Ok(named(&fitted.schedule.layout, &bound).collect())
     };
     let (without, with) = (needs(1)?, needs(2)?);
     let each = with.into_iter().zip(without);
-    let steps = each.map(|((resource, two), (_, one))| Binding { resource, time: two - one });
+    let steps = each.map(|(two, one)| Binding { time: two.time - one.time, ..two });
     let most = longest(steps);
     Ok((most.resource, most.time))
 }

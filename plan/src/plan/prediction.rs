@@ -20,9 +20,10 @@ pub struct Prediction {
     pub decode_tokens_per_second: f64,
     /// Prompt tokens a second in prefill.
     pub prefill_tokens_per_second: f64,
-    /// What the binding resource alone would allow, in new tokens a second over the request.
+    /// What the binding resource alone would allow, or one in the prefill and another in decode, in new
+    /// tokens a second over the request.
     pub ceiling_tokens_per_second: f64,
-    /// The binding resource.
+    /// What binds, for a person.
     pub ceiling_resource: String,
     /// Share of the time in which kernels or copies run.
     pub nvml: f64,

@@ -3,7 +3,7 @@
 use pipo_plan::schedule::{LaneKind, Slot};
 use pipo_plan::timeline::{Span, Timeline};
 use pipo_plan::units::{Bytes, Nanos};
-use pipo_simulator::{Options, Resource, critical_path, lower_bound};
+use pipo_simulator::{Options, Resource, critical_path, lower_bound, phase_bounds};
 use proptest::prelude::*;
 
 use crate::random::script;
@@ -112,6 +112,19 @@ proptest! {
         let bound = lower_bound(&script.schedule(), &script, &RECORD).unwrap();
         let end = script.simulate(&RECORD).unwrap().summary.end;
         prop_assert!(end >= bound.total(), "{end:?} is before {bound:?}");
+    }
+
+    #[test]
+    fn no_last_token_is_before_the_bounds_of_the_phases(script in script()) {
+        let bounds = phase_bounds(&script.schedule(), &script, &RECORD).unwrap();
+        let passes = script.simulate(&RECORD).unwrap().summary.passes;
+        let end = passes.iter().map(|pass| pass.end).max().unwrap();
+        prop_assert!(end >= bounds.request(), "{end:?} is before {bounds:?}");
+        if bounds.decode.total() > Nanos::ZERO {
+            prop_assert!(passes[0].end >= bounds.prefill.total(), "{passes:?} {bounds:?}");
+        }
+        let all = lower_bound(&script.schedule(), &script, &RECORD).unwrap();
+        prop_assert!(bounds.request.total() <= all.total());
     }
 
     #[test]

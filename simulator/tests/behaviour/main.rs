@@ -8,6 +8,7 @@ mod conservation;
 mod cost;
 mod on_host;
 mod page_cache;
+mod phases;
 mod pipeline;
 mod plans;
 mod random;

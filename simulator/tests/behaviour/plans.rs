@@ -9,7 +9,8 @@ use pipo_plan::strategy::{KvTier, Strategy as Lowering, lower};
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_simulator::{
-    CostModel, Options, Outcome, PageCache, Resource, critical_path, lower_bound, simulate,
+    CostModel, Options, Outcome, PageCache, Resource, critical_path, lower_bound, phase_bounds,
+    simulate,
 };
 use proptest::prelude::*;
 
@@ -46,6 +47,9 @@ fn run(knobs: Pipo, new_tokens: u64) -> Outcome {
     let outcome = simulate(&schedule, &machine, &options).unwrap();
     let bound = lower_bound(&schedule, &CostModel::new(&machine), &options).unwrap();
     assert!(outcome.summary.end >= bound.total(), "{bound:?}");
+    let phases = phase_bounds(&schedule, &CostModel::new(&machine), &options).unwrap();
+    let end = outcome.summary.passes.iter().map(|pass| pass.end).max().unwrap();
+    assert!(end >= phases.request(), "{phases:?}");
     let path = critical_path(outcome.timeline.as_ref().unwrap());
     assert_eq!(path.by_kind.iter().copied().sum::<Nanos>(), outcome.summary.end);
     assert_eq!(path.idle, Nanos::ZERO);

@@ -2,7 +2,7 @@
 
 use pipo_plan::schedule::{LaneId, LaneKind, RingId, Slot, Tier};
 use pipo_plan::units::{Bytes, LIMIT, Nanos};
-use pipo_simulator::{Cost, Invalid, SimulationError, lower_bound};
+use pipo_simulator::{Cost, Invalid, SimulationError, lower_bound, phase_bounds};
 
 use crate::script::{Item, RECORD, Script};
 
@@ -97,4 +97,5 @@ fn the_bound_refuses_what_the_simulation_refuses() {
     script.run(3, 10, &[]);
     let error = lower_bound(&script.schedule(), &script, &RECORD).unwrap_err();
     assert!(matches!(error, SimulationError::Invalid(Invalid::Unknown { what: "queue", .. })));
+    assert_eq!(phase_bounds(&script.schedule(), &script, &RECORD).unwrap_err(), error);
 }
