@@ -5,8 +5,8 @@
 //! A counter that is not there is absent, and never a reason to fail.
 
 use std::fmt::Write;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvml_wrapper::enum_wrappers::device::Clock;
@@ -87,15 +87,18 @@ impl Counters {
     }
 }
 
-/// The library, once for all: it is neither cheap nor safe to begin and end it beside other threads that do.
-fn nvml() -> Option<&'static Nvml> {
+/// Calls the library, one thread at a time and with nothing else to begin or end it: GPM crashes where two
+/// threads compute metrics at once (driver 580).
+fn with_nvml<T>(call: impl FnOnce(&'static Nvml) -> Option<T>) -> Option<T> {
     static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
-    LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()
+    static CALLS: Mutex<()> = Mutex::new(());
+    let _alone = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    call(LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()?)
 }
 
 /// Memory in use on the first GPU, by anybody; none where NVML is not there.
 pub fn memory_in_use() -> Option<Bytes> {
-    used(&nvml()?.device_by_index(0).ok()?)
+    with_nvml(|nvml| used(&nvml.device_by_index(0).ok()?))
 }
 
 /// The same when it was first asked for: before this process had anything there, if that was so. A driver
@@ -112,10 +115,9 @@ fn used(device: &Device) -> Option<Bytes> {
 /// Reads the counters of the first GPU while `work` runs, where so much memory was in use `before` anything
 /// of it was there; none where NVML is not there.
 pub fn watch<T>(before: Option<Bytes>, work: impl FnOnce() -> T) -> (T, Option<Counters>) {
-    let Some(nvml) = nvml() else { return (work(), None) };
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| read_until(nvml, &stop));
+        let watcher = scope.spawn(|| read_until(&stop));
         let result = work();
         stop.store(true, Ordering::Relaxed);
         let counters = watcher.join().ok().flatten().map(|mut counters: Counters| {
@@ -126,13 +128,20 @@ pub fn watch<T>(before: Option<Bytes>, work: impl FnOnce() -> T) -> (T, Option<C
     })
 }
 
+/// What the next reading is taken against.
+struct Watched {
+    device: Device<'static>,
+    last: Option<GpmSample<'static>>,
+}
+
 /// Reads until told to stop.
-fn read_until(nvml: &Nvml, stop: &AtomicBool) -> Option<Counters> {
-    let device = nvml.device_by_index(0).ok()?;
+fn read_until(stop: &AtomicBool) -> Option<Counters> {
     let begin = Instant::now();
-    let energy = |()| device.total_energy_consumption().ok();
-    let before = energy(());
-    let mut last = device.gpm_sample().ok();
+    let (mut watched, before) = with_nvml(|nvml| {
+        let device = nvml.device_by_index(0).ok()?;
+        let (last, energy) = (device.gpm_sample().ok(), device.total_energy_consumption().ok());
+        Some((Watched { device, last }, energy))
+    })?;
     let mut readings = Vec::new();
     loop {
         let next = begin + INTERVAL * u32::try_from(readings.len() + 1).unwrap_or(u32::MAX);
@@ -142,14 +151,31 @@ fn read_until(nvml: &Nvml, stop: &AtomicBool) -> Option<Counters> {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let sample = device.gpm_sample().ok();
-        let [kernel, sm, to_device, from_device] = match (&last, &sample) {
+        let reading = with_nvml(|nvml| Some(watched.read(nvml)))?;
+        let at = Nanos(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        readings.push(Reading { at, ..reading });
+    }
+    with_nvml(|_| {
+        let after = watched.device.total_energy_consumption().ok();
+        let spent = before.zip(after).map(|(before, after)| after.saturating_sub(before) as f64);
+        let (energy, memory) = (spent.map(|millijoules| millijoules / 1e3), used(&watched.device));
+        // The sample is given back here, because that is a call as well.
+        drop(watched);
+        Some(Counters { readings, energy, memory })
+    })
+}
+
+impl Watched {
+    fn read(&mut self, nvml: &Nvml) -> Reading {
+        let sample = self.device.gpm_sample().ok();
+        let [kernel, sm, to_device, from_device] = match (&self.last, &sample) {
             (Some(last), Some(sample)) => between(nvml, last, sample),
             _ => [None; 4],
         };
-        last = sample;
-        readings.push(Reading {
-            at: Nanos(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+        self.last = sample;
+        let device = &self.device;
+        Reading {
+            at: Nanos::ZERO,
             nvml: device.utilization_rates().ok().map(|rates| f64::from(rates.gpu)),
             kernel,
             sm,
@@ -157,11 +183,8 @@ fn read_until(nvml: &Nvml, stop: &AtomicBool) -> Option<Counters> {
             from_device: from_device.map(megabytes),
             clock: device.clock_info(Clock::SM).ok(),
             power: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
-        });
+        }
     }
-    let spent = before.zip(energy(())).map(|(before, after)| after.saturating_sub(before) as f64);
-    let memory = used(&device);
-    Some(Counters { readings, memory, energy: spent.map(|millijoules| millijoules / 1e3) })
 }
 
 /// GPM's rates come in MiB a second.
