@@ -63,7 +63,7 @@ fn tuning_leaves_a_plan_a_picture_and_a_trace_that_the_other_commands_read() {
         assert!(folder.path().join(file).is_file(), "{file} was not written");
     }
     let explained = good(folder.path(), "explain plan.toml");
-    assert!(explained.contains("critical path"));
+    assert!(explained.contains("critical path") && explained.contains("ceiling"));
     good(
         folder.path(),
         "simulate plan.toml --timeline t.json --svg t.svg --trace t.trace.json --csv t.csv",

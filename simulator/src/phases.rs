@@ -15,7 +15,7 @@ use crate::error::SimulationError;
 pub struct PhaseBounds {
     /// Of everything that the last token needs.
     pub request: Bound,
-    /// Of everything that the prefill's last token needs.
+    /// Of everything that the prefill's last token needs; of nothing where no decode follows.
     pub prefill: Bound,
     /// Of what the last token needs and what cannot begin before the prefill's last token.
     pub decode: Bound,
@@ -39,7 +39,7 @@ impl PhaseBounds {
 /// - it takes the slot that the other frees. That is the freeing operation before it in program order,
 ///   where until there every use of the slot was followed by one: turns at a slot are in program order,
 ///   and an operation frees a slot only after the one that took it;
-/// - the other is `window` passes before it;
+/// - the other is `window` passes or more before it;
 /// - it needs what needs the other.
 ///
 /// When `x` ends, all that it needs has ended, `x` itself too; until then lanes and resources spend at

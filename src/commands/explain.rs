@@ -22,6 +22,7 @@ pub fn run(args: &OnPlan, printer: &Printer) -> anyhow::Result<()> {
     report::plan(printer, &plan);
     report::memory(printer, &evaluation.memory, &plan.budget);
     report::figures(printer, &evaluation);
+    report::ceiling(printer, &evaluation, &explanation.ceiling);
     report::explanation(printer, &explanation);
     let shares = |list: &[pipo_tuner::Share]| -> Vec<serde_json::Value> {
         let entry =

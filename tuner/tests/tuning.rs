@@ -6,7 +6,7 @@ use pipo_plan::diagnostic::Document;
 use pipo_plan::machine::{Machine, catalog as machines};
 use pipo_plan::model::catalog as models;
 use pipo_plan::plan::Plan;
-use pipo_plan::strategy::{Granularity, Strategy};
+use pipo_plan::strategy::{Granularity, Processor, Strategy};
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_tuner::{Request, Space, TuneError, Tuning, Verdict, evaluate, explain, tune};
@@ -88,6 +88,23 @@ fn a_model_that_does_not_fit_is_offloaded_and_no_baseline_is_better() {
     assert!(tuning.ceiling.share > 0.0 && tuning.ceiling.share <= 1.0, "{:?}", tuning.ceiling);
     assert_eq!(tuning.runners_up.len(), request.top);
     assert!(tuning.runners_up.iter().all(|r| r.difference.contains(" instead of ")));
+}
+
+#[test]
+fn a_ceiling_names_what_binds_the_prefill_and_what_binds_decode() {
+    let mut request = request("opt-13b", "6GB");
+    request.workload.prompt = 512;
+    request.strategies = vec!["pipo".into()];
+    request.space.attention = vec![Processor::Gpu];
+    let tuning = tuned(&request);
+    let both = "GPU compute in the prefill and the link to the GPU in decode";
+    assert_eq!(tuning.ceiling.resource, both);
+    assert!(tuning.ceiling.share <= 1.0, "{:?}", tuning.ceiling);
+    let prediction = tuning.best.plan.prediction.unwrap();
+    assert_eq!(prediction.ceiling_resource, both);
+
+    request.workload.new_tokens = 1;
+    assert_eq!(tuned(&request).ceiling.resource, "GPU compute");
 }
 
 #[test]
