@@ -251,7 +251,9 @@ fn csv(cases: &[Case]) -> anyhow::Result<String> {
         for line in lines(&case.predicted_figures(), &case.measured_figures()?) {
             let (predicted, measured) =
                 (seconds(&line, line.predicted), seconds(&line, line.measured));
-            let _ = writeln!(text, "{start},{},{predicted},{measured}", line.figure);
+            // Some figures have a comma before their unit.
+            let figure = line.figure.replace(',', "");
+            let _ = writeln!(text, "{start},{figure},{predicted},{measured}");
         }
         let measured = case.measured_figures()?.tokens_per_second;
         let _ = writeln!(
