@@ -1,6 +1,11 @@
 //! Memory that direct reads accept.
 
+#![allow(unsafe_code, reason = "memory that begins where no safe container begins it")]
+
+use std::alloc::{Layout, alloc, dealloc};
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::slice;
 
 use super::PAGE;
 
@@ -9,63 +14,73 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// Bytes whose first one lies on a page boundary. Zeroed; never moved or resized.
 ///
-/// Where they fill a huge page they begin on one, and the system is asked for such pages: a request of
-/// 4 MiB then goes to two stretches of memory and not to a thousand. How fast the disk is would otherwise
+/// Where they fill half of a huge page they begin on one, and the system is asked for such pages: a request
+/// of 4 MiB then goes to two stretches of memory and not to a thousand. How fast the disk is would otherwise
 /// depend on how scattered the memory happens to be: from one buffer to the next of the same program, by a
-/// factor of 1.4 on the virtual disk where that was seen.
+/// factor of 1.4 on the virtual disk where that was seen. What is less than one huge page takes all of it.
 #[derive(Debug)]
 pub struct AlignedBuf {
-    /// As much more than asked for as it takes to contain a boundary early enough.
-    memory: Vec<u8>,
-    start: usize,
+    memory: NonNull<u8>,
+    /// At least as large as what was asked for.
+    layout: Layout,
     length: usize,
 }
+
+// SAFETY: the memory is this value's alone, and bytes may be used by any thread.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: as above; through a shared reference it is only read.
+unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
     /// `length` zeros, or none where the system has not so much memory.
     pub fn zeroed(length: usize) -> Option<Self> {
-        let alignment = if length >= HUGE_PAGE { HUGE_PAGE } else { PAGE };
-        let mut memory: Vec<u8> = Vec::new();
-        memory.try_reserve_exact(length.checked_add(alignment)?).ok()?;
-        let start = memory.as_ptr().align_offset(alignment);
-        if start > alignment {
-            return None;
-        }
+        let alignment = if length >= HUGE_PAGE / 2 { HUGE_PAGE } else { PAGE };
+        let layout = Layout::from_size_align(length.max(alignment), alignment).ok()?;
+        // SAFETY: the size is not zero.
+        let memory = NonNull::new(unsafe { alloc(layout) })?;
         if alignment == HUGE_PAGE {
-            prefer_huge_pages(&mut memory, start, length);
+            prefer_huge_pages(memory, layout);
         }
-        memory.resize(start + length, 0);
-        Some(Self { memory, start, length })
+        // SAFETY: the allocation is at least so long.
+        unsafe { memory.write_bytes(0, length) };
+        Some(Self { memory, layout, length })
     }
 }
 
-/// Asks for huge pages before memory is touched, which is when the system chooses. It may have none; then
-/// everything works as well, and slower.
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and nobody else holds it.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
+    }
+}
+
+/// Asks for huge pages, as many as are whole, before memory is touched, which is when the system chooses. It
+/// may have none; then everything works as well, and slower.
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code, reason = "the call takes an address")]
-fn prefer_huge_pages(memory: &mut Vec<u8>, start: usize, length: usize) {
+fn prefer_huge_pages(memory: NonNull<u8>, layout: Layout) {
     use rustix::mm::{Advice, madvise};
 
-    let Some(reserved) = memory.spare_capacity_mut().get_mut(start..start + length) else { return };
-    let whole = length / HUGE_PAGE * HUGE_PAGE;
-    // SAFETY: the range is memory that was reserved here and begins on a page boundary; the advice changes
-    // neither what it holds nor how it may be used.
-    let _ = unsafe { madvise(reserved.as_mut_ptr().cast(), whole, Advice::LinuxHugepage) };
+    let whole = layout.size() / HUGE_PAGE * HUGE_PAGE;
+    // SAFETY: the range lies in an allocation that begins on a page boundary; the advice changes neither what
+    // it holds nor how it may be used.
+    let _ = unsafe { madvise(memory.as_ptr().cast(), whole, Advice::LinuxHugepage) };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn prefer_huge_pages(_: &mut Vec<u8>, _: usize, _: usize) {}
+fn prefer_huge_pages(_: NonNull<u8>, _: Layout) {}
 
 impl Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.length]
+        // SAFETY: so many bytes were allocated and written, and live as long as this value.
+        unsafe { slice::from_raw_parts(self.memory.as_ptr(), self.length) }
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
+        // SAFETY: as above; the reference to this value is the only one.
+        unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), self.length) }
     }
 }
 
@@ -75,11 +90,11 @@ mod tests {
 
     #[test]
     fn every_length_begins_on_a_boundary_and_is_zero() {
-        for length in [0, 1, PAGE, PAGE + 1, HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 5] {
+        for length in [0, 1, PAGE, PAGE + 1, HUGE_PAGE / 2, HUGE_PAGE, 3 * HUGE_PAGE + 5] {
             let buffer = AlignedBuf::zeroed(length).unwrap();
             assert_eq!(buffer.len(), length);
             assert!(buffer.iter().all(|&byte| byte == 0));
-            let boundary = if length >= HUGE_PAGE { HUGE_PAGE } else { PAGE };
+            let boundary = if length >= HUGE_PAGE / 2 { HUGE_PAGE } else { PAGE };
             assert!(buffer.as_ptr().addr().is_multiple_of(boundary), "{length}");
         }
     }
