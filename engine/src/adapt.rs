@@ -46,7 +46,7 @@ pub fn adapt(plan: &Plan, wanted: Wanted) -> Result<Plan, LowerError> {
     }
     let layout = lower(&adapted)?.layout;
     // This backend has no context of its own on a device.
-    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+    let none = Overheads::default();
     MemoryTable::new(&layout, none).check(&adapted)?;
     Ok(adapted)
 }

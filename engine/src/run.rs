@@ -210,7 +210,7 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
     check(request)?;
     let schedule = lower(request.plan)?;
     // What is in memory before is known to who makes the plan; here nothing else is counted.
-    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+    let none = Overheads::default();
     MemoryTable::new(&schedule.layout, none).check(request.plan)?;
     let cpu = Cpu::new(request.threads);
     match request.device {

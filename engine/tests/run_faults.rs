@@ -163,8 +163,7 @@ fn a_budget_that_is_a_byte_too_small_is_refused_before_anything_is_read() {
     let fixture = fixture(2, 0);
     for plan in [streamed(fixture), fixture.plan(resident(), Batching::single(1), 2)] {
         let layout = pipo_plan::strategy::lower(&plan).unwrap().layout;
-        let none =
-            pipo_plan::memory::Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+        let none = pipo_plan::memory::Overheads::default();
         let table = pipo_plan::memory::MemoryTable::new(&layout, none);
         let mut exact = plan.clone();
         exact.budget.gpu = table.gpu();

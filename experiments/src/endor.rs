@@ -139,10 +139,7 @@ fn plan(definition: &Definition, machine: &Machine, pass: &Pass) -> Result<Plan>
 fn times(definition: &Definition, machine: &Machine, pass: &Pass) -> Result<Times> {
     let plan = plan(definition, machine, pass)?;
     let schedule = lower(&plan)?;
-    let overheads = Overheads {
-        gpu_context: machine.gpu.context.value,
-        host_reserved: machine.host.reserved.value,
-    };
+    let overheads = Overheads::of(machine);
     MemoryTable::new(&schedule.layout, overheads).check(&plan)?;
     let page_cache = PageCache::beside(&schedule.layout, machine, false);
     let outcome = simulate(&schedule, machine, &Options { record: true, page_cache })?;

@@ -190,10 +190,7 @@ struct Run {
 fn simulated(cell: &Cell, machine: &Machine, new_tokens: u64) -> Result<Run> {
     let plan = cell.plan(machine, new_tokens)?;
     let schedule = lower(&plan)?;
-    let overheads = Overheads {
-        gpu_context: machine.gpu.context.value,
-        host_reserved: machine.host.reserved.value,
-    };
+    let overheads = Overheads::of(machine);
     let fit = MemoryTable::new(&schedule.layout, overheads).check(&plan);
     let page_cache = PageCache::beside(&schedule.layout, machine, false);
     let outcome = simulate(&schedule, machine, &Options { record: false, page_cache })?;

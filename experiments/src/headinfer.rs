@@ -162,7 +162,7 @@ fn gpu_memory(model: &Model, machine: &Machine, cell: &MemoryCell) -> Result<Byt
     if !cell.chunked {
         plan.batch.prefill_chunk = None;
     }
-    let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+    let none = Overheads::default();
     Ok(MemoryTable::new(&lower(&plan)?.layout, none).gpu())
 }
 
@@ -173,10 +173,7 @@ fn times(model: &Model, machine: &Machine, tokens: u64) -> Result<Times> {
     let knobs = HeadInfer { head_groups, ..HeadInfer::default() };
     let plan = plan(model, machine, knobs, (tokens, 3), Precision::Bf16);
     let schedule = lower(&plan)?;
-    let overheads = Overheads {
-        gpu_context: machine.gpu.context.value,
-        host_reserved: machine.host.reserved.value,
-    };
+    let overheads = Overheads::of(machine);
     MemoryTable::new(&schedule.layout, overheads).check(&plan)?;
     let options = Options { record: false, page_cache: PageCache::NONE };
     let summary = simulate(&schedule, machine, &options)?.summary;

@@ -94,6 +94,10 @@ pub struct Gpu {
     pub change: Option<Figure<Nanos>>,
     /// Waiting on the host until a stream is empty, beyond the work itself.
     pub sync: Figure<Nanos>,
+    /// Bytes that it takes of its own memory for each byte of the host's that is pinned, to find the pages;
+    /// nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_tables: Option<Figure<f64>>,
     /// Measured matrix products, where there are any: they go before the roofline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<KernelTime>,
@@ -294,6 +298,7 @@ impl Machine {
         all.extend(gpu.mark.as_ref().map(|f| entry("gpu.mark", f)));
         all.extend(gpu.change.as_ref().map(|f| entry("gpu.change", f)));
         all.push(entry("gpu.sync", &gpu.sync));
+        all.extend(gpu.page_tables.as_ref().map(|f| entry("gpu.page_tables", f)));
         all.extend(gpu.kernels.iter().map(|k| entry("gpu.kernels.time", &k.time)));
         all.extend(gpu.attentions.iter().map(|a| entry("gpu.attentions.time", &a.time)));
         all.extend([

@@ -1,5 +1,6 @@
 //! Memory accounting: one auditable table, from the same layout that both executors allocate by.
 
+use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::schedule::{Layout, Tier};
 use crate::strategy::LowerError;
@@ -28,12 +29,36 @@ pub struct MemoryTable {
 }
 
 /// What is in memory before a plan allocates anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Overheads {
     /// Driver and context on the GPU.
     pub gpu_context: Bytes,
     /// Operating system and runtime on the host.
     pub host_reserved: Bytes,
+    /// Bytes on the GPU for each byte of pinned host memory.
+    pub page_tables: f64,
+}
+
+impl Overheads {
+    /// What a machine has.
+    pub fn of(machine: &Machine) -> Self {
+        Self {
+            gpu_context: *machine.gpu.context,
+            host_reserved: *machine.host.reserved,
+            page_tables: machine.gpu.page_tables.as_ref().map_or(0.0, |share| share.value),
+        }
+    }
+
+    /// What the GPU needs to find so much pinned memory.
+    pub fn tables_of(&self, pinned: Bytes) -> Bytes {
+        // Whole bytes of a share from 0 to 1, rounded up.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not negative, and not more than the size it is a share of"
+        )]
+        Bytes((pinned.as_f64() * self.page_tables).ceil() as u64)
+    }
 }
 
 /// One budget: its path, its name, what is needed, what is allowed, the tiers it covers.
@@ -56,8 +81,10 @@ impl MemoryTable {
             bytes: r.slot_bytes * u64::from(r.slots),
             overhead: false,
         });
+        let tables = overheads.tables_of(layout.bytes(Tier::Pinned));
         let apart = [
             (Tier::Gpu, "driver and context", overheads.gpu_context),
+            (Tier::Gpu, "page tables of pinned memory", tables),
             (Tier::Pageable, "operating system and runtime", overheads.host_reserved),
         ];
         let apart = apart.into_iter().filter(|(_, _, bytes)| *bytes > Bytes::ZERO).map(

@@ -67,6 +67,7 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
     let figure = |nanos| Some(Figure::new(Nanos(nanos), "a.b"));
     let gpu = &mut machine.gpu;
     (gpu.gap, gpu.mark, gpu.change) = (figure(1), figure(6), figure(7));
+    gpu.page_tables = Some(Figure::new(0.25, "a.b"));
     let software = &mut machine.software;
     (software.handover, software.notice) = (figure(2), figure(3));
     (software.submit, software.lookup) = (figure(4), figure(5));

@@ -22,7 +22,7 @@ fn message(from: &str, to: &str) -> String {
 #[test]
 fn an_unknown_key() {
     insta::assert_snapshot!(message("sms = { value = 30", "smms = { value = 30"), @r#"
-    error: unknown field `smms`, expected one of `name`, `architecture`, `memory`, `context`, `sms`, `memory_bandwidth`, `matmul`, `attention`, `elementwise`, `dequantise`, `decompress`, `launch`, `gap`, `mark`, `change`, `sync`, `kernels`, `attentions`
+    error: unknown field `smms`, expected one of `name`, `architecture`, `memory`, `context`, `sms`, `memory_bandwidth`, `matmul`, `attention`, `elementwise`, `dequantise`, `decompress`, `launch`, `gap`, `mark`, `change`, `sync`, `page_tables`, `kernels`, `attentions`
       --> laptop.toml:25:1
        |
     25 | smms = { value = 30, source = "nvidia" }

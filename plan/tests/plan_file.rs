@@ -94,7 +94,11 @@ fn what_is_wrong_is_said_where_it_stands() {
 
 #[test]
 fn a_plan_edited_beyond_its_budget_is_refused_with_both_values() {
-    let overheads = Overheads { gpu_context: Bytes(300 << 20), host_reserved: Bytes(2 << 30) };
+    let overheads = Overheads {
+        gpu_context: Bytes(300 << 20),
+        host_reserved: Bytes(2 << 30),
+        ..Overheads::default()
+    };
     let mut edited = plan();
     edited.budget.gpu = Bytes(2_000_000_000);
     let layout = lower(&edited).unwrap().layout;
@@ -112,7 +116,11 @@ fn a_plan_edited_beyond_its_budget_is_refused_with_both_values() {
 
 #[test]
 fn the_memory_table_is_auditable() {
-    let overheads = Overheads { gpu_context: Bytes(300 << 20), host_reserved: Bytes(2 << 30) };
+    let overheads = Overheads {
+        gpu_context: Bytes(300 << 20),
+        host_reserved: Bytes(2 << 30),
+        ..Overheads::default()
+    };
     let table = MemoryTable::new(&lower(&plan()).unwrap().layout, overheads);
     let line = |r: &pipo_plan::memory::Row| {
         let slots = r.slots.map_or(String::new(), |(n, each)| format!(" = {n} x {}", each.0));
@@ -121,6 +129,18 @@ fn the_memory_table_is_auditable() {
     let lines: Vec<String> = table.rows.iter().map(line).collect();
     insta::assert_snapshot!(lines.join("\n"));
     assert_eq!(table.gpu() + table.host() + table.disk(), table.rows.iter().map(|r| r.bytes).sum());
+}
+
+#[test]
+fn pinned_memory_has_its_page_tables_on_the_gpu() {
+    let layout = lower(&plan()).unwrap().layout;
+    let table = |page_tables| {
+        MemoryTable::new(&layout, Overheads { page_tables, ..Overheads::default() }).gpu()
+    };
+    let pinned = layout.bytes(pipo_plan::schedule::Tier::Pinned);
+    assert!(pinned > Bytes::ZERO);
+    assert_eq!(table(1.0 / 512.0) - table(0.0), Bytes(pinned.0.div_ceil(512)));
+    assert_eq!(Overheads::default().tables_of(Bytes(u64::MAX)), Bytes::ZERO);
 }
 
 proptest! {

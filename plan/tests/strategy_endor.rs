@@ -140,7 +140,7 @@ fn nothing_overlaps() {
 fn the_case_study_fits_its_machine() {
     let table = |knobs| {
         let schedule = lower(&plan("opt-66b", knobs)).unwrap();
-        let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+        let none = Overheads::default();
         let table = MemoryTable::new(&schedule.layout, none);
         let rows = table.rows.iter().map(|r| format!("{:?} {}: {}", r.tier, r.name, r.bytes));
         rows.collect::<Vec<_>>().join("\n")

@@ -188,10 +188,7 @@ fn llama_8b_at_batch_32_dies_of_its_logits_on_6_gb() {
     plan.budget.gpu = "6GB".parse().unwrap();
     let table = |plan: &Plan| {
         let layout = lower(plan).unwrap().layout;
-        MemoryTable::new(
-            &layout,
-            Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO },
-        )
+        MemoryTable::new(&layout, Overheads::default())
     };
     let error = table(&plan).check(&plan).unwrap_err();
     assert_eq!(error.path, "budget.gpu");

@@ -136,7 +136,7 @@ fn the_paper_s_adaptive_rule() {
 fn memory_is_weights_two_slots_and_one_chunk() {
     let table = |knobs, chunk| {
         let schedule = lower(&plan(knobs, (1 << 20) - 1, 1, chunk)).unwrap();
-        let none = Overheads { gpu_context: Bytes::ZERO, host_reserved: Bytes::ZERO };
+        let none = Overheads::default();
         let table = MemoryTable::new(&schedule.layout, none);
         let rows =
             table.rows.iter().map(|r| format!("{:?} {}: {}", r.tier, r.name, r.bytes.binary()));

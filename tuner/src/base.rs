@@ -106,6 +106,14 @@ fn settings(problem: &Problem, cut: &Cut) -> Vec<Pipo> {
     all
 }
 
+/// Memory that does not depend on where weights are.
+struct Fixed {
+    gpu: Bytes,
+    /// Pinned or not.
+    host: Bytes,
+    pinned: Bytes,
+}
+
 struct Maker<'a> {
     problem: &'a Problem<'a>,
     cut: &'a Cut,
@@ -164,11 +172,14 @@ impl Maker<'_> {
     }
 
     fn try_make(&self, knobs: &Pipo) -> Result<Tried, Refusal> {
-        let (gpu, host) = self.fixed(knobs).map_err(Refusal::Lower)?;
+        let Fixed { gpu, host, pinned } = self.fixed(knobs).map_err(Refusal::Lower)?;
         let overheads = self.problem.overheads;
         let budget = &self.problem.request.budget;
-        let needs =
-            Needs { gpu: gpu + overheads.gpu_context, host: host + overheads.host_reserved };
+        let host = host + overheads.host_reserved;
+        // How much of the weights is pinned is not known yet: there are tables for all that can be.
+        let pinned = pinned + self.most_pinned().min(budget.host - host);
+        let tables = overheads.tables_of(pinned);
+        let needs = Needs { gpu: gpu + overheads.gpu_context + tables, host };
         let smallest = self.with_weights(needs, knobs.embedding);
         if needs.gpu > budget.gpu || needs.host > budget.host {
             return Ok(Tried::TooLarge(smallest));
@@ -211,9 +222,17 @@ impl Maker<'_> {
         Needs { gpu: needs.gpu + slots.min(total), host: needs.host + host }
     }
 
-    /// GPU and host bytes of everything that is neither a weight nor a buffer for weights, from the
-    /// layout itself: nothing resident, and the rings taken out by their names.
-    fn fixed(&self, knobs: &Pipo) -> Result<(Bytes, Bytes), LowerError> {
+    /// The most pinned memory that weights and the blocks in which they come can take.
+    fn most_pinned(&self) -> Bytes {
+        let space = &self.problem.request.space;
+        let block = space.block.iter().copied().max().unwrap_or(Bytes::ZERO);
+        let slots = space.host_slots.iter().copied().max().unwrap_or(1);
+        self.cut.frame.units.iter().map(|u| u.bytes).sum::<Bytes>() + block * u64::from(slots)
+    }
+
+    /// What everything takes that is neither a weight nor a buffer for weights, from the layout itself:
+    /// nothing resident, and the rings taken out by their names.
+    fn fixed(&self, knobs: &Pipo) -> Result<Fixed, LowerError> {
         let knobs = Pipo {
             gpu_slots: 1,
             host_slots: 1,
@@ -227,7 +246,9 @@ impl Maker<'_> {
             let named = layout.rings.iter().filter(|r| r.name == name);
             named.map(|r| r.slot_bytes * u64::from(r.slots)).sum::<Bytes>()
         };
-        let host = layout.bytes(Tier::Pinned) + layout.bytes(Tier::Pageable);
-        Ok((layout.bytes(Tier::Gpu) - ring("weight slots"), host - ring("weight blocks")))
+        let pinned = layout.bytes(Tier::Pinned);
+        let host = pinned + layout.bytes(Tier::Pageable);
+        let gpu = layout.bytes(Tier::Gpu) - ring("weight slots");
+        Ok(Fixed { gpu, host: host - ring("weight blocks"), pinned })
     }
 }

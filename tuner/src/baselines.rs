@@ -4,6 +4,7 @@
 //! same rule as PIPO's: what the budget leaves goes to resident weights.
 
 use pipo_plan::machine::Machine;
+use pipo_plan::memory::Overheads;
 use pipo_plan::model::Part;
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::strategy::accelerate::Accelerate;
@@ -14,6 +15,7 @@ use pipo_plan::strategy::headinfer::HeadInfer;
 use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{Processor, Strategy};
 use pipo_plan::units::Bytes;
+use pipo_plan::workload::Budget;
 use rayon::prelude::*;
 
 use crate::evaluate::{EvaluateError, Fitted};
@@ -156,7 +158,14 @@ pub(crate) fn fill(plan: &Plan, machine: &Machine) -> Result<Option<Plan>, Evalu
         };
         Plan { strategy, ..plan.clone() }
     };
-    let Some(gpu) = most(machine, on_gpu, |gpu| with(gpu, 0))? else { return Ok(None) };
+    // What is filled into host memory afterwards needs tables on the GPU for its pages.
+    let weights = plan.model.total_bytes(plan.precision.weights);
+    let tables = Overheads::of(machine).tables_of(if on_host > 0 { weights } else { Bytes::ZERO });
+    let tight = |gpu| {
+        let plan = with(gpu, 0);
+        Plan { budget: Budget { gpu: plan.budget.gpu - tables, ..plan.budget }, ..plan }
+    };
+    let Some(gpu) = most(machine, on_gpu, tight)? else { return Ok(None) };
     let left = if on_host > 0 { on_host - gpu.min(on_host) } else { 0 };
     let Some(host) = most(machine, left, |host| with(gpu, host))? else { return Ok(None) };
     Ok(Some(with(gpu, host)))

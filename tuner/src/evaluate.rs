@@ -83,7 +83,7 @@ pub(crate) struct Fitted {
 impl Fitted {
     pub(crate) fn new(plan: &Plan, machine: &Machine) -> Result<Self, EvaluateError> {
         let schedule = lower(plan).map_err(EvaluateError::Lower)?;
-        let memory = MemoryTable::new(&schedule.layout, overheads(machine));
+        let memory = MemoryTable::new(&schedule.layout, Overheads::of(machine));
         memory.check(plan).map_err(EvaluateError::Memory)?;
         let page_cache = PageCache::within(plan.budget.host - memory.host(), machine);
         Ok(Self { schedule, memory, page_cache })
@@ -164,11 +164,6 @@ impl Fitted {
         }
         Ok((link, disk))
     }
-}
-
-/// What is in memory on a machine before a plan allocates anything.
-pub(crate) fn overheads(machine: &Machine) -> Overheads {
-    Overheads { gpu_context: *machine.gpu.context, host_reserved: *machine.host.reserved }
 }
 
 /// A quotient, or zero where there is nothing to divide by.

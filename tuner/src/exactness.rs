@@ -95,6 +95,7 @@ fn machine() -> impl Strategy<Value = Machine> {
                 // What a catalogue machine lacks and a profile has.
                 let figure = |part| Some(Figure::new(Nanos(nanos / part), "estimate"));
                 machine.gpu.gap = figure(100);
+                machine.gpu.page_tables = Some(Figure::new(0.1, "estimate"));
                 let software = &mut machine.software;
                 (software.handover, software.lookup) = (figure(10), figure(1));
                 (software.notice, software.submit) = (figure(7), figure(4));

@@ -9,7 +9,6 @@ use pipo_plan::workload::{Budget, Workload};
 use pipo_simulator::CostModel;
 
 use crate::demand::Pricer;
-use crate::evaluate::overheads;
 use crate::space::Space;
 
 /// What is asked of the tuner.
@@ -88,7 +87,7 @@ impl<'a> Problem<'a> {
             request,
             costs,
             pricer: Pricer::new(costs),
-            overheads: overheads(&request.machine),
+            overheads: Overheads::of(&request.machine),
             profile: request.machine.hash(),
         }
     }

@@ -1,7 +1,7 @@
 //! A plan's resident weights, filled anew for another budget.
 
 use pipo_plan::machine::Machine;
-use pipo_plan::memory::MemoryTable;
+use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::plan::Plan;
 use pipo_plan::strategy::pipo::{Embedding, Pipo};
 use pipo_plan::strategy::units::cut;
@@ -9,7 +9,7 @@ use pipo_plan::strategy::{Strategy, lower};
 use pipo_plan::units::Bytes;
 
 use crate::baselines::fill;
-use crate::evaluate::{EvaluateError, Fitted, overheads};
+use crate::evaluate::{EvaluateError, Fitted};
 use crate::fill::Units;
 use crate::shape::Cut;
 
@@ -28,7 +28,7 @@ fn refill_pipo(plan: &Plan, knobs: &Pipo, machine: &Machine) -> Result<Plan, Eva
     let bare = Pipo { gpu_weights: Bytes::ZERO, host_weights: Bytes::ZERO, ..knobs.clone() };
     let memory = |knobs: &Pipo| -> Result<MemoryTable, EvaluateError> {
         let schedule = lower(&with(knobs.clone())).map_err(EvaluateError::Lower)?;
-        Ok(MemoryTable::new(&schedule.layout, overheads(machine)))
+        Ok(MemoryTable::new(&schedule.layout, Overheads::of(machine)))
     };
     let needed = memory(&bare)?;
     let cut_model = Cut::new(plan, knobs.granularity);
@@ -40,7 +40,10 @@ fn refill_pipo(plan: &Plan, knobs: &Pipo, machine: &Machine) -> Result<Plan, Eva
     let largest = units.all.iter().map(|u| u.bytes).max().unwrap_or(Bytes::ZERO);
     // Without resident weights every slot is as large as the largest unit.
     let slots = largest * u64::from(knobs.gpu_slots);
-    let room = plan.budget.gpu + slots - needed.gpu();
+    // Weights that are filled into host memory later need tables for their pages.
+    let total: Bytes = units.all.iter().map(|u| u.bytes).sum();
+    let tables = Overheads::of(machine).tables_of(total);
+    let room = plan.budget.gpu + slots - needed.gpu() - tables;
     let Some(gpu_weights) = units.fill_gpu(room, knobs.gpu_slots) else { return Ok(plan.clone()) };
     let placed = Pipo { gpu_weights, ..bare };
     let table = match knobs.embedding {

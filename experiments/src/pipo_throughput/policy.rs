@@ -108,10 +108,7 @@ fn first_that_fits(
     model: &Model,
     candidates: Candidates,
 ) -> Result<Fit, Failure> {
-    let overheads = Overheads {
-        gpu_context: machine.gpu.context.value,
-        host_reserved: machine.host.reserved.value,
-    };
+    let overheads = Overheads::of(machine);
     let mut missing = None;
     for (strategy, kv) in candidates {
         let plan = plan(definition, cell, machine, model, strategy, kv);
