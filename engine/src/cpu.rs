@@ -81,13 +81,11 @@ impl<'a> CpuBackend<'a> {
                 return Err(ExecutionError::Cancelled.into());
             }
             let mut unit = Unit::new(&knobs, index, store)?;
-            let embedding = knobs.embedding.filter(|_| index == 0);
-            let name = embedding.unwrap_or("weights, resident");
-            unit.keep(index, &mut accounts, name, &source, &MEMORY)?;
+            unit.keep(index, &mut accounts, knobs.kept(index), &source, &MEMORY)?;
             units.push(unit);
         }
-        let Knobs { frame, cache, gathers, hidden_in_host, .. } = knobs;
-        let gathers = if gathers { plan.batch.count } else { 0 };
+        let gathers = if knobs.gathers() { plan.batch.count } else { 0 };
+        let Knobs { frame, cache, hidden_in_host, .. } = knobs;
         let tier = if hidden_in_host { Tier::Pinned } else { Tier::Gpu };
         let hidden = accounts.many(tier, "hidden states", frame.hidden(0), plan.batch.count)?;
         let [first, second] = [

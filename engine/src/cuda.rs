@@ -142,7 +142,7 @@ impl<'a> CudaBackend<'a> {
         let decoder = Decoder::new(store.layout(), store.arithmetic(), cpu)?;
         let mut accounts = Accounts::new(layout);
         let count = plan.batch.count;
-        let Knobs { frame, cache: cache_tiers, embedding, .. } = &knobs;
+        let Knobs { frame, cache: cache_tiers, .. } = &knobs;
 
         // Counted first and allocated in one piece.
         let buffers = frame.units.len() as u64
@@ -158,8 +158,7 @@ impl<'a> CudaBackend<'a> {
                 return Err(ExecutionError::Cancelled.into());
             }
             let mut unit = Unit::new(&knobs, index, store)?;
-            let name = embedding.filter(|_| index == 0).unwrap_or("weights, resident");
-            unit.keep(index, &mut accounts, name, &source, &HOST)?;
+            unit.keep(index, &mut accounts, knobs.kept(index), &source, &HOST)?;
             kept.push(bounce.keep(&unit, index, &mut accounts, &source, &mut arena)?);
             units.push(unit);
         }
@@ -205,7 +204,7 @@ impl<'a> CudaBackend<'a> {
         let host_rings = Rings::new(layout, |tier| tier != Tier::Gpu)?;
         let allocated = accounts.close()?;
 
-        let gathers = if knobs.gathers && !knobs.hidden_in_host { count } else { 0 };
+        let gathers = if knobs.gathers() && !knobs.hidden_in_host { count } else { 0 };
         let gathered = (0..gathers).map(|_| Buffer::apart("gathered rows", frame.hidden(0)));
         let gathered: Vec<Buffer> = gathered.collect::<Result<_, _>>()?;
         let apart = Apart::new(request, layout)?;

@@ -5,7 +5,7 @@ use pipo_plan::schedule::{DiskIo, Layout, Tier};
 use pipo_plan::strategy::accelerate::{self, Accelerate};
 use pipo_plan::strategy::flexgen::{self, FlexGen};
 use pipo_plan::strategy::frame::Frame;
-use pipo_plan::strategy::pipo::{self, Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
+use pipo_plan::strategy::pipo::{self, ExpertLoads, FileReads, HostWeights, Pipo};
 use pipo_plan::strategy::residency::{Home, Placed};
 use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{Granularity, KvTier, Processor, Strategy};
@@ -24,10 +24,8 @@ pub(crate) struct Knobs {
     pub(crate) by_tensor: bool,
     /// Whether a head that is tied to the embedding is counted once where both stay at the same tier.
     pub(crate) shares_table: bool,
-    /// The name under which the plan counts the embedding, where it is not among the weights.
-    pub(crate) embedding: Option<&'static str>,
-    /// Whether the host looks tokens up.
-    pub(crate) gathers: bool,
+    /// The host memory that holds the embedding apart, where it is not among the weights.
+    pub(crate) embedding: Option<Tier>,
     /// For each layer, where its cache stays.
     pub(crate) cache: Vec<Tier>,
     /// Whether hidden states stay in host memory.
@@ -44,6 +42,17 @@ pub(crate) struct Segment {
 }
 
 impl Knobs {
+    /// The name under which the plan counts what a unit keeps.
+    pub(crate) fn kept(&self, unit: usize) -> &'static str {
+        let is_apart = unit == 0 && self.embedding.is_some();
+        if is_apart { "embedding table" } else { "weights, resident" }
+    }
+
+    /// Whether the host looks tokens up.
+    pub(crate) fn gathers(&self) -> bool {
+        self.embedding == Some(Tier::Pageable)
+    }
+
     pub(crate) fn of(plan: &Plan) -> Result<Self, RunError> {
         match &plan.strategy {
             Strategy::Resident(knobs) => Ok(Self::resident(plan, knobs)),
@@ -79,13 +88,11 @@ impl Knobs {
         };
         let placed = pipo::place(&frame, &pipo::placed_units(&frame, knobs), knobs);
         let mut placement = whole(&placed, host);
-        let mut embedding = None;
-        if let Some(tier) = knobs.embedding.apart() {
-            embedding = Some("embedding table");
+        let embedding = knobs.embedding.apart();
+        if let Some(tier) = embedding {
             let bytes = frame.units[0].bytes;
             placement[0] = vec![Segment { tier, bytes }];
         }
-        let gathers = knobs.embedding == Embedding::Host;
         let io = match knobs.reads {
             FileReads::Direct => DiskIo::Direct,
             FileReads::Buffered => DiskIo::Buffered,
@@ -96,7 +103,7 @@ impl Knobs {
         let cache = cache.map(|on_device| if on_device { Tier::Gpu } else { elsewhere }).collect();
         let hidden_in_host = knobs.hidden == Processor::Cpu;
         let all = Self::new(frame, placement, way);
-        Ok(Self { embedding, gathers, cache, hidden_in_host, ..all })
+        Ok(Self { embedding, cache, hidden_in_host, ..all })
     }
 
     fn accelerate(plan: &Plan, knobs: &Accelerate) -> Self {
@@ -132,7 +139,6 @@ impl Knobs {
             by_tensor: false,
             shares_table: true,
             embedding: None,
-            gathers: false,
             cache,
             hidden_in_host: false,
             way,
