@@ -24,9 +24,7 @@ mod kernels;
 mod lanes;
 mod machine;
 mod memory;
-mod queues;
 mod sampling;
-mod scatter;
 mod system;
 
 pub use sampling::Sample;

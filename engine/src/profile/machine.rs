@@ -8,10 +8,10 @@ use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 
 use super::ProfileError;
 use super::disk::DiskTimes;
+use super::gpu::Crossings;
 use super::gpu::Gpu as GpuTimes;
 use super::kernels::{Attended, Kernels, Product};
 use super::memory::Copies;
-use super::queues::Crossings;
 use super::sampling::Middle;
 use super::system;
 

@@ -6,7 +6,7 @@ use pipo_kernels::cuda::Region;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
-use super::ProfileError;
+use super::super::ProfileError;
 use crate::cuda::driver::Stream;
 use crate::disk::AlignedBuf;
 use crate::executor::Fault;

@@ -15,8 +15,8 @@ use pipo_plan::schedule::{
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
 
-use super::ProfileError;
-use super::sampling::{Middle, Sampler};
+use super::super::ProfileError;
+use super::super::sampling::{Middle, Sampler};
 use crate::cuda::driver::{Context, Event, Stream};
 use crate::executor::{Backend, Fault, Interval, Queue, Task, execute};
 
@@ -31,13 +31,13 @@ pub(super) const COPIED: usize = 16 << 20;
 
 /// What happens between a GPU and threads of the host.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Crossings {
+pub(crate) struct Crossings {
     /// From the end of an operation of the GPU to the start of a thread's that waited for it.
-    pub(super) notice: Middle,
+    pub(crate) notice: Middle,
     /// From the end of a thread's operation to the start of one of the GPU that waited for it.
-    pub(super) submit: Middle,
+    pub(crate) submit: Middle,
     /// An operation of a thread that does nothing.
-    pub(super) nothing: Middle,
+    pub(crate) nothing: Middle,
 }
 
 /// What is computed with, and copied.

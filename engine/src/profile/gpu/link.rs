@@ -1,0 +1,153 @@
+//! Copies between host and device.
+
+#![allow(unsafe_code, reason = "copies to and from a GPU are calls of a C interface")]
+
+use std::time::Instant;
+
+use pipo_kernels::cuda::Region;
+use pipo_plan::units::Bytes;
+
+use super::super::ProfileError;
+use super::super::sampling::{Middle, Sampler};
+use super::Bench;
+use super::queues::{self, Crossings};
+use crate::cuda::driver::{Context, Event, Pin, Stream};
+use crate::executor::Fault;
+use crate::memory::Buffer;
+
+/// Sizes of a copy.
+const SIZES: [usize; 6] = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
+
+/// Bytes of host memory that copies walk through.
+const HOST: usize = 512 << 20;
+
+/// Bytes that are copied in one sample, at least.
+const STRETCH: usize = 64 << 20;
+
+/// Host memory on both sides of a link.
+pub(super) struct Link {
+    _pin: Option<Pin>,
+    pinned: Buffer,
+    pageable: Buffer,
+    back: Stream,
+}
+
+impl Link {
+    pub(super) fn new() -> Result<Self, ProfileError> {
+        let buffer = |name| {
+            let buffer = Buffer::apart(name, Bytes(HOST as u64));
+            buffer.map_err(|_| ProfileError::Memory(HOST))
+        };
+        let (pinned, pageable) = (buffer("pinned")?, buffer("pageable")?);
+        // SAFETY: the buffer is never moved or resized, and the pin is dropped before it.
+        let pin = unsafe { Pin::new(&pinned.read()?) }?;
+        Ok(Self { _pin: pin, pinned, pageable, back: Stream::new()? })
+    }
+
+    /// Copies behind one another, which nobody waits for in between; the end of each is noted, as in a run.
+    pub(super) fn pinned(
+        &self,
+        sampler: &mut Sampler,
+        bench: &mut Bench,
+        up: bool,
+    ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+        let figure = if up { "link.h2d" } else { "link.d2h" };
+        let mark = Event::new()?;
+        let mut curve = Vec::new();
+        for size in SIZES {
+            let count = (STRETCH / size).clamp(2, 256);
+            let time = sampler.measure(figure, &Bytes(size as u64).exact(), || {
+                let mut place = 0;
+                let count = u32::try_from(count).unwrap_or(1);
+                bench.time(count, |bench| {
+                    place = (place + size) % (HOST - size);
+                    copy(&bench.stream, bench.x, &self.pinned, place / 64 * 64, size, up)?;
+                    bench.stream.record(&mark)
+                })
+            })?;
+            curve.push((Bytes(size as u64), time));
+        }
+        Ok(curve)
+    }
+
+    /// Copies that the driver stages, each on the host's clock until it has ended.
+    pub(super) fn pageable(
+        &self,
+        sampler: &mut Sampler,
+        bench: &mut Bench,
+        up: bool,
+    ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
+        let figure = if up { "link.pageable_h2d" } else { "link.pageable_d2h" };
+        let mut curve = Vec::new();
+        for size in SIZES {
+            let mut place = 0;
+            let time = sampler.time(figure, &Bytes(size as u64).exact(), || {
+                place = (place + size) % (HOST - size);
+                copy(&bench.stream, bench.x, &self.pageable, place / 64 * 64, size, up)?;
+                bench.stream.synchronise()
+            })?;
+            curve.push((Bytes(size as u64), time));
+        }
+        Ok(curve)
+    }
+
+    /// What passes between the device and threads of the host.
+    pub(super) fn crossings(
+        &self,
+        sampler: &mut Sampler,
+        context: &Context,
+        bench: &Bench,
+    ) -> Result<Crossings, ProfileError> {
+        let from = self.pinned.read()?;
+        let bench = queues::Bench {
+            context,
+            kernels: &bench.kernels,
+            to: bench.x.slice(0, queues::COPIED as u64).map_err(Fault::from)?,
+            numbers: bench.out,
+            from: &from[..queues::COPIED.min(from.len())],
+        };
+        queues::crossings(sampler, &bench)
+    }
+
+    /// Both ways at once.
+    pub(super) fn duplex(
+        &self,
+        sampler: &mut Sampler,
+        bench: &mut Bench,
+    ) -> Result<(Bytes, Middle), ProfileError> {
+        let size = HOST / 2;
+        let time = sampler.measure("link.duplex", &Bytes(HOST as u64).exact(), || {
+            let start = Instant::now();
+            copy(&bench.stream, bench.x, &self.pinned, 0, size, true)?;
+            copy(&self.back, bench.out, &self.pinned, size, size, false)?;
+            bench.stream.synchronise()?;
+            self.back.synchronise()?;
+            Ok::<_, Fault>(start.elapsed())
+        })?;
+        Ok((Bytes(HOST as u64), time))
+    }
+}
+
+/// Queues a copy between a device and a place in host memory.
+fn copy(
+    stream: &Stream,
+    device: Region,
+    host: &Buffer,
+    place: usize,
+    size: usize,
+    up: bool,
+) -> Result<(), Fault> {
+    let bytes = host.read()?;
+    let bytes = bytes.get(place..place + size);
+    let bytes = bytes.ok_or_else(|| Fault("a copy lies outside its buffer".into()))?;
+    let device = device.slice(0, size as u64)?;
+    // SAFETY: the buffer is given back only after the stream was waited for, and nobody looks at what is
+    // in it.
+    unsafe {
+        if up {
+            stream.upload(bytes, device)
+        } else {
+            stream.download(device, bytes.as_ptr().cast_mut(), size)
+        }
+    }
+}
