@@ -68,6 +68,16 @@ fn safe(fixture: &Fixture, sequence: usize) -> usize {
     gaps.iter().take_while(|gap| gap.as_f64() > Some(f64::from(LEAD))).count()
 }
 
+/// 64 tokens of each prompt are those of transformers, up to the first whose logit leads by less.
+fn check_tokens(name: &str, fixture: &Fixture, outcome: &Outcome) {
+    for (sequence, tokens) in outcome.tokens.iter().enumerate() {
+        let safe = safe(fixture, sequence);
+        let expected = fixture.tokens("greedy", sequence);
+        assert_eq!(tokens.len(), 64);
+        assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
+    }
+}
+
 /// The golden model in a precision.
 fn model_in(model: usize, precision: Precision) -> &'static Fixture {
     fixture(model, PRECISIONS.iter().position(|&p| p == precision).unwrap())
@@ -151,12 +161,7 @@ fn a_resident_run_says_what_transformers_says() {
         let fixture = fixture(model, 0);
         let plan = fixture.plan(resident(), Batching::single(2), 64);
         let outcome = fixture.run_on(Device::Cuda, &plan).unwrap();
-        for (sequence, tokens) in outcome.tokens.iter().enumerate() {
-            let safe = safe(fixture, sequence);
-            let expected = fixture.tokens("greedy", sequence);
-            assert_eq!(tokens.len(), 64);
-            assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
-        }
+        check_tokens(name, fixture, &outcome);
         println!("{name}: tokens are those of transformers");
     }
 }
@@ -178,12 +183,7 @@ fn attention_on_the_cpu_is_that_of_the_gpu_within_rounding() {
         };
         let on_cpu = || System::Pipo(beside(0, true));
         let outcome = run(on_cpu(), Precision::Fp16, 64);
-        for (sequence, tokens) in outcome.tokens.iter().enumerate() {
-            let safe = safe(fixture, sequence);
-            let expected = fixture.tokens("greedy", sequence);
-            assert_eq!(tokens.len(), 64);
-            assert_eq!(tokens[..safe], expected[..safe], "{name}, sequence {sequence}");
-        }
+        check_tokens(name, fixture, &outcome);
         // The second token's logits: the prompt is attended to on the GPU in both runs, bit for bit. In int4
         // a number of a later layer's new rows that rounding moves to the next code moves by a fifteenth of
         // its group: there only what the kernels' own tests compare is comparable.

@@ -10,7 +10,7 @@ use pipo_plan::units::Bytes;
 use pipo_plan::workload::{Budget, Workload};
 use pipo_results::svg::{self, Excerpt, Picture};
 use pipo_results::trace;
-use pipo_tuner::{Candidate, Request, Space, TuneError, Tuning, Verdict, evaluate, explain, tune};
+use pipo_tuner::{Candidate, Request, TuneError, Tuning, Verdict, evaluate, explain, tune};
 use serde_json::json;
 
 use crate::cli::Tune;
@@ -137,14 +137,8 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         token_within: args.token_within,
     };
     let model = input::model(&args.model)?;
-    let mut space = Space::of(&machine);
     let refuses: Option<fn(&Plan) -> Option<String>> = args.runnable.then_some(refusal as _);
-    if args.runnable && model.experts.is_some() {
-        // Half of all candidates, which would be refused one by one.
-        space.experts.retain(|loads| *loads == ExpertLoads::All);
-    }
-    Ok(Request {
-        space,
+    let mut request = Request {
         refuses,
         precision: Precisions { weights: args.weights.into(), kv: args.kv.into() },
         seed: args.seed,
@@ -153,7 +147,12 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
         effort: if args.effort == 0 { u64::MAX } else { args.effort.saturating_mul(1_000_000) },
         top: args.top,
         ..Request::new(model, machine, workload, budget)
-    })
+    };
+    if args.runnable && request.model.experts.is_some() {
+        // Half of all candidates, which would be refused one by one.
+        request.space.experts.retain(|loads| *loads == ExpertLoads::All);
+    }
+    Ok(request)
 }
 
 /// Errors about the request are the user's to mend; that nothing fits is an answer with its own code.

@@ -248,20 +248,17 @@ fn csv(cases: &[Case]) -> anyhow::Result<String> {
     let mut text = String::from("case,model,strategy,figure,predicted,measured\n");
     for case in cases {
         let start = format!("{},{},{}", case.name, case.plan.model.name, case.plan.strategy.name());
-        for line in lines(&case.predicted_figures(), &case.measured_figures()?) {
+        let (predicted, measured) = (case.predicted_figures(), case.measured_figures()?);
+        for line in lines(&predicted, &measured) {
             let (predicted, measured) =
                 (seconds(&line, line.predicted), seconds(&line, line.measured));
             // Some figures have a comma before their unit.
             let figure = line.figure.replace(',', "");
             let _ = writeln!(text, "{start},{figure},{predicted},{measured}");
         }
-        let measured = case.measured_figures()?.tokens_per_second;
-        let _ = writeln!(
-            text,
-            "{start},ceiling tokens/s,{},{measured}",
-            case.ceiling.tokens_per_second
-        );
-        let predicted = case.predicted_figures().request.seconds();
+        let (ceiling, rate) = (case.ceiling.tokens_per_second, measured.tokens_per_second);
+        let _ = writeln!(text, "{start},ceiling tokens/s,{ceiling},{rate}");
+        let predicted = predicted.request.seconds();
         for (run, outcome) in (1..).zip(&case.measured) {
             let measured = case.request(outcome).seconds();
             let _ = writeln!(text, "{start},request of run {run},{predicted},{measured}");
@@ -291,13 +288,12 @@ fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {
         let error = line.error().map_or(String::new(), |e| format!("{:+.1} %", 100.0 * e));
         vec![line.figure.clone(), value(line.predicted), value(line.measured), error]
     };
-    let mut rows: Vec<_> =
-        lines(&case.predicted_figures(), &case.measured_figures()?).iter().map(row).collect();
+    let (predicted, measured) = (case.predicted_figures(), case.measured_figures()?);
+    let mut rows: Vec<_> = lines(&predicted, &measured).iter().map(row).collect();
     rows.extend(memory(case)?);
     printer.table(&["figure", "predicted", "measured", "error"], &rows);
     let Ceiling { resource, tokens_per_second, share } = &case.ceiling;
-    let reached =
-        case.measured_figures()?.tokens_per_second / tokens_per_second.max(f64::MIN_POSITIVE);
+    let reached = measured.tokens_per_second / tokens_per_second.max(f64::MIN_POSITIVE);
     printer.line(format!(
         "the ceiling, set by {resource}, is {} tokens/s: {} of it predicted, {} measured",
         report::rate(*tokens_per_second),

@@ -270,6 +270,19 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
+    /// What a part's first products read: the norm of its rows, unless that comes last.
+    pub(super) fn input(&self, first: &str) -> Result<Region, Fault> {
+        let hidden = self.hidden()?;
+        if self.post_norm() {
+            return Ok(hidden);
+        }
+        let normed = self.backend.normed(self.task, self.rows)?;
+        if self.has(first) {
+            self.norm(hidden, self.count(), normed)?;
+        }
+        Ok(normed)
+    }
+
     /// Products of the same rows, each as far as it can be made here: the matrix, or the bias of the one in
     /// the operation before. The sum is rounded before the bias is added, wherever that is, and again before
     /// what follows, so that it makes no difference.

@@ -16,16 +16,7 @@ impl Step<'_> {
         if self.task.op.piece == Piece::AfterAttention {
             return self.after_attention();
         }
-        let hidden = self.hidden()?;
-        let input = if self.post_norm() {
-            hidden
-        } else {
-            let normed = self.backend.normed(self.task, self.rows)?;
-            if self.has("q") {
-                self.norm(hidden, self.count(), normed)?;
-            }
-            normed
-        };
+        let input = self.input("q")?;
         let [q, k, v, o] = self.results(["q", "k", "v", "o"])?;
         let products = [("q", q, span(k, o)), ("k", k, span(v, o)), ("v", v, o)];
         self.advance(input, &products, Then::Store)?;

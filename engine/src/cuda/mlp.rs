@@ -46,19 +46,6 @@ impl Step<'_> {
         }
         self.close("fc2", inner, out)
     }
-
-    /// What the first products read.
-    pub(super) fn input(&self, first: &str) -> Result<Region, Fault> {
-        let hidden = self.hidden()?;
-        if self.post_norm() {
-            return Ok(hidden);
-        }
-        let normed = self.backend.normed(self.task, self.rows)?;
-        if self.has(first) {
-            self.norm(hidden, self.count(), normed)?;
-        }
-        Ok(normed)
-    }
 }
 
 /// 16-bit numbers in a region.

@@ -1,5 +1,7 @@
 //! Events: what streams get to, and when.
 
+use std::sync::OnceLock;
+
 use cudarc::driver::{result, sys};
 
 use super::checked;
@@ -17,9 +19,10 @@ unsafe impl Sync for Event {}
 impl Event {
     pub(crate) fn new() -> Result<Self, Fault> {
         // Who waits should not take a core from the threads that read and copy; where there are plenty, it
-        // is sooner awake for that.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let flags = if cores > 8 {
+        // is sooner awake for that. How many there are is read from files: once.
+        static CORES: OnceLock<usize> = OnceLock::new();
+        let count = || std::thread::available_parallelism().map_or(1, usize::from);
+        let flags = if *CORES.get_or_init(count) > 8 {
             sys::CUevent_flags::CU_EVENT_DEFAULT
         } else {
             sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC

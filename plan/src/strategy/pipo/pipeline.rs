@@ -179,11 +179,11 @@ impl Pipeline {
         for micro in 0..self.frame.micros() {
             let token = out.marked(marks.token(micro));
             // Rows that stay in host memory are put where those of the pass before still are.
-            let travels = self.knobs.hidden == Processor::Cpu;
-            let saved = travels.then(|| out.marked(marks.hidden(micro))).flatten();
+            let stay = self.knobs.hidden == Processor::Cpu;
+            let saved = stay.then(|| out.marked(marks.hidden(micro))).flatten();
             let rows = out.op(self.cpu, OpKind::Gather, gather).unit(0, micro);
             let rows = rows.after(token).after(saved).emit();
-            let id = if self.knobs.hidden == Processor::Cpu {
+            let id = if stay {
                 rows
             } else {
                 out.op(self.hidden_load, OpKind::LoadHidden, load).unit(0, micro).after(rows).emit()
