@@ -21,6 +21,7 @@ pub(crate) mod sequence;
 pub(crate) mod source;
 pub(crate) mod unit;
 
+use cache_file::CacheFile;
 use cache_rows::Shape;
 use sequence::Sequence;
 use source::Source;
@@ -32,6 +33,8 @@ pub(crate) struct Host<'a> {
     pub(crate) frame: Frame,
     pub(crate) units: Vec<Unit>,
     pub(crate) rings: Rings,
+    /// The cache of layers that have it on disk.
+    pub(crate) cache_file: Option<CacheFile>,
     /// By micro-batch.
     pub(crate) sequences: Vec<Mutex<Vec<Sequence>>>,
     pub(crate) observer: &'a (dyn Fn(NewToken) + Sync),
@@ -95,6 +98,20 @@ impl Host<'_> {
             slot.get_mut(..length).ok_or_else(|| fault("a block is larger than its slot"))?;
         let unit = self.unit(task)?;
         unit.copy(&self.units, unit.block(task.op)?, into)
+    }
+
+    /// The cache of a layer and micro-batch before this pass, from disk into a host slot.
+    pub(crate) fn read_cache(&self, task: &Task) -> Result<(), Fault> {
+        self.cache_file()?.read(self, task)
+    }
+
+    /// The rows of this pass, from a host slot to disk.
+    pub(crate) fn write_cache(&self, task: &Task) -> Result<(), Fault> {
+        self.cache_file()?.write(self, task)
+    }
+
+    fn cache_file(&self) -> Result<&CacheFile, Fault> {
+        self.cache_file.as_ref().ok_or_else(|| fault("there is no cache on disk"))
     }
 
     pub(crate) fn unit(&self, task: &Task) -> Result<&Unit, Fault> {

@@ -15,7 +15,7 @@ use pipo_plan::schedule::{Layout, OpKind, Tier};
 use pipo_plan::units::Bytes;
 
 use crate::backend::accounts::Accounts;
-use crate::backend::cache_file::{self, CacheFile};
+use crate::backend::cache_file::CacheFile;
 use crate::backend::knobs::Knobs;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -47,8 +47,6 @@ pub(crate) struct CpuBackend<'a> {
     /// For each layer and micro-batch: sequence by sequence, all keys and then all values. On the device,
     /// or in host memory where the schedule moves them.
     cache: Vec<Vec<Buffer>>,
-    /// Or on disk, for layers that have none here.
-    cache_file: Option<CacheFile>,
     /// For each micro-batch: rows embedded in host memory, on their way to the device; empty where the
     /// device embeds.
     gathered: Vec<Mutex<Vec<f32>>>,
@@ -85,6 +83,7 @@ impl<'a> CpuBackend<'a> {
             units.push(unit);
         }
         let gathers = if knobs.gathers() { plan.batch.count } else { 0 };
+        let cache_file = CacheFile::of(&knobs, store.data_path(), &mut notes)?;
         let Knobs { frame, cache, hidden_in_host, .. } = knobs;
         let tier = if hidden_in_host { Tier::Pinned } else { Tier::Gpu };
         let hidden = accounts.many(tier, "hidden states", frame.hidden(0), plan.batch.count)?;
@@ -97,11 +96,6 @@ impl<'a> CpuBackend<'a> {
             accounts.rest(Tier::Gpu, "queries and new rows")?,
             accounts.rest(Tier::Pinned, "queries")?,
         ];
-        let mut cache_file = None;
-        if cache.contains(&Tier::Disk) {
-            cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
-            notes.push(cache_file::NOTE.into());
-        }
         let layer = |tier| match tier {
             Tier::Disk => Ok(Vec::new()),
             _ => accounts.many(tier, "KV cache", frame.cache_room(), plan.batch.count),
@@ -112,12 +106,11 @@ impl<'a> CpuBackend<'a> {
         let sequences = backend::sequences(request)?;
         let observer = request.observer;
         Ok(Self {
-            host: Host { source, frame, units, rings, sequences, observer },
+            host: Host { source, frame, units, rings, cache_file, sequences, observer },
             decoder,
             hidden,
             hidden_in_host,
             cache,
-            cache_file,
             gathered: (0..gathers).map(|_| Mutex::default()).collect(),
             crossings: (0..plan.batch.count).map(|_| Mutex::default()).collect(),
             flows: Flows::default(),
@@ -176,8 +169,8 @@ impl Backend for CpuBackend<'_> {
             OpKind::Gather => self.gather(task),
             OpKind::LoadHidden => self.load_hidden(task),
             OpKind::SaveHidden => self.save_hidden(task),
-            OpKind::ReadCache => self.cache_file()?.read(&self.host, task),
-            OpKind::WriteCache => self.cache_file()?.write(&self.host, task),
+            OpKind::ReadCache => self.host.read_cache(task),
+            OpKind::WriteCache => self.host.write_cache(task),
             OpKind::LoadCache => self.load_cache(task),
             OpKind::SaveCache => self.save_cache(task),
             OpKind::CpuCompute => self.attend_beside(task),

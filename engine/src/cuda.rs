@@ -24,7 +24,7 @@ use pipo_plan::schedule::{HostMemory, LaneKind, Layout, OpKind, Slot, Tier, Work
 use pipo_plan::units::Bytes;
 
 use crate::backend::accounts::Accounts;
-use crate::backend::cache_file::{self, CacheFile};
+use crate::backend::cache_file::CacheFile;
 use crate::backend::knobs::Knobs;
 use crate::backend::source::Source;
 use crate::backend::unit::Unit;
@@ -70,11 +70,6 @@ impl From<CudaError> for Fault {
     }
 }
 
-/// Whether the device works off the operations of a lane.
-fn is_queue(lane: LaneKind) -> bool {
-    matches!(lane, LaneKind::H2d | LaneKind::D2h | LaneKind::Gpu)
-}
-
 /// A plan on a GPU. What is dropped first stands first: streams before memory, pins before their pages,
 /// the context last.
 pub(crate) struct CudaBackend<'a> {
@@ -102,8 +97,6 @@ pub(crate) struct CudaBackend<'a> {
     cache: Vec<Vec<Region>>,
     /// The same in host memory.
     cache_home: Vec<Vec<Buffer>>,
-    /// Or on disk.
-    cache_file: Option<CacheFile>,
     /// By micro-batch: embedded rows on their way to the device.
     gathered: Vec<Buffer>,
     /// By micro-batch: an attention under way that is not on the device.
@@ -178,11 +171,7 @@ impl<'a> CudaBackend<'a> {
         beside += accounts.claim_rest(Tier::Gpu, "hidden states, result")?;
         let normed = take(beside)?;
         let workspace = take(accounts.claim_rest(Tier::Gpu, "workspace")?)?;
-        let (mut cache, mut cache_home, mut cache_file) = (Vec::new(), Vec::new(), None);
-        if cache_tiers.contains(&Tier::Disk) {
-            cache_file = Some(CacheFile::create(store.data_path(), length(frame.cache_room())?)?);
-            notes.push(cache_file::NOTE.into());
-        }
+        let (mut cache, mut cache_home) = (Vec::new(), Vec::new());
         for tier in cache_tiers {
             let (mut here, mut home) = (Vec::new(), Vec::new());
             for _ in 0..count {
@@ -214,6 +203,7 @@ impl<'a> CudaBackend<'a> {
             source,
             units,
             rings: host_rings,
+            cache_file: CacheFile::of(&knobs, store.data_path(), &mut notes)?,
             sequences: backend::sequences(request)?,
             observer: request.observer,
             frame: knobs.frame,
@@ -249,7 +239,6 @@ impl<'a> CudaBackend<'a> {
             normed,
             cache,
             cache_home,
-            cache_file,
             gathered,
             crossings,
             apart,
@@ -333,7 +322,7 @@ impl Backend for CudaBackend<'_> {
 
     fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
         let paced = lane != LaneKind::Gpu && self.paces[0].is_some();
-        (is_queue(lane) && !paced).then_some(self)
+        (lane.is_of_gpu() && !paced).then_some(self)
     }
 }
 
@@ -349,10 +338,6 @@ impl CudaBackend<'_> {
         }
     }
 
-    fn cache_file(&self) -> Result<&CacheFile, Fault> {
-        self.cache_file.as_ref().ok_or_else(|| fault("there is no cache on disk"))
-    }
-
     /// An operation that has ended when this returns.
     fn at_once(&self, task: &Task) -> Result<(), Fault> {
         if self.queues.stream(task).is_some() {
@@ -363,8 +348,8 @@ impl CudaBackend<'_> {
             OpKind::ReadWeights => self.host.read_weights(task),
             OpKind::StageWeights => self.host.stage_weights(task),
             OpKind::Gather => self.gather(task),
-            OpKind::ReadCache => self.cache_file()?.read(&self.host, task),
-            OpKind::WriteCache => self.cache_file()?.write(&self.host, task),
+            OpKind::ReadCache => self.host.read_cache(task),
+            OpKind::WriteCache => self.host.write_cache(task),
             OpKind::CpuCompute => self.attend_beside(task),
             // Its waits are all there is to it.
             OpKind::Barrier => Ok(()),

@@ -70,7 +70,7 @@ struct Device {
 
 impl Device {
     fn is_queue(lane: LaneKind) -> bool {
-        matches!(lane, LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h)
+        lane.is_of_gpu()
     }
 
     fn run(schedule: &Schedule, fails: Option<OpId>) -> (Result<Timeline, ExecutionError>, Self) {

@@ -54,7 +54,7 @@ impl Meter {
     fn weight(self, kind: LaneKind, span: &Span) -> u16 {
         use LaneKind::{D2h, DiskRead, DiskToGpu, DiskWrite, Gpu, H2d};
         let counts = match self {
-            Self::Nvml => matches!(kind, Gpu | H2d | D2h),
+            Self::Nvml => kind.is_of_gpu(),
             Self::Kernel => {
                 kind == Gpu && matches!(span.kind, OpKind::Compute | OpKind::Decompress)
             }

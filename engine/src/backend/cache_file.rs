@@ -9,13 +9,13 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use pipo_plan::schedule::Tier;
+
 use super::cache_rows::{Shape, outside};
+use super::knobs::Knobs;
 use super::{Host, bound, length, moved};
 use crate::executor::{Fault, Task};
 use crate::run::RunError;
-
-/// What is to be said of how it is read.
-pub(crate) const NOTE: &str = "the cache on disk was read and written through the page cache";
 
 /// The file.
 #[derive(Debug)]
@@ -27,7 +27,20 @@ pub(crate) struct CacheFile {
 }
 
 impl CacheFile {
-    pub(crate) fn create(data: &Path, room: usize) -> Result<Self, RunError> {
+    /// What a plan needs: nothing where all caches are in memory. It is noted how it is read.
+    pub(crate) fn of(
+        knobs: &Knobs,
+        data: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>, RunError> {
+        if !knobs.cache.contains(&Tier::Disk) {
+            return Ok(None);
+        }
+        notes.push("the cache on disk was read and written through the page cache".into());
+        Self::create(data, length(knobs.frame.cache_room())?).map(Some)
+    }
+
+    fn create(data: &Path, room: usize) -> Result<Self, RunError> {
         let folder = data.parent().unwrap_or(Path::new(".")).to_owned();
         let file = tempfile::tempfile_in(&folder)
             .map_err(|source| RunError::Scratch { folder: folder.clone(), source })?;

@@ -5,7 +5,6 @@ use std::ops::Range;
 use pipo_kernels::format::{Format, quantise_rows};
 
 use super::CpuBackend;
-use crate::backend::cache_file::CacheFile;
 use crate::backend::cache_rows::{Shape, outside};
 use crate::backend::{Host, fault, length, moved};
 use crate::executor::{Fault, Task};
@@ -88,10 +87,6 @@ impl CpuBackend<'_> {
         }
         let mut home = self.home(task)?.write()?;
         copy(&self.host, task, (&slot, new.clone()), (&mut home, new))
-    }
-
-    pub(super) fn cache_file(&self) -> Result<&CacheFile, Fault> {
-        self.cache_file.as_ref().ok_or_else(|| fault("there is no cache on disk"))
     }
 
     pub(super) fn slot(&self, task: &Task) -> Result<&Buffer, Fault> {

@@ -52,7 +52,7 @@ pub(super) struct Queues {
 impl Queues {
     pub(super) fn new(layout: &Layout, part: Option<&Part>) -> Result<Self, Fault> {
         let lane = |lane: &pipo_plan::schedule::Lane| {
-            if !super::is_queue(lane.kind) {
+            if !lane.kind.is_of_gpu() {
                 return Ok(None);
             }
             let stream = match part.filter(|_| lane.kind == LaneKind::Gpu) {

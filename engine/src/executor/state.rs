@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pipo_plan::schedule::{Builder, LaneKind, Op, OpId, Pass, Schedule, Slot, Work};
+use pipo_plan::schedule::{Builder, Op, OpId, Pass, Schedule, Slot, Work};
 use pipo_plan::timeline::{Blame, PassEnd, Span, Timeline};
 use pipo_plan::units::Nanos;
 
@@ -177,10 +177,7 @@ impl<'a> State<'a> {
             self.slots[usize::from(slot.ring.0)][usize::from(slot.index)].taken += 1;
         }
         let of_lane = self.schedule.layout.queues[queue];
-        let on_gpu = matches!(
-            self.schedule.layout.lanes[lane].kind,
-            LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h
-        );
+        let on_gpu = self.schedule.layout.lanes[lane].kind.is_of_gpu();
         let span = self.spans.len();
         let started = Arc::new(Started { id, pass, op, work, bound, after, span });
         self.lanes[lane].performing = Some(Arc::clone(&started));
