@@ -51,7 +51,7 @@ use apart::Apart;
 use arithmetic::Arithmetic;
 use beside::Crossing;
 use driver::{Arena, Context, Part, Pin, Stream};
-use queue::Queues;
+pub(crate) use queue::Queues;
 
 pub(crate) use driver::is_present;
 

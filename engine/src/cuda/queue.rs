@@ -40,7 +40,7 @@ struct Marks {
 
 /// The streams of the lanes that the device works off, and the events of what is under way.
 #[derive(Debug)]
-pub(super) struct Queues {
+pub(crate) struct Queues {
     /// By lane; none where a thread of the host does the work.
     lanes: Vec<Option<Lane>>,
     /// Lane of each queue of the schedule.
@@ -50,7 +50,7 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    pub(super) fn new(layout: &Layout, part: Option<&Part>) -> Result<Self, Fault> {
+    pub(crate) fn new(layout: &Layout, part: Option<&Part>) -> Result<Self, Fault> {
         let lane = |lane: &pipo_plan::schedule::Lane| {
             if !lane.kind.is_of_gpu() {
                 return Ok(None);
@@ -74,7 +74,7 @@ impl Queues {
     }
 
     /// The stream of a task's lane; none where a thread of the host does the work.
-    pub(super) fn stream(&self, task: &Task) -> Option<&Stream> {
+    pub(crate) fn stream(&self, task: &Task) -> Option<&Stream> {
         self.lane(task).map(|lane| &lane.stream)
     }
 
@@ -87,7 +87,7 @@ impl Queues {
     ///
     /// Each mark costs the device microseconds between two kernels. Work that is behind something else when
     /// it is issued begins where that ends, and only the first behind nothing needs a mark of its own.
-    pub(super) fn issue(
+    pub(crate) fn issue(
         &self,
         task: &Task,
         work: impl FnOnce(&Stream) -> Result<(), Fault>,
@@ -105,8 +105,9 @@ impl Queues {
         let end = Arc::new(self.event()?);
         work(&lane.stream)?;
         lane.stream.record(&end)?;
-        *last = Arc::clone(&end);
+        let before = std::mem::replace(&mut *last, Arc::clone(&end));
         drop(last);
+        self.give_back(before);
         self.lock().insert(task.id, Marks { starts, end });
         Ok(())
     }
@@ -121,14 +122,14 @@ impl Queues {
     }
 
     /// Lets the host wait for what the task waits for.
-    pub(super) fn wait_on_host(&self, task: &Task) -> Result<(), Fault> {
+    pub(crate) fn wait_on_host(&self, task: &Task) -> Result<(), Fault> {
         let stream = self.stream(task).ok_or_else(|| fault("a lane has no stream"))?;
         self.wait_for(task, stream)?;
         stream.synchronise()
     }
 
     /// Waits until a task has ended.
-    pub(super) fn wait(&self, task: &Task) -> Result<Interval, Fault> {
+    pub(crate) fn wait(&self, task: &Task) -> Result<Interval, Fault> {
         let missing = || fault("an operation is waited for that was not issued");
         let Marks { starts, end: last } = self.lock().get(&task.id).cloned().ok_or_else(missing)?;
         last.synchronise()?;

@@ -3,21 +3,20 @@
 
 #![allow(unsafe_code, reason = "copies to a GPU are calls of a C interface")]
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pipo_kernels::cuda::{Kernels, Region};
 use pipo_plan::schedule::{
-    Builder, LaneKind, Layout, OpId, OpKind, Phase, Program, QueueId, Schedule, Work,
+    Builder, LaneKind, Layout, OpKind, Phase, Program, QueueId, Schedule, Work,
 };
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::Bytes;
 
 use super::super::ProfileError;
 use super::super::sampling::{Middle, Sampler};
-use crate::cuda::driver::{Context, Event, Stream};
+use crate::cuda::Queues;
+use crate::cuda::driver::{Context, Stream};
 use crate::executor::{Backend, Fault, Interval, Queue, Task, execute};
 
 /// Rounds of one sample.
@@ -78,39 +77,13 @@ impl Program for Rounds {
     }
 }
 
-/// A stream with something whose time on the host's clock is known.
-struct Lane {
-    stream: Stream,
-    anchor: Event,
-    at: Instant,
-}
-
-impl Lane {
-    fn new() -> Result<Self, Fault> {
-        let (stream, anchor) = (Stream::new()?, Event::new()?);
-        stream.record(&anchor)?;
-        anchor.synchronise()?;
-        Ok(Self { stream, anchor, at: Instant::now() })
-    }
-}
-
 /// The GPU as the CUDA backend uses it, with as little to do.
 struct Device<'a> {
     bench: &'a Bench<'a>,
-    copies: Lane,
-    kernels: Lane,
-    under_way: Mutex<BTreeMap<OpId, (Event, Event)>>,
+    queues: Queues,
 }
 
 impl Device<'_> {
-    fn lane(&self, kind: OpKind) -> Option<&Lane> {
-        match kind {
-            OpKind::LoadWeights => Some(&self.copies),
-            OpKind::Compute => Some(&self.kernels),
-            _ => None,
-        }
-    }
-
     fn work(&self, kind: OpKind, stream: &Stream) -> Result<(), Fault> {
         let Bench { kernels, to, numbers, from, .. } = *self.bench;
         if kind == OpKind::LoadWeights {
@@ -119,23 +92,15 @@ impl Device<'_> {
         }
         (0..LAUNCHES).try_for_each(|_| Ok(kernels.add(stream.raw(), numbers, numbers, 8)?))
     }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<OpId, (Event, Event)>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Backend for Device<'_> {
     fn perform(&self, task: &Task) -> Result<(), Fault> {
         self.bench.context.enter()?;
-        let Some(lane) = self.lane(task.op.kind) else { return Ok(()) };
-        // All that it waits for is the thread's, and has ended.
-        let (start, end) = (Event::new()?, Event::new()?);
-        lane.stream.record(&start)?;
-        self.work(task.op.kind, &lane.stream)?;
-        lane.stream.record(&end)?;
-        self.lock().insert(task.id, (start, end));
-        Ok(())
+        if self.queues.stream(task).is_none() {
+            return Ok(());
+        }
+        self.queues.issue(task, |stream| self.work(task.op.kind, stream))
     }
 
     fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
@@ -146,17 +111,7 @@ impl Backend for Device<'_> {
 impl Queue for Device<'_> {
     fn wait(&self, task: &Task) -> Result<Interval, Fault> {
         self.bench.context.enter()?;
-        let missing = || Fault("an operation is waited for that was not issued".into());
-        let lane = self.lane(task.op.kind).ok_or_else(missing)?;
-        let waited = self.lock().remove(&task.id);
-        let (start, end) = waited.ok_or_else(missing)?;
-        end.synchronise()?;
-        let after = |event: &Event| {
-            let milliseconds = f64::from(lane.anchor.until(event)?.max(0.0));
-            Ok::<_, Fault>(lane.at + Duration::from_secs_f64(milliseconds / 1e3))
-        };
-        let start = after(&start)?;
-        Ok(Interval { start, end: after(&end)?.max(start) })
+        self.queues.wait(task)
     }
 }
 
@@ -168,12 +123,7 @@ pub(super) fn crossings(sampler: &mut Sampler, bench: &Bench) -> Result<Crossing
     let schedule = Schedule { layout, program: Box::new(Rounds { copies, kernels, host }) };
     let mut once = |figure: &str, of: fn(&Timeline) -> Vec<u64>| {
         sampler.measure(figure, "1 operation", || {
-            let device = Device {
-                bench,
-                copies: Lane::new()?,
-                kernels: Lane::new()?,
-                under_way: Mutex::default(),
-            };
+            let device = Device { bench, queues: Queues::new(&schedule.layout, None)? };
             let ran = execute(&schedule, &device, &AtomicBool::new(false));
             bench.context.synchronise()?;
             let mut times = of(&ran?);
@@ -215,7 +165,7 @@ fn between(timeline: &Timeline, first: OpKind, then: OpKind) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use pipo_plan::schedule::LaneId;
+    use pipo_plan::schedule::{LaneId, OpId};
     use pipo_plan::timeline::{Blame, Span};
     use pipo_plan::units::Nanos;
 
