@@ -24,13 +24,16 @@ __device__ __forceinline__ void each(u16* x, const u16* y, long long count, Func
 }
 
 extern "C" __global__ void __launch_bounds__(256) relu(u16* x, long long count) {
+    follow();
     each(x, nullptr, count, [](float x, float) { return activated(RELU, x); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_tanh(u16* x, long long count) {
+    follow();
     each(x, nullptr, count, [](float x, float) { return activated(GELU_TANH, x); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) silu_gated(u16* gate, const u16* up, long long count) {
+    follow();
     each(gate, up, count, [](float gate, float up) { return gate / (1 + exponential(-gate)) * up; });
 }

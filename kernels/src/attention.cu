@@ -10,7 +10,7 @@
 // 2 t + 8 and 2 t + 9. In which order it holds dimensions is free, and chosen so that loads are wide.
 //
 // `whole`: a block of 4 warps has 64 rows, and every warp passes all that its rows see.
-// `split`: a block has 16 rows and 512 positions, which its warps take in turn; where there are several such
+// `split`: a block has 16 rows and a part of the context, which its warps take in turn; where there are several such
 // parts, `combine` adds them up.
 // `split_few`: the same for 8 rows at most, with both products turned round, so that no half of them is empty:
 //
@@ -19,20 +19,22 @@
 // Here lane 4 g + t holds of q the row g.
 
 #define WARPS 4
-#define SPLIT 512
 #define ROWS 16
 #define STEP 16
+// Positions of a step of `split_few`: where rows are short, twice as many are on their way.
+#define PAIRS (FORMAT == INT4 ? 2 : 1)
 // Words of keys that are loaded at once, and how often.
 #define KEY_WORDS (FORMAT == INT4 ? 2 : 4)
 #define KEY_LOADS (FORMAT == FP16 || FORMAT == BF16 ? WIDTH / 32 : WIDTH / 64)
 // Words of halves that a lane has of a row of keys or of q.
 #define INNER (WIDTH / 8)
-// Values: words for 8 dimensions of each 64.
-#define VALUE_WORDS (FORMAT == INT4 ? 1 : FORMAT == INT8 ? 2 : 4)
 // A warp sums at most 128 dimensions of the values: twice as many would not fit into registers. Where heads are
 // wider, another block has the other half, and q is read again at every step.
 #define OUT (WIDTH <= 128 ? WIDTH : 128)
-#define VALUE_LOADS (OUT / 64)
+// A lane has eight of each 64 dimensions, in so many loads of so many words.
+#define RUNS (OUT / 64)
+#define VALUE_LOADS (FORMAT == INT4 ? 1 : RUNS)
+#define VALUE_WORDS (FORMAT == INT4 ? RUNS : FORMAT == INT8 ? 2 : 4)
 #define ROOMY (WIDTH <= 128)
 #define UNROLL (ROOMY ? KEY_LOADS : 1)
 
@@ -60,10 +62,11 @@ struct Shape {
     long long lines;
 };
 
-// The number of a dimension for column `n` and index `e` of 8 among 64.
-__device__ __forceinline__ int value_dim(int n, int e) {
-    if (FORMAT != INT4) return 8 * n + e;
-    return 4 * n + e / 4 * 32 + e / 2 % 2 + e % 2 * 2;
+// The number of a dimension: index `e` of the run `j` of column `n`.
+__device__ __forceinline__ int value_dim(int j, int n, int e) {
+    if (FORMAT != INT4) return 64 * j + 8 * n + e;
+    const int word = RUNS * n + j;
+    return word / 8 * 64 + word % 8 * 4 + e / 4 * 32 + e / 2 % 2 + e % 2 * 2;
 }
 
 // Where a row of q or out lies, in numbers.
@@ -80,7 +83,7 @@ struct Key {
 
 struct Value {
     u32 words[VALUE_LOADS][VALUE_WORDS];
-    u32 scales[FORMAT == INT4 ? VALUE_LOADS : 1];
+    u32 scale;
 };
 
 // Words of halves of a load of keys.
@@ -135,24 +138,22 @@ __device__ __forceinline__ void load_q(
     }
 }
 
-// Eight dimensions of the j-th 64 of a value, as `value_dim` numbers them.
+// The j-th run of a value, as `value_dim` numbers it.
 __device__ __forceinline__ void decode_value(u32 (&halves)[4], const Value& value, int j) {
     if (FORMAT == INT4) {
-        halves_of_int4(
-            value.words[j][0], low_twice(value.scales[j]), high_twice(value.scales[j]), halves
-        );
+        halves_of_int4(value.words[0][j % VALUE_WORDS], low_twice(value.scale), high_twice(value.scale), halves);
     } else if (FORMAT == INT8) {
-        const u32 scale = low_twice(value.scales[0]);
+        const u32 scale = low_twice(value.scale);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             u32 low, high;
-            halves_of_int8(value.words[j][i % VALUE_WORDS], low, high);
+            halves_of_int8(value.words[j % VALUE_LOADS][i % VALUE_WORDS], low, high);
             halves[2 * i] = mul_halves(low, scale);
             halves[2 * i + 1] = mul_halves(high, scale);
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(value.words[j][i % VALUE_WORDS]);
+        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(value.words[j % VALUE_LOADS][i % VALUE_WORDS]);
     }
 }
 
@@ -167,9 +168,21 @@ __device__ __forceinline__ void load_row(u32 (&words)[N], const u8* row, int off
     }
 }
 
+// Some positions of a cache that follow each other: those from `start` on, of which `last` is seen last. A
+// position that nobody sees is replaced by that, and its score left out.
+struct Run {
+    const u8* weights;
+    const u8* scales;
+    int last;
+};
+
+__device__ __forceinline__ Run run_of(const Cache& cache, int start, int stop) {
+    return {cache.weights + start * cache.weights_step, cache.scales + start * cache.scales_step, stop - 1 - start};
+}
+
 // The scale of an int8 row, or the scale and minimum of an int4 group.
-__device__ __forceinline__ u32 load_scale(const Cache& cache, int position, int group) {
-    const u8* from = cache.scales + position * cache.scales_step;
+__device__ __forceinline__ u32 load_scale(const Cache& cache, const Run& run, u32 position, int group) {
+    const u8* from = run.scales + position * (u64)(u32)cache.scales_step;
     if (FORMAT == INT8) return ALIGNED ? *(const u16*)from : load2(from);
     u32 word[1] = {0};
     if (FORMAT == INT4) load_row(word, from, 4 * group, 4 * cache.groups);
@@ -177,35 +190,41 @@ __device__ __forceinline__ u32 load_scale(const Cache& cache, int position, int 
 }
 
 // The j-th load of a position's keys.
-__device__ __forceinline__ void load_key(Key& key, const Cache& cache, int position, int j, int t) {
-    const u8* row = cache.weights + position * cache.weights_step;
-    load_row(key.words, row, (16 * j + 4 * t) * KEY_WORDS, cache.row);
-    key.scale[0] = load_scale(cache, position, j);
+__device__ __forceinline__ void load_key(Key& key, const Cache& cache, const Run& run, int position, int j, int t) {
+    const u32 inside = min(position, run.last);
+    const int offset = (16 * j + 4 * t) * KEY_WORDS;
+    load_row(key.words, run.weights + inside * (u64)(u32)cache.weights_step, offset, cache.row);
+    key.scale[0] = load_scale(cache, run, inside, j);
 }
 
-__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
+template <int N>
+__device__ __forceinline__ void load_keys(Key (&keys)[N][KEY_LOADS], const Cache& cache, int start, int stop) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const Run run = run_of(cache, start, stop);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-        // A position that nobody sees is replaced by the last one, and its score left out.
-        const int position = min(start + 8 * n + g, stop - 1);
+    for (int n = 0; n < N; n++) {
 #pragma unroll
-        for (int j = 0; j < KEY_LOADS; j++) load_key(keys[n][j], cache, position, j, t);
+        for (int j = 0; j < KEY_LOADS; j++) load_key(keys[n][j], cache, run, 8 * n + g, j, t);
     }
 }
 
-__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int first) {
+template <int N>
+__device__ __forceinline__ void load_values(Value (&values)[N], const Cache& cache, int start, int stop, int half) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const Run run = run_of(cache, start, stop);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int position = min(start + 2 * t + i % 2 + i / 2 * 8, stop - 1);
-        const u8* row = cache.weights + position * cache.weights_step;
+    for (int i = 0; i < N; i++) {
+        const u32 inside = min(2 * t + i % 2 + i / 2 * 8, run.last);
+        const u8* row = run.weights + inside * (u64)(u32)cache.weights_step;
+        // Bytes of the dimensions that other blocks sum, and of those that other lanes have.
+        const int other = half * 32 * RUNS * (FORMAT == INT4 ? 1 : VALUE_WORDS);
 #pragma unroll
         for (int j = 0; j < VALUE_LOADS; j++) {
-            load_row(values[i].words[j], row, (32 * (first + j) + 4 * g) * VALUE_WORDS, cache.row);
-            if (FORMAT == INT4) values[i].scales[j] = load_scale(cache, position, first + j);
+            load_row(values[i].words[j], row, other + (32 * j + 4 * g) * VALUE_WORDS, cache.row);
         }
-        if (FORMAT == INT8) values[i].scales[0] = load_scale(cache, position, 0);
+        if (FORMAT != INT4 && FORMAT != INT8) values[i].scale = 0;
+        if (FORMAT == INT4) values[i].scale = load_scale(cache, run, inside, other / 32 + g * VALUE_WORDS / 8);
+        if (FORMAT == INT8) values[i].scale = load_scale(cache, run, inside, 0);
     }
 }
 
@@ -248,7 +267,7 @@ __device__ __forceinline__ void pass(
 #pragma unroll 1
     for (int start = begin; start < stop; start += step) {
         Value value[4];
-        if (ROOMY) load_values(value, values, start, stop, VALUE_LOADS * half);
+        if (ROOMY) load_values(value, values, start, stop, half);
         float scores[2][4] = {};
 #pragma unroll UNROLL
         for (int j = 0; j < KEY_LOADS; j++) {
@@ -268,7 +287,7 @@ __device__ __forceinline__ void pass(
             for (int n = 0; n < 2; n++) {
                 // A loop that is not unrolled cannot choose a register.
                 Key& key = ahead[n][ROOMY ? j : 0];
-                if (!ROOMY) load_key(key, keys, min(start + 8 * n + g, stop - 1), j, t);
+                if (!ROOMY) load_key(key, keys, run_of(keys, start, stop), 8 * n + g, j, t);
                 decode_key(right, key);
 #pragma unroll
                 for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
@@ -319,9 +338,9 @@ __device__ __forceinline__ void pass(
         for (int i = 0; i < 4; i++) {
             weights[i] = to_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
         }
-        if (!ROOMY) load_values(value, values, start, stop, VALUE_LOADS * half);
+        if (!ROOMY) load_values(value, values, start, stop, half);
 #pragma unroll
-        for (int j = 0; j < VALUE_LOADS; j++) {
+        for (int j = 0; j < RUNS; j++) {
             u32 halves[4][4];
 #pragma unroll
             for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
@@ -377,8 +396,9 @@ __device__ __forceinline__ int first_seen(const Shape& shape, int row) {
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     const u8* q, u8* out, float*, const u8* cache, long long plane, long long scales, int kv_heads, int group,
-    int dim, int first, int positions, int window, float scale, int
+    int dim, int first, int positions, int window, float scale, int, int
 ) {
+    follow();
     const Shape shape = {group, dim, first, positions, window, kv_heads, scale, 0};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int sequence = blockIdx.y / kv_heads, head = blockIdx.y % kv_heads;
@@ -410,7 +430,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
 #pragma unroll
                 for (int run = 0; run < 2; run++) {
                     // Four dimensions in a row, whichever order they were loaded in.
-                    const int start = OUT * half + 64 * j + value_dim(2 * t + n, 4 * run);
+                    const int start = OUT * half + value_dim(j, 2 * t + n, 4 * run);
                     const float a = numbers[4 * run], d = numbers[4 * run + 3];
                     const float b = numbers[4 * run + (FORMAT == INT4 ? 2 : 1)];
                     const float c = numbers[4 * run + (FORMAT == INT4 ? 1 : 2)];
@@ -430,10 +450,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     }
 }
 
+// What each warp of a block has summed of N rows. One more number in a row keeps the lanes of a warp, which have
+// other rows and every eighth dimension, from each other's banks.
+template <int N>
+using Mixed = float[WARPS][N][OUT + 1];
+
 // Writes what a block has of some rows: the result, or a part of it.
 template <int N>
 __device__ __forceinline__ void write_part(
-    const Shape& shape, const float (&tops)[WARPS][N], const float (&sums)[WARPS][N], const float (&mixed)[N][OUT],
+    const Shape& shape, const float (&tops)[WARPS][N], const float (&sums)[WARPS][N], const Mixed<N>& mixed,
     u8* out, float* partial, int sequence, int head, int half, int first_row, int part, int parts
 ) {
     const int rows = shape.positions * shape.group, present = min(N, rows - first_row);
@@ -447,13 +472,17 @@ __device__ __forceinline__ void write_part(
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) sum += sums[w][row] * power_of_two(tops[w][row] - from);
+        // Warp by warp, so that the order of the sum is written.
+        float value = mixed[0][row][i % OUT];
+#pragma unroll
+        for (int w = 1; w < WARPS; w++) value += mixed[w][row][i % OUT];
         if (parts == 1) {
             const long long place = row_place(shape, sequence, head, first_row + row) + column;
-            ((u16*)out)[place] = to_half(mixed[row][i % OUT] / sum);
+            ((u16*)out)[place] = to_half(value / sum);
             continue;
         }
         const long long line = ((long long)sequence * shape.kv_heads + head) * rows + first_row + row;
-        partial[(line * parts + part) * shape.dim + column] = mixed[row][i % OUT];
+        partial[(line * parts + part) * shape.dim + column] = value;
         if (column == 0) {
             float* ends = partial + shape.lines * parts * shape.dim + (line * parts + part) * 2;
             ends[0] = top;
@@ -465,11 +494,12 @@ __device__ __forceinline__ void write_part(
 // One block a multiprocessor is enough: given less room, the compiler spills a few registers.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
-    int group, int dim, int first, int positions, int window, float scale, int first_part
+    int group, int dim, int first, int positions, int window, float scale, int first_part, int length
 ) {
+    follow();
     __shared__ float tops[WARPS][ROWS];
     __shared__ float sums[WARPS][ROWS];
-    __shared__ float mixed[ROWS][OUT];
+    __shared__ Mixed<ROWS> mixed;
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int rows = positions * group, tiles = (rows + ROWS - 1) / ROWS;
     const long long lines = (long long)gridDim.z / tiles * kv_heads * rows;
@@ -480,8 +510,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     const Cache keys = cache_of(base, scales, dim, kv_heads, head);
     const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
     const int last_row = min(first_row + ROWS, rows) - 1;
-    const int start = (first_part + part) * SPLIT;
-    const int stop = min(start + SPLIT, first + last_row / group + 1);
+    const int start = (first_part + part) * length;
+    const int stop = min(start + length, first + last_row / group + 1);
     // Steps before what the first row sees are left out; which warp takes which step stays the same.
     int begin = start + warp * STEP;
     const int sees = first_seen(shape, first_row);
@@ -505,23 +535,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
         for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][g + 8 * i]);
         keep[i] = power_of_two(state.top[i] - (top == -INFINITE ? 0 : top));
     }
-    // Warp by warp, so that the order of the sum is written.
-#pragma unroll 1
-    for (int w = 0; w < WARPS; w++) {
-        if (w == warp) {
 #pragma unroll
-            for (int d = 0; d < OUT / 8; d++) {
+    for (int d = 0; d < OUT / 8; d++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int column = d / 8 * 64 + value_dim(2 * t + i % 2, d % 8);
-                    float& place = mixed[g + i / 2 * 8][column];
-                    const float value = state.values[d][i] * keep[i / 2];
-                    place = w == 0 ? value : place + value;
-                }
-            }
+        for (int i = 0; i < 4; i++) {
+            const int column = value_dim(d / 8, 2 * t + i % 2, d % 8);
+            mixed[warp][g + i / 2 * 8][column] = state.values[d][i] * keep[i / 2];
         }
-        __syncthreads();
     }
+    __syncthreads();
     write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, first_row, part, parts);
 }
 
@@ -534,13 +556,15 @@ __device__ __forceinline__ u32 transposed(u32 word) {
     return out;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
+// As above, where heads are wide.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, ROOMY ? 0 : 1) split_few(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
-    int group, int dim, int first, int positions, int window, float scale, int first_part
+    int group, int dim, int first, int positions, int window, float scale, int first_part, int length
 ) {
+    follow();
     __shared__ float tops[WARPS][FEW];
     __shared__ float sums[WARPS][FEW];
-    __shared__ float mixed[FEW][OUT];
+    __shared__ Mixed<FEW> mixed;
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int rows = positions * group;
     const long long lines = (long long)gridDim.z * kv_heads * rows;
@@ -550,14 +574,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
     const u8* base = cache + sequence * 2 * plane;
     const Cache keys = cache_of(base, scales, dim, kv_heads, head);
     const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
-    const int start = (first_part + part) * SPLIT;
-    const int stop = min(start + SPLIT, first + positions);
+    const int start = (first_part + part) * length;
+    const int stop = min(start + length, first + positions);
     // Steps before what the first row sees are left out; which warp takes which step stays the same.
-    int begin = start + warp * STEP;
-    const int sees = first_seen(shape, 0);
-    if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
+    constexpr int LONG = PAIRS * STEP, ROUND = WARPS * LONG;
+    int begin = start + warp * LONG;
+    const int sees = first_seen(shape, 0) / LONG * LONG;
+    if (begin < sees) begin += (sees - begin + ROUND - 1) / ROUND * ROUND;
 
     const float factor = scale * 1.4426950408889634f;
+    Key key[2 * PAIRS][KEY_LOADS];
+    if (ROOMY && begin < stop) load_keys(key, keys, begin, stop);
     u32 right[KEY_LOADS][INNER / KEY_LOADS];
     const u8* q_row = q + 2 * row_place(shape, sequence, head, min(g, rows - 1));
 #pragma unroll
@@ -566,37 +593,38 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
     const int seen[2] = {first + min(2 * t, rows - 1) / group, first + min(2 * t + 1, rows - 1) / group};
     float top[2] = {-INFINITE, -INFINITE}, sum[2] = {0, 0}, mix[OUT / 16][4] = {};
 
-    Key key[2][KEY_LOADS];
-    if (ROOMY && begin < stop) load_keys(key, keys, begin, stop);
 #pragma unroll 1
-    for (int at = begin; at < stop; at += WARPS * STEP) {
-        Value value[4];
+    for (int at = begin; at < stop; at += ROUND) {
+        Value value[PAIRS][4];
         if (!ROOMY) load_keys(key, keys, at, stop);
-        if (ROOMY) load_values(value, values, at, stop, VALUE_LOADS * half);
-        float scores[4] = {};
+        float scores[PAIRS][4] = {};
 #pragma unroll
-        for (int j = 0; j < KEY_LOADS; j++) {
-            u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
-            decode_key(low, key[0][j]);
-            decode_key(high, key[1][j]);
+        for (int p = 0; p < PAIRS; p++) {
+            if (ROOMY) load_values(value[p], values, min(at + STEP * p, stop - 1), stop, half);
 #pragma unroll
-            for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
-                multiply(scores, low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
+            for (int j = 0; j < KEY_LOADS; j++) {
+                u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
+                decode_key(low, key[2 * p][j]);
+                decode_key(high, key[2 * p + 1][j]);
+#pragma unroll
+                for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
+                    multiply(scores[p], low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
+                }
             }
         }
         // The next keys are on their way while these are weighed; at the end, the same again.
-        if (ROOMY) load_keys(key, keys, at + WARPS * STEP < stop ? at + WARPS * STEP : at, stop);
-        if (!ROOMY) load_values(value, values, at, stop, VALUE_LOADS * half);
+        if (ROOMY) load_keys(key, keys, at + ROUND < stop ? at + ROUND : at, stop);
         float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float largest = top[i];
 #pragma unroll
-            for (int n = 0; n < 2; n++) {
+            for (int n = 0; n < 2 * PAIRS; n++) {
+                float& score = scores[n / 2][2 * (n % 2) + i];
                 const int position = at + 8 * n + g;
                 const bool visible = position <= seen[i] && seen[i] - position < window;
-                scores[2 * n + i] = visible ? scores[2 * n + i] * factor : -INFINITE;
-                largest = fmaxf(largest, scores[2 * n + i]);
+                score = visible ? score * factor : -INFINITE;
+                largest = fmaxf(largest, score);
             }
 #pragma unroll
             for (int lane = 4; lane < 32; lane *= 2) {
@@ -605,9 +633,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
             const float from = largest == -INFINITE ? 0 : largest;
             keep[i] = power_of_two(top[i] - from);
             top[i] = largest;
+            float added = 0;
 #pragma unroll
-            for (int n = 0; n < 2; n++) scores[2 * n + i] = power_of_two(scores[2 * n + i] - from);
-            sum[i] = sum[i] * keep[i] + (scores[i] + scores[2 + i]);
+            for (int n = 0; n < 2 * PAIRS; n++) {
+                float& score = scores[n / 2][2 * (n % 2) + i];
+                score = power_of_two(score - from);
+                added += score;
+            }
+            sum[i] = sum[i] * keep[i] + added;
         }
         if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
 #pragma unroll
@@ -616,22 +649,26 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
                 for (int i = 0; i < 4; i++) mix[d][i] *= keep[i % 2];
             }
         }
-        const u32 weights[2] = {
-            transposed(to_halves(scores[0], scores[1])), transposed(to_halves(scores[2], scores[3]))
-        };
 #pragma unroll
-        for (int j = 0; j < VALUE_LOADS; j++) {
-            u32 halves[4][4];
+        for (int p = 0; p < PAIRS; p++) {
+            if (!ROOMY) load_values(value[p], values, min(at + STEP * p, stop - 1), stop, half);
+            const u32 weights[2] = {
+                transposed(to_halves(scores[p][0], scores[p][1])), transposed(to_halves(scores[p][2], scores[p][3]))
+            };
 #pragma unroll
-            for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
+            for (int j = 0; j < RUNS; j++) {
+                u32 halves[4][4];
 #pragma unroll
-            for (int m = 0; m < 4; m++) {
-                multiply(
-                    mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
-                    __byte_perm(halves[0][m], halves[1][m], 0x7632),
-                    __byte_perm(halves[2][m], halves[3][m], 0x5410),
-                    __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
-                );
+                for (int i = 0; i < 4; i++) decode_value(halves[i], value[p][i], j);
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    multiply(
+                        mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
+                        __byte_perm(halves[0][m], halves[1][m], 0x7632),
+                        __byte_perm(halves[2][m], halves[3][m], 0x5410),
+                        __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
+                    );
+                }
             }
         }
     }
@@ -653,22 +690,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_few(
         for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, tops[w][2 * t + i]);
         share[i] = power_of_two(top[i] - (largest == -INFINITE ? 0 : largest));
     }
-    // Warp by warp, so that the order of the sum is written.
-#pragma unroll 1
-    for (int w = 0; w < WARPS; w++) {
-        if (w == warp) {
 #pragma unroll
-            for (int d = 0; d < OUT / 16; d++) {
+    for (int d = 0; d < OUT / 16; d++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int column = d / 4 * 64 + value_dim(g, d % 4 * 2 + i / 2);
-                    float& place = mixed[2 * t + i % 2][column];
-                    const float part_of = mix[d][i] * share[i % 2];
-                    place = w == 0 ? part_of : place + part_of;
-                }
-            }
+        for (int i = 0; i < 4; i++) {
+            const int column = value_dim(d / 4, g, d % 4 * 2 + i / 2);
+            mixed[warp][2 * t + i % 2][column] = mix[d][i] * share[i % 2];
         }
-        __syncthreads();
     }
+    __syncthreads();
     write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, 0, part, parts);
 }

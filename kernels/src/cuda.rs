@@ -18,6 +18,10 @@
 //!
 //! The context that [`Kernels::load`] found current must be current on every thread that launches.
 //! Products of many rows share cuBLAS's scratch, so they must not overlap on two streams.
+//!
+//! From Hopper on a kernel starts while the one before it in the stream ends, and a product of few rows reads
+//! its first weights before it waits for that. So weights come from a copy, or from a kernel that something
+//! other than a kernel follows in the stream.
 
 #![allow(unsafe_code, reason = "the driver, NVRTC and cuBLAS are C interfaces")]
 

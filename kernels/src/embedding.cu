@@ -3,6 +3,7 @@
 extern "C" __global__ void __launch_bounds__(256) embed(
     const u32* tokens, int format, const u8* weights, const u8* scales, int vocabulary, int width, u16* out
 ) {
+    follow();
     const long long row = blockIdx.x;
     const int column = blockIdx.y * 256 + threadIdx.x;
     if (column >= width) return;
@@ -15,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(
 extern "C" __global__ void __launch_bounds__(256) add_positions(
     int format, const u8* weights, const u8* scales, int width, int start, int positions, u16* x
 ) {
+    follow();
     const long long row = blockIdx.x;
     const int column = blockIdx.y * 256 + threadIdx.x;
     if (column >= width) return;

@@ -13,7 +13,9 @@
 // | int8 | 16 at 64 j + 16 t, j < 2 | 64 j + 16 t ... + 15 |
 // | int4 | 16 at 16 t | of group t / 2: 16 (t % 2) ... + 15, and the same 32 further on |
 //
-// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way.
+// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way, and
+// X_DEPTH halves of chunks of x: its first or last two of four loads. The first weights are on their way before
+// the kernel that makes x has ended: they must be there before it, from a copy or a kernel that is waited for.
 
 #define WARPS 8
 #define CHUNK 128
@@ -59,12 +61,12 @@ struct Base {
 __device__ __forceinline__ void load(Stored& stored, const Base& base, u32 row, int chunk, bool wanted) {
 #pragma unroll
     for (int j = 0; j < LOADS; j++) {
-        load_aligned_if(stored.words[j], base.weights + row + chunk * CHUNK_BYTES + 64 * j, wanted);
+        load_constant_if(stored.words[j], base.weights + row + chunk * CHUNK_BYTES + 64 * j, wanted);
     }
     if (FORMAT == INT4) {
         u32 word[1] = {stored.scale};
         // A group has 32 bytes of weights and 4 of scales.
-        load_aligned_if(word, base.scales + row / 8 + chunk * CHUNK_SCALES, wanted);
+        load_constant_if(word, base.scales + row / 8 + chunk * CHUNK_SCALES, wanted);
         stored.scale = word[0];
     }
 }
@@ -86,28 +88,27 @@ __device__ __forceinline__ void load_part(Stored& stored, const Base& base, u32 
     }
 }
 
-// Words of halves, unscaled for int8.
-__device__ __forceinline__ void decode(u32 (&halves)[16], const Stored& stored) {
+// Half of a lane's inputs as words of halves, unscaled for int8: those of its first or last two loads of x.
+template <int HALF>
+__device__ __forceinline__ void decode(u32 (&halves)[8], const Stored& stored) {
     if (FORMAT == INT4) {
         const u32 scale = low_twice(stored.scale), minimum = high_twice(stored.scale);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             u32 out[4];
             halves_of_int4(stored.words[0][i], scale, minimum, out);
-            halves[2 * i] = out[0];
-            halves[2 * i + 1] = out[1];
-            halves[8 + 2 * i] = out[2];
-            halves[8 + 2 * i + 1] = out[3];
+            halves[2 * i] = out[2 * HALF];
+            halves[2 * i + 1] = out[2 * HALF + 1];
         }
     } else if (FORMAT == INT8) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            halves_of_int8(stored.words[i / 4 % LOADS][i % 4], halves[2 * i], halves[2 * i + 1]);
+        for (int i = 0; i < 4; i++) {
+            halves_of_int8(stored.words[HALF % LOADS][i], halves[2 * i], halves[2 * i + 1]);
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            halves[i] = halves_of_16_bits<FORMAT>(stored.words[i / 4 % LOADS][i % 4]);
+        for (int i = 0; i < 8; i++) {
+            halves[i] = halves_of_16_bits<FORMAT>(stored.words[(2 * HALF + i / 4) % LOADS][i % 4]);
         }
     }
 }
@@ -122,22 +123,22 @@ __device__ __forceinline__ int input_of(int chunk, int j) {
 }
 
 // Into the order of the weights.
-__device__ __forceinline__ void arrange(u32 (&halves)[16], const u32 (&words)[4][4]) {
+__device__ __forceinline__ void arrange(u32 (&halves)[8], const u32 (&words)[2][4]) {
 #pragma unroll
-    for (int i = 0; i < 16; i += 2) {
+    for (int i = 0; i < 8; i += 2) {
         const u32 a = words[i / 4][i % 4], b = words[i / 4][i % 4 + 1];
         halves[i] = FORMAT == INT4 ? __byte_perm(a, b, 0x5410) : a;
         halves[i + 1] = FORMAT == INT4 ? __byte_perm(a, b, 0x7632) : b;
     }
 }
 
-// sums += weights * x for a tile and a chunk.
+// sums += weights * x for a tile and half a chunk.
 template <int COLUMNS>
 __device__ __forceinline__ void add_tile(
-    float (&sums)[COLUMNS][4], const u32 (&low)[16], const u32 (&high)[16], const u32 (&right)[COLUMNS][16]
+    float (&sums)[COLUMNS][4], const u32 (&low)[8], const u32 (&high)[8], const u32 (&right)[COLUMNS][8]
 ) {
 #pragma unroll
-    for (int i = 0; i < 16; i += 2) {
+    for (int i = 0; i < 8; i += 2) {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             multiply(sums[c], low[i], high[i], low[i + 1], high[i + 1], right[c][i], right[c][i + 1]);
@@ -168,9 +169,11 @@ __device__ __forceinline__ void finish(float sum, const Part& part, int then, lo
     ((u16*)part.out)[place] = result;
 }
 
-template <int TILES, int COLUMNS, int DEPTH, bool ALIGNED>
+template <int TILES, int COLUMNS, int DEPTH, int X_DEPTH, bool ALIGNED>
 __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then, const Parts& parts) {
-    __shared__ float partial[WARPS][8 * COLUMNS][16 * TILES + 1];
+    // Four more numbers in a row keep the lanes of a warp from each other's banks.
+    __shared__ float partial[WARPS][8 * COLUMNS][16 * TILES + 4];
+    let_next_start();
     const Part part = blockIdx.z == 0 ? parts.a : blockIdx.z == 1 ? parts.b : parts.c;
     const int outputs = part.outputs;
     const int first_row = blockIdx.x * 8 * COLUMNS, first_output = blockIdx.y * 16 * TILES;
@@ -197,25 +200,36 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
 
     float sums[TILES][COLUMNS][4] = {};
     Stored stored[DEPTH][TILES][2] = {};
-    u32 words[COLUMNS][4][4] = {};
-    auto load_x = [&](int chunk) {
+    u32 words[X_DEPTH][COLUMNS][2][4] = {};
+    // Half a chunk of x.
+    auto load_x = [&](u32 (&words)[COLUMNS][2][4], int chunk, int half) {
 #pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; i++) {
-            const u8* from = x + x_at[i / 4] + 2 * input_of(chunk, i % 4);
-            load_aligned_if(words[i / 4][i % 4], from, chunk < whole);
+        for (int i = 0; i < 2 * COLUMNS; i++) {
+            const u8* from = x + x_at[i / 2] + 2 * input_of(chunk, 2 * half + i % 2);
+            load_aligned_if(words[i / 2][i % 2], from, chunk < whole);
         }
     };
     auto add_chunk = [&](Stored (&stored)[TILES][2], int chunk) {
         const int ahead = chunk + DEPTH * WARPS;
-        u32 right[COLUMNS][16];
+        u32 right[COLUMNS][8];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[c]);
-        load_x(chunk + WARPS);
+        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[0][c]);
+        load_x(words[0], X_DEPTH == 2 ? chunk + WARPS : chunk, X_DEPTH == 2 ? 0 : 1);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
-            u32 low[16], high[16];
-            decode(low, stored[tile][0]);
-            decode(high, stored[tile][1]);
+            u32 low[8], high[8];
+            decode<0>(low, stored[tile][0]);
+            decode<0>(high, stored[tile][1]);
+            add_tile<COLUMNS>(sums[tile], low, high, right);
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[X_DEPTH - 1][c]);
+        load_x(words[X_DEPTH - 1], chunk + WARPS, X_DEPTH - 1);
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            u32 low[8], high[8];
+            decode<1>(low, stored[tile][0]);
+            decode<1>(high, stored[tile][1]);
 #pragma unroll
             for (int i = 0; i < 2; i++) load(stored[tile][i], base, at[tile][i], ahead, ahead < whole);
             add_tile<COLUMNS>(sums[tile], low, high, right);
@@ -223,12 +237,15 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
     };
     int chunk = warp;
     if (ALIGNED) {
-        load_x(chunk);
 #pragma unroll
         for (int i = 0; i < 2 * TILES * DEPTH; i++) {
             const int tile = i / 2 % TILES, d = i / 2 / TILES, first = warp + d * WARPS;
             load(stored[d][tile][i % 2], base, at[tile][i % 2], first, first < whole);
         }
+        // Weights are nobody's result: they are on their way before the kernel that makes x has ended.
+        wait_for_earlier();
+#pragma unroll
+        for (int half = 0; half < X_DEPTH; half++) load_x(words[half], chunk, half);
 #pragma unroll 1
         for (; chunk + (DEPTH - 1) * WARPS < whole; chunk += DEPTH * WARPS) {
 #pragma unroll
@@ -240,25 +257,35 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
             add_chunk(stored[d], chunk);
             chunk += WARPS;
         }
+    } else {
+        wait_for_earlier();
     }
     // Chunks that are not whole: the last one, or all of them.
     for (; chunk < chunks; chunk += WARPS) {
-        u32 right[COLUMNS][16];
 #pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; i++) {
-            const int offset = 2 * input_of(chunk, i % 4);
-            load_words<4, ALIGNED>(words[i / 4][i % 4], x + x_at[i / 4], offset, 2 * inputs);
-        }
+        for (int half = 0; half < 2; half++) {
+            u32 right[COLUMNS][8];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[c]);
+            for (int i = 0; i < 2 * COLUMNS; i++) {
+                const int offset = 2 * input_of(chunk, 2 * half + i % 2);
+                load_words<4, ALIGNED>(words[0][i / 2][i % 2], x + x_at[i / 2], offset, 2 * inputs);
+            }
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            u32 low[16], high[16];
-            load_part<ALIGNED>(stored[0][tile][0], base, at[tile][0], chunk);
-            load_part<ALIGNED>(stored[0][tile][1], base, at[tile][1], chunk);
-            decode(low, stored[0][tile][0]);
-            decode(high, stored[0][tile][1]);
-            add_tile<COLUMNS>(sums[tile], low, high, right);
+            for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[0][c]);
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                u32 low[8], high[8];
+                load_part<ALIGNED>(stored[0][tile][0], base, at[tile][0], chunk);
+                load_part<ALIGNED>(stored[0][tile][1], base, at[tile][1], chunk);
+                if (half == 0) {
+                    decode<0>(low, stored[0][tile][0]);
+                    decode<0>(high, stored[0][tile][1]);
+                } else {
+                    decode<1>(low, stored[0][tile][0]);
+                    decode<1>(high, stored[0][tile][1]);
+                }
+                add_tile<COLUMNS>(sums[tile], low, high, right);
+            }
         }
     }
 
@@ -284,25 +311,21 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
     }
 }
 
-#define FEW(NAME, TILES, COLUMNS, DEPTH, ALIGNED, BLOCKS)                                                    \
+#define FEW(NAME, TILES, COLUMNS, DEPTH, X_DEPTH, ALIGNED, BLOCKS)                                           \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) NAME(                                   \
         const u8* x, int rows, int inputs, int then, const Parts parts                                       \
     ) {                                                                                                      \
-        few<TILES, COLUMNS, DEPTH, ALIGNED>(x, rows, inputs, then, parts);                                   \
+        few<TILES, COLUMNS, DEPTH, X_DEPTH, ALIGNED>(x, rows, inputs, then, parts);                          \
     }
+// A multiprocessor has room for two blocks, which hide each other's latency, where the assembler then needs no
+// memory for what should be in registers. What is on its way is chosen by measurement, on an H200.
+#define X_DEPTH (LOADS == 1 ? 1 : 2)
+#define TWO (__CUDA_ARCH__ >= 1000 && LOADS > 2 ? 1 : 2)
 
-// Blocks for which a multiprocessor must have room: more of them hide each other's latency, where the assembler
-// then needs no memory for what should be in registers.
-#if __CUDA_ARCH__ == 900
-#define MANY (LOADS == 1 ? 3 : 2)
-#else
-#define MANY (__CUDA_ARCH__ >= 1000 && LOADS > 2 ? 1 : 2)
-#endif
-
-FEW(few_16_8, 1, 1, (LOADS == 2 ? 2 : 1), true, MANY)
-FEW(few_32_8, 2, 1, 1, true, (LOADS > 2 ? 1 : 2))
-FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), true, 1)
+FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 2), X_DEPTH, true, TWO)
+FEW(few_32_8, 2, 1, 1, X_DEPTH, true, (LOADS > 2 ? 1 : 2))
+FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), X_DEPTH, true, 1)
 #if LOADS <= 2
-FEW(few_64_16, 4, 2, 1, true, 1)
+FEW(few_64_16, 4, 2, 1, X_DEPTH, true, 1)
 #endif
-FEW(few_unaligned, 1, 2, 1, false, 1)
+FEW(few_unaligned, 1, 2, 1, 2, false, 1)

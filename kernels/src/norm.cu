@@ -100,6 +100,7 @@ __device__ __forceinline__ void norm(
         const u16* x, const u16* weight, int weight_bf16, const u16* bias, int bias_bf16, float epsilon,      \
         u16* out, int rows, int width, int aligned                                                            \
     ) {                                                                                                       \
+        follow();                                                                                             \
         norm<BLOCK, CENTRED>(                                                                                 \
             x, weight, weight_bf16, bias, bias_bf16, epsilon, out, rows, width, aligned                       \
         );                                                                                                    \

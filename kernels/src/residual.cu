@@ -1,6 +1,7 @@
 // Sums of fp16 rows.
 
 extern "C" __global__ void __launch_bounds__(256) add(u16* a, const u16* b, long long count) {
+    follow();
     const long long first = 8 * ((long long)blockIdx.x * 256 + threadIdx.x);
     if (first + 8 <= count && ((u64)a | (u64)b) % 16 == 0) {
         const uint4 x = *(const uint4*)(a + first), y = *(const uint4*)(b + first);
@@ -22,6 +23,7 @@ extern "C" __global__ void __launch_bounds__(256) add(u16* a, const u16* b, long
 extern "C" __global__ void __launch_bounds__(256) prefill(
     const u8* bias, int bias_bf16, const u16* residual, u8* out, int wide, int rows, int outputs
 ) {
+    follow();
     const int output = blockIdx.x * 256 + threadIdx.x;
     if (output >= outputs) return;
     const u16 bits = bias ? load2(bias + 2 * output) : 0;
@@ -41,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) prefill(
 extern "C" __global__ void __launch_bounds__(256) add_bias(
     u16* x, const u8* bias, int bias_bf16, int rows, int width, int then
 ) {
+    follow();
     const int column = blockIdx.x * 256 + threadIdx.x;
     if (column >= width) return;
     const u16 bits = load2(bias + 2 * column);

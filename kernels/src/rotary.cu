@@ -25,6 +25,7 @@ extern "C" __global__ void __launch_bounds__(128) turn(
     // Null: no rotation.
     const float* frequencies, int rows, int positions, int dim, int first, float epsilon, const Sides sides
 ) {
+    follow();
     const Side side = blockIdx.z == 0 ? sides.q : sides.k;
     const int heads = side.heads, half = dim / 2, lane = threadIdx.x % 32;
     const int first_head = HEADS * (blockIdx.y * 4 + threadIdx.x / 32);

@@ -4,6 +4,7 @@
 extern "C" __global__ void __launch_bounds__(256) route(
     const float* logits, int rows, int experts, int top, int renormalise, float* weights
 ) {
+    follow();
     const int lane = threadIdx.x % 32, row = blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= rows) return;
     logits += (long long)row * experts;
@@ -52,6 +53,7 @@ extern "C" __global__ void __launch_bounds__(256) route(
 extern "C" __global__ void __launch_bounds__(256) add_expert(
     const float* weights, int experts, int expert, const u16* x, int width, int first, u16* out
 ) {
+    follow();
     const long long row = blockIdx.x;
     const int column = blockIdx.y * 256 + threadIdx.x;
     if (column >= width) return;

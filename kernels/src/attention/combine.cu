@@ -8,6 +8,7 @@
 extern "C" __global__ void __launch_bounds__(128) combine(
     const float* partial, u16* out, int parts, int kv_heads, int group, int dim, int positions, int all
 ) {
+    follow();
     const long long line = blockIdx.x;
     const float* ends = partial + (long long)all * parts * dim + line * parts * 2;
     float top = -INFINITE;

@@ -47,6 +47,12 @@ impl Architecture {
             Self::Sm120 => (12, 0),
         }
     }
+
+    /// Whether a kernel may start while the one before it in a stream still runs, and wait for it later
+    /// (programmatic dependent launch). Kernels are compiled for that by the same condition.
+    pub(super) fn starts_early(self) -> bool {
+        self >= Self::Sm90
+    }
 }
 
 impl fmt::Display for Architecture {

@@ -8,8 +8,12 @@ use crate::attention::Heads;
 use crate::error::{self, ShapeError};
 use crate::format::Format;
 
-/// Positions of one part of a split context.
-const SPLIT: usize = 512;
+/// Positions of one part of a split context: fewer where there are few sequences and heads, so that every
+/// multiprocessor of a large GPU has a part, and more where they alone are that many (chosen by measurement
+/// on an H200).
+fn part_of_context(heads: &Heads, sequences: usize) -> usize {
+    if sequences.saturating_mul(heads.kv) < 128 { 512 } else { 1024 }
+}
 
 /// Dimensions of the values that a warp sums.
 const HALF: usize = 128;
@@ -61,18 +65,21 @@ struct Cut {
     first: usize,
     /// How many parts; none where the context is not split.
     parts: usize,
+    /// Positions of a part.
+    length: usize,
 }
 
 impl Cut {
-    fn new(heads: &Heads, first_position: usize, positions: usize) -> Self {
+    fn new(heads: &Heads, sequences: usize, first_position: usize, positions: usize) -> Self {
+        let length = part_of_context(heads, sequences);
         let group = heads.query / heads.kv.max(1);
         // More rows than this keep a GPU busy without splitting.
         if positions.saturating_mul(group) > 4 * TILE {
-            return Self { first: 0, parts: 0 };
+            return Self { first: 0, parts: 0, length };
         }
         let start = heads.window.map_or(0, |w| (first_position + 1).saturating_sub(w));
         let last = first_position.saturating_add(positions.max(1) - 1);
-        Self { first: start / SPLIT, parts: last / SPLIT - start / SPLIT + 1 }
+        Self { first: start / length, parts: last / length - start / length + 1, length }
     }
 }
 
@@ -84,7 +91,7 @@ impl Kernels {
         first_position: usize,
         positions: usize,
     ) -> u64 {
-        let parts = Cut::new(heads, first_position, positions).parts;
+        let parts = Cut::new(heads, sequences, first_position, positions).parts;
         if parts < 2 {
             return 0;
         }
@@ -142,7 +149,7 @@ impl Kernels {
             && plane.weights_row.is_multiple_of(16)
             && plane.inputs.is_multiple_of(if plane.format == Format::Int8 { 16 } else { 8 });
         let unit = Unit::attention(plane.format, heads.dim, aligned)?;
-        let cut = Cut::new(heads, first_position, positions);
+        let cut = Cut::new(heads, sequences, first_position, positions);
         let needed = Self::attention_spare(heads, sequences, first_position, positions);
         if spare.bytes() < needed {
             let found = spare.bytes();
@@ -173,6 +180,7 @@ impl Kernels {
             u64::from(window.cast_unsigned()),
             u64::from(heads.scale.to_bits()),
             int("the part", cut.first)?,
+            int("the positions of a part", cut.length)?,
         ];
         self.launch(stream, Launch { unit, name, grid, threads: 128 }, &arguments)?;
         if direct {

@@ -70,23 +70,30 @@ impl Kernels {
         let tail = |index: usize| arguments[index..].as_ptr().cast_mut().cast();
         let mut pointers: Vec<*mut c_void> = (0..arguments.len()).map(tail).collect();
         let [x, y, z] = grid;
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.architecture.starts_early()),
+        };
         // SAFETY: the function belongs to a module that stays loaded as long as `self`. The callers
         // pass every parameter of the kernel, checked that the regions hold what it touches, and who
-        // made the regions answers for their memory. The driver copies arguments before it returns.
+        // made the regions answers for their memory. Every kernel waits for the one before it where it
+        // may start early. The driver copies arguments and attributes before it returns.
         let result = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                launch.threads,
-                1,
-                1,
-                0,
-                stream,
-                pointers.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+            let parameters = pointers.as_mut_ptr();
+            sys::cuLaunchKernelEx(&raw const config, function, parameters, ptr::null_mut())
         };
         check("launch a kernel", result)
     }

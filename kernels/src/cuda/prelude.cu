@@ -69,6 +69,30 @@ __device__ __forceinline__ float from_vector(const u16* vector, int bf16, int in
     return bf16 ? from_bf16(vector[index]) : from_half(vector[index]);
 }
 
+// --- one kernel after another
+
+// A kernel of ours starts while the one before it in the stream still runs. Here it waits until that one has
+// ended, and with it all before it. What an earlier kernel may have written is read after this, and not as
+// constant (`ld.global.nc`): a line of it may have been cached too early.
+__device__ __forceinline__ void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next one may start as soon as every block has said this.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// How a kernel starts that reads nothing before.
+__device__ __forceinline__ void follow() {
+    let_next_start();
+    wait_for_earlier();
+}
+
 // --- stored numbers, one at a time
 
 // Two bytes at any address.
@@ -97,23 +121,33 @@ template <int N>
 __device__ __forceinline__ void load_aligned(u32 (&words)[N], const u8* from) {
     if (N == 4) {
         asm volatile(
-            "ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+            "ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
             : "=r"(words[0]), "=r"(words[1 % N]), "=r"(words[2 % N]), "=r"(words[3 % N])
             : "l"(from)
         );
     } else if (N == 2) {
         asm volatile(
-            "ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1 % N]) : "l"(from)
+            "ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1 % N]) : "l"(from)
         );
     } else {
-        asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+        asm volatile("ld.global.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
     }
 }
 
-// The same, or nothing at all: a branch would keep the compiler from moving what stands around it. The rest of
-// the cache line, which other warps are about to read, comes to the second level with it.
+// The same, or nothing at all: a branch would keep the compiler from moving what stands around it.
 template <int N>
 __device__ __forceinline__ void load_aligned_if(u32 (&words)[N], const u8* from, bool wanted) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+        : "+r"(words[0]), "+r"(words[1 % N]), "+r"(words[2 % N]), "+r"(words[3 % N])
+        : "l"(from), "r"((u32)wanted)
+    );
+}
+
+// The same of what no kernel writes. The rest of the cache line, which other warps are about to read, comes to
+// the second level with it.
+template <int N>
+__device__ __forceinline__ void load_constant_if(u32 (&words)[N], const u8* from, bool wanted) {
     if (N == 4) {
         asm volatile(
             "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"

@@ -4,6 +4,7 @@
 extern "C" __global__ void __launch_bounds__(256) dequantise(
     int format, const u8* weights, const u8* scales, int rows, int inputs, u16* out, int aligned
 ) {
+    follow();
     const int groups = (inputs + 63) / 64;
     const int bytes = format == INT4 ? 32 * groups : format == INT8 ? inputs : 2 * inputs;
     const int each = format == INT4 || format == INT8 ? 8 : 16, vectors = (bytes + each - 1) / each;

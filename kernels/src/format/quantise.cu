@@ -97,6 +97,7 @@ __device__ void int4_group(const u16* x, u8* weights, u8* scales, int count, int
 extern "C" __global__ void __launch_bounds__(256) append(
     const u16* keys, const u16* values, int format, u8* weights, u8* scales, long long plane, int rows, int dim
 ) {
+    follow();
     const int lane = threadIdx.x % 32, row = blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= rows) return;
     const u16* x = (blockIdx.z == 0 ? keys : values) + ((long long)blockIdx.y * rows + row) * dim;

@@ -8,8 +8,7 @@ use super::shapes::Rows;
 use crate::model::{Model, Part, Tensor, TensorKind};
 use crate::schedule::{Linear, Piece, Way};
 
-/// Positions of one part of a context that is split, and rows of a head up to which it is.
-const SPLIT: u64 = 512;
+/// Rows of a head up to which a context is split.
 const SPLIT_ROWS: u64 = 64;
 
 /// Products of the same rows that one launch may compute.
@@ -113,10 +112,13 @@ fn bias_of(matrix: &str) -> &'static str {
 /// Whether attention over the context is split along it.
 fn is_split(model: &Model, rows: Rows) -> bool {
     let group = u64::from(model.heads / model.kv_heads.max(1));
+    // Positions of one part.
+    let heads = u64::from(model.kv_heads).saturating_mul(rows.sequences);
+    let length = if heads < 128 { 512 } else { 1024 };
     let last = rows.context.saturating_sub(1);
     let first = rows.context.saturating_sub(rows.positions);
     let start = model.sliding_window.map_or(0, |window| (first + 1).saturating_sub(window));
-    rows.positions.saturating_mul(group) <= SPLIT_ROWS && last / SPLIT > start / SPLIT
+    rows.positions.saturating_mul(group) <= SPLIT_ROWS && last / length > start / length
 }
 
 #[cfg(test)]
