@@ -10,8 +10,8 @@
 // 2 t + 8 and 2 t + 9. In which order it holds dimensions is free, and chosen so that loads are wide.
 //
 // `whole`: a block of 4 warps has 64 rows, and every warp passes all that its rows see.
-// `split`: a block has 16 rows and a part of the context, which its warps take in turn; where there are several such
-// parts, `combine` adds them up.
+// `split`: a block has 16 rows and a part of the context, which its warps take in turn; where there are several
+// such parts, `combine` adds them up.
 // `split_few`: the same for 8 rows at most, with both products turned round, so that no half of them is empty:
 //
 //   scores (16 positions x 8 rows) = keys * q^T (dim x 8),   sums (dim x 8) += values^T * weights (16 x 8)
@@ -21,8 +21,6 @@
 #define WARPS 4
 #define ROWS 16
 #define STEP 16
-// Positions of a step of `split_few`: where rows are short, twice as many are on their way.
-#define PAIRS (FORMAT == INT4 ? 2 : 1)
 // Words of keys that are loaded at once, and how often.
 #define KEY_WORDS (FORMAT == INT4 ? 2 : 4)
 #define KEY_LOADS (FORMAT == FP16 || FORMAT == BF16 ? WIDTH / 32 : WIDTH / 64)
@@ -153,7 +151,9 @@ __device__ __forceinline__ void decode_value(u32 (&halves)[4], const Value& valu
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < 4; i++) halves[i] = halves_of_16_bits<FORMAT>(value.words[j % VALUE_LOADS][i % VALUE_WORDS]);
+        for (int i = 0; i < 4; i++) {
+            halves[i] = halves_of_16_bits<FORMAT>(value.words[j % VALUE_LOADS][i % VALUE_WORDS]);
+        }
     }
 }
 
@@ -197,23 +197,21 @@ __device__ __forceinline__ void load_key(Key& key, const Cache& cache, const Run
     key.scale[0] = load_scale(cache, run, inside, j);
 }
 
-template <int N>
-__device__ __forceinline__ void load_keys(Key (&keys)[N][KEY_LOADS], const Cache& cache, int start, int stop) {
+__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const Run run = run_of(cache, start, stop);
 #pragma unroll
-    for (int n = 0; n < N; n++) {
+    for (int n = 0; n < 2; n++) {
 #pragma unroll
         for (int j = 0; j < KEY_LOADS; j++) load_key(keys[n][j], cache, run, 8 * n + g, j, t);
     }
 }
 
-template <int N>
-__device__ __forceinline__ void load_values(Value (&values)[N], const Cache& cache, int start, int stop, int half) {
+__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int half) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const Run run = run_of(cache, start, stop);
 #pragma unroll
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < 4; i++) {
         const u32 inside = min(2 * t + i % 2 + i / 2 * 8, run.last);
         const u8* row = run.weights + inside * (u64)(u32)cache.weights_step;
         // Bytes of the dimensions that other blocks sum, and of those that other lanes have.
@@ -398,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     const u8* q, u8* out, float*, const u8* cache, long long plane, long long scales, int kv_heads, int group,
     int dim, int first, int positions, int window, float scale, int, int
 ) {
-    follow();
+    wait_for_earlier();
     const Shape shape = {group, dim, first, positions, window, kv_heads, scale, 0};
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int sequence = blockIdx.y / kv_heads, head = blockIdx.y % kv_heads;
@@ -414,6 +412,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) whole(
     clear(state);
     const int begin = first_seen(shape, first_row);
     pass(state, q, keys, values, shape, sequence, head, half, first_row, begin, STEP, first + last_row / group + 1);
+    let_next_start();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = first_row + g + 8 * i;
@@ -496,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
     int group, int dim, int first, int positions, int window, float scale, int first_part, int length
 ) {
-    follow();
+    wait_for_earlier();
     __shared__ float tops[WARPS][ROWS];
     __shared__ float sums[WARPS][ROWS];
     __shared__ Mixed<ROWS> mixed;
@@ -519,6 +518,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     State state;
     clear(state);
     pass(state, q, keys, values, shape, sequence, head, half, first_row, begin, WARPS * STEP, stop);
+    let_next_start();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (t == 0) {
@@ -556,12 +556,18 @@ __device__ __forceinline__ u32 transposed(u32 word) {
     return out;
 }
 
-// As above, where heads are wide.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, ROOMY ? 0 : 1) split_few(
+// Blocks for which a multiprocessor must have room, zero where the assembler finds that itself without spilling.
+#if __CUDA_ARCH__ >= 1200
+#define FEW_BLOCKS (!ROOMY && ALIGNED ? 1 : FORMAT == INT4 && WIDTH == 128 ? 3 : 0)
+#else
+#define FEW_BLOCKS (!ROOMY && ALIGNED ? 1 : 0)
+#endif
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, FEW_BLOCKS) split_few(
     const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
     int group, int dim, int first, int positions, int window, float scale, int first_part, int length
 ) {
-    follow();
+    wait_for_earlier();
     __shared__ float tops[WARPS][FEW];
     __shared__ float sums[WARPS][FEW];
     __shared__ Mixed<FEW> mixed;
@@ -577,13 +583,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, ROOMY ? 0 : 1) split_fe
     const int start = (first_part + part) * length;
     const int stop = min(start + length, first + positions);
     // Steps before what the first row sees are left out; which warp takes which step stays the same.
-    constexpr int LONG = PAIRS * STEP, ROUND = WARPS * LONG;
-    int begin = start + warp * LONG;
-    const int sees = first_seen(shape, 0) / LONG * LONG;
-    if (begin < sees) begin += (sees - begin + ROUND - 1) / ROUND * ROUND;
+    int begin = start + warp * STEP;
+    const int sees = first_seen(shape, 0);
+    if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
 
     const float factor = scale * 1.4426950408889634f;
-    Key key[2 * PAIRS][KEY_LOADS];
+    Key key[2][KEY_LOADS];
     if (ROOMY && begin < stop) load_keys(key, keys, begin, stop);
     u32 right[KEY_LOADS][INNER / KEY_LOADS];
     const u8* q_row = q + 2 * row_place(shape, sequence, head, min(g, rows - 1));
@@ -594,37 +599,34 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, ROOMY ? 0 : 1) split_fe
     float top[2] = {-INFINITE, -INFINITE}, sum[2] = {0, 0}, mix[OUT / 16][4] = {};
 
 #pragma unroll 1
-    for (int at = begin; at < stop; at += ROUND) {
-        Value value[PAIRS][4];
+    for (int at = begin; at < stop; at += WARPS * STEP) {
+        Value value[4];
         if (!ROOMY) load_keys(key, keys, at, stop);
-        float scores[PAIRS][4] = {};
+        if (ROOMY) load_values(value, values, at, stop, half);
+        float scores[4] = {};
 #pragma unroll
-        for (int p = 0; p < PAIRS; p++) {
-            if (ROOMY) load_values(value[p], values, min(at + STEP * p, stop - 1), stop, half);
+        for (int j = 0; j < KEY_LOADS; j++) {
+            u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
+            decode_key(low, key[0][j]);
+            decode_key(high, key[1][j]);
 #pragma unroll
-            for (int j = 0; j < KEY_LOADS; j++) {
-                u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
-                decode_key(low, key[2 * p][j]);
-                decode_key(high, key[2 * p + 1][j]);
-#pragma unroll
-                for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
-                    multiply(scores[p], low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
-                }
+            for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
+                multiply(scores, low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
             }
         }
         // The next keys are on their way while these are weighed; at the end, the same again.
-        if (ROOMY) load_keys(key, keys, at + ROUND < stop ? at + ROUND : at, stop);
+        if (ROOMY) load_keys(key, keys, at + WARPS * STEP < stop ? at + WARPS * STEP : at, stop);
+        if (!ROOMY) load_values(value, values, at, stop, half);
         float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float largest = top[i];
 #pragma unroll
-            for (int n = 0; n < 2 * PAIRS; n++) {
-                float& score = scores[n / 2][2 * (n % 2) + i];
+            for (int n = 0; n < 2; n++) {
                 const int position = at + 8 * n + g;
                 const bool visible = position <= seen[i] && seen[i] - position < window;
-                score = visible ? score * factor : -INFINITE;
-                largest = fmaxf(largest, score);
+                scores[2 * n + i] = visible ? scores[2 * n + i] * factor : -INFINITE;
+                largest = fmaxf(largest, scores[2 * n + i]);
             }
 #pragma unroll
             for (int lane = 4; lane < 32; lane *= 2) {
@@ -633,14 +635,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, ROOMY ? 0 : 1) split_fe
             const float from = largest == -INFINITE ? 0 : largest;
             keep[i] = power_of_two(top[i] - from);
             top[i] = largest;
-            float added = 0;
 #pragma unroll
-            for (int n = 0; n < 2 * PAIRS; n++) {
-                float& score = scores[n / 2][2 * (n % 2) + i];
-                score = power_of_two(score - from);
-                added += score;
-            }
-            sum[i] = sum[i] * keep[i] + added;
+            for (int n = 0; n < 2; n++) scores[2 * n + i] = power_of_two(scores[2 * n + i] - from);
+            sum[i] = sum[i] * keep[i] + (scores[i] + scores[2 + i]);
         }
         if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
 #pragma unroll
@@ -649,29 +646,26 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, ROOMY ? 0 : 1) split_fe
                 for (int i = 0; i < 4; i++) mix[d][i] *= keep[i % 2];
             }
         }
+        const u32 weights[2] = {
+            transposed(to_halves(scores[0], scores[1])), transposed(to_halves(scores[2], scores[3]))
+        };
 #pragma unroll
-        for (int p = 0; p < PAIRS; p++) {
-            if (!ROOMY) load_values(value[p], values, min(at + STEP * p, stop - 1), stop, half);
-            const u32 weights[2] = {
-                transposed(to_halves(scores[p][0], scores[p][1])), transposed(to_halves(scores[p][2], scores[p][3]))
-            };
+        for (int j = 0; j < RUNS; j++) {
+            u32 halves[4][4];
 #pragma unroll
-            for (int j = 0; j < RUNS; j++) {
-                u32 halves[4][4];
+            for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
 #pragma unroll
-                for (int i = 0; i < 4; i++) decode_value(halves[i], value[p][i], j);
-#pragma unroll
-                for (int m = 0; m < 4; m++) {
-                    multiply(
-                        mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
-                        __byte_perm(halves[0][m], halves[1][m], 0x7632),
-                        __byte_perm(halves[2][m], halves[3][m], 0x5410),
-                        __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
-                    );
-                }
+            for (int m = 0; m < 4; m++) {
+                multiply(
+                    mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
+                    __byte_perm(halves[0][m], halves[1][m], 0x7632),
+                    __byte_perm(halves[2][m], halves[3][m], 0x5410),
+                    __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
+                );
             }
         }
     }
+    let_next_start();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll

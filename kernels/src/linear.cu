@@ -173,7 +173,6 @@ template <int TILES, int COLUMNS, int DEPTH, int X_DEPTH, bool ALIGNED>
 __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then, const Parts& parts) {
     // Four more numbers in a row keep the lanes of a warp from each other's banks.
     __shared__ float partial[WARPS][8 * COLUMNS][16 * TILES + 4];
-    let_next_start();
     const Part part = blockIdx.z == 0 ? parts.a : blockIdx.z == 1 ? parts.b : parts.c;
     const int outputs = part.outputs;
     const int first_row = blockIdx.x * 8 * COLUMNS, first_output = blockIdx.y * 16 * TILES;
@@ -289,6 +288,7 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
         }
     }
 
+    let_next_start();
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll

@@ -631,7 +631,7 @@ fn attentions() {
                 format: Unit::FORMATS[index % 4],
                 heads: Heads { query: kv * group, kv, dim, window, scale },
                 // The contexts of many heads and sequences are cut into longer parts.
-                sequences: if index % 65 == 64 {
+                sequences: if index % 130 == 64 {
                     128_usize.div_ceil(kv)
                 } else {
                     random.pick(&[1, 1, 2, 3])

@@ -80,17 +80,18 @@ __device__ __forceinline__ void wait_for_earlier() {
 #endif
 }
 
-// The next one may start as soon as every block has said this.
+// The next one may start as soon as every block has said this or ended. Said at the start, the next one's blocks
+// would crowd wherever there is room, and leave other multiprocessors idle.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
-// How a kernel starts that reads nothing before.
+// How a kernel begins that is short, or one of many rows.
 __device__ __forceinline__ void follow() {
-    let_next_start();
     wait_for_earlier();
+    let_next_start();
 }
 
 // --- stored numbers, one at a time
