@@ -44,6 +44,10 @@ pub struct Linear {
     pub inputs: u64,
     /// Independent products of this shape.
     pub copies: u32,
+    /// Rows of each copy where every expert works on every row, as on pipo's CUDA backend.
+    pub all_rows: u64,
+    /// And the copies there.
+    pub all_copies: u32,
     /// How the weights are stored.
     pub precision: Precision,
     /// Whether dequantisation happens inside the product; where not, a 16-bit copy is written first.
@@ -68,6 +72,13 @@ const TILE: u64 = 256;
 const RESULTS: u64 = 1 << 19;
 
 impl Linear {
+    /// What pipo's CUDA backend computes: which rows go to which expert is known on the device alone, so each
+    /// expert works on all of them (`engine/src/cuda/mixture.rs`).
+    #[must_use]
+    pub fn on_all_rows(&self) -> Self {
+        Self { rows: self.all_rows, copies: self.all_copies, ..*self }
+    }
+
     /// Rows for which weights are best decoded in registers.
     pub fn few(precision: Precision) -> u64 {
         match precision {

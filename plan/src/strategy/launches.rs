@@ -33,15 +33,17 @@ pub(super) fn of(
             // A table that is looked up, or added to what was.
             (TensorKind::Matrix, "tokens") | (TensorKind::Vector, "norm" | "positions") => 1,
             (TensorKind::Matrix, name) => linears.next().map_or(0, |linear| {
+                let linear = linear.on_all_rows();
                 // cuBLAS leaves what follows to a launch of its own; so does a first matrix elsewhere.
                 let follows = there(bias_of(name)) || (name == "fc1" && there("fc2"));
                 let apart = follows && linear.way_as_planned() != Way::InRegisters;
                 // What is between the products of a part, where it is not the first one's.
                 let between = name == "down" || (name == "fc2" && !there("fc1"));
                 let more = u32::from(apart) + u32::from(between);
-                // Rows of each expert are brought together first, and put back.
-                let more = if tensor.copies > 1 { (more + 1) * linear.copies } else { more };
-                linear.launches().saturating_add(more)
+                // What an expert says is added to the others', and all of it to the rows.
+                let of_experts = (more + 1).saturating_mul(linear.copies).saturating_add(1);
+                let last = tensor.copies > 1 && name == "down";
+                linear.launches().saturating_add(if last { of_experts } else { more })
             }),
             (TensorKind::Vector, "router") => 2,
             // A bias whose matrix is in the operation before.
@@ -78,7 +80,12 @@ pub(super) fn is_joined(tensors: &[&(Part, Tensor)], part: Part, name: &str) -> 
 
 /// Numbers beside each row of a product's result that it may overwrite: what follows in the room for the
 /// results of its part.
-pub(super) fn beside(model: &Model, name: &str) -> u64 {
+pub(super) fn beside(model: &Model, tensor: &Tensor) -> u64 {
+    // Experts have a room for copies of their weights.
+    if tensor.copies > 1 {
+        return model.ffn.saturating_mul(2);
+    }
+    let name = tensor.name;
     let width = |heads: u32| u64::from(heads).saturating_mul(model.head_dim);
     let (query, cached) = (width(model.heads), width(model.kv_heads));
     let all: &[u64] = match name {
@@ -165,6 +172,13 @@ mod tests {
         // Whole: norm, 4 x (decode, multiply), 4 biases, append, attention; in tiles where there is not
         // room for a whole decoded matrix: v in 1 (of 8192 rows), fc1 in 2, fc2 in 2.
         assert_eq!(of("opt-6.7b", true)[1], 3 + 4 * 3 + 1 + (4 + 1) + (4 + 1));
+    }
+
+    #[test]
+    fn every_expert_is_launched() {
+        // Norm, qkv, turn, append, attention, o; norm, router, choice; gate and up, function, down, share of
+        // each of eight; what all of them say.
+        assert_eq!(of("mixtral-8x7b", true)[0], 6 + 3 + 8 * 4 + 1);
     }
 
     #[test]

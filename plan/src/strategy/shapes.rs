@@ -116,10 +116,12 @@ fn add_tensor(
                 outputs: tensor.outputs,
                 inputs: tensor.inputs,
                 copies,
+                all_rows: count,
+                all_copies: if model.experts.is_some() { tensor.copies } else { 1 },
                 precision: style.weights,
                 fused: style.fused,
                 joined,
-                beside: launches::beside(model, tensor.name),
+                beside: launches::beside(model, tensor),
             });
             // A product is followed by about one pass over its output: activation, residual or bias.
             out.elementwise += Bytes(4 * rows * u64::from(copies) * tensor.outputs);

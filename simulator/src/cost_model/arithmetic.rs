@@ -65,12 +65,14 @@ pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> C
     match &gpu.gap {
         None => compute.linears.iter().for_each(|l| sum.add(product(gpu, &tables.kernels, l))),
         Some(_) => joined::launches(&compute.linears)
-            .for_each(|linear| sum.add(product(gpu, &tables.kernels, &linear))),
+            .iter()
+            .for_each(|linear| sum.add(product(gpu, &tables.kernels, linear))),
     }
     if let Some(attention) = &compute.attention {
         sum.add(attend(gpu, &tables.attentions, attention));
     }
-    let elementwise = compute.elementwise.as_f64();
+    let more = gpu.gap.as_ref().map_or(0.0, |_| joined::beside_routed(&compute.linears));
+    let elementwise = compute.elementwise.as_f64() + more;
     let rate = gpu.elementwise.as_ref().map_or(gpu.memory_bandwidth.value, |rate| rate.value);
     sum.add(Step { nanos: streaming(elementwise, rate), bytes: elementwise });
     let mapped = compute.mapped.as_f64();

@@ -6,14 +6,25 @@ use pipo_plan::schedule::{Compute, Linear, Way};
 use super::kernels::Kernels;
 
 /// The products, those that one launch computes as one: its weights are read like those of one matrix.
-pub(super) fn launches(linears: &[Linear]) -> impl Iterator<Item = Linear> {
+pub(super) fn launches(linears: &[Linear]) -> Vec<Linear> {
+    let linears: Vec<Linear> = linears.iter().map(Linear::on_all_rows).collect();
     let in_registers = |one: &Linear| one.fused && one.way(one.precision) == Way::InRegisters;
     let together =
         move |one: &Linear, next: &Linear| next.joined && in_registers(one) && in_registers(next);
-    linears.chunk_by(together).filter_map(|all| {
+    let joined = linears.chunk_by(together).filter_map(|all| {
         let outputs = all.iter().fold(0, |sum: u64, one| sum.saturating_add(one.outputs));
         all.first().map(|first| Linear { outputs, ..*first })
-    })
+    });
+    joined.collect()
+}
+
+/// Bytes of the passes over what experts say for rows that were not sent to them.
+pub(super) fn beside_routed(linears: &[Linear]) -> f64 {
+    let numbers = |linear: &Linear| linear.rows as f64 * f64::from(linear.copies);
+    let more = linears.iter().map(|linear| {
+        4.0 * (numbers(&linear.on_all_rows()) - numbers(linear)) * linear.outputs as f64
+    });
+    more.sum::<f64>().max(0.0)
 }
 
 /// Nanoseconds of one copy of a product from a table; none without a table.
@@ -39,7 +50,7 @@ pub(super) fn time(kernels: &Kernels, linear: &Linear, precision: Precision) -> 
 /// Launches of products and of attention: these were measured one after another, so that what is between
 /// them is in their times. A copy that is decoded first was not.
 pub(super) fn measured(compute: &Compute) -> u32 {
-    let products = compute.linears.iter().map(|linear| {
+    let products = compute.linears.iter().map(Linear::on_all_rows).map(|linear| {
         let apart = !linear.fused && linear.precision.is_quantised();
         linear.launches().saturating_sub(if apart { linear.copies } else { 0 })
     });

@@ -30,6 +30,8 @@ fn linear(rows: u64, precision: Precision, fused: bool) -> Linear {
         outputs: 4096,
         inputs: 4096,
         copies: 1,
+        all_rows: rows,
+        all_copies: 1,
         precision,
         fused,
         joined: false,
@@ -139,6 +141,24 @@ fn products_together_are_one_and_a_product_in_tiles_is_several() {
     assert_eq!(nanos(vec![many(0)]), Nanos(64 * 6000));
     let joined = Linear { joined: true, ..many(4096) };
     assert_eq!(nanos(vec![many(4096), joined]), Nanos(180_000), "many rows stay apart");
+}
+
+#[test]
+fn on_pipos_own_backend_every_expert_works_on_every_row() {
+    let mut machine = laptop();
+    let of = |rows, copies| {
+        let experts = linear(rows, Precision::Fp16, true);
+        let linears = vec![Linear { copies, all_rows: 64, all_copies: 8, ..experts }];
+        let elementwise = Bytes(4 * rows * u64::from(copies) * 4096);
+        Work::Gpu(Compute { linears, elementwise, ..Compute::default() })
+    };
+    // 64 rows, two experts of eight for each: as many rows as are sent are 16 for each.
+    let (routed, all) = (of(16, 8), of(64, 8));
+    assert!(cost(&machine, &routed).nanos < cost(&machine, &all).nanos);
+    machine.gpu.gap = Some(Figure::new(Nanos(1000), "estimate"));
+    assert_eq!(cost(&machine, &routed).nanos, cost(&machine, &all).nanos);
+    // One row is sent to two experts, and the others' weights are read all the same.
+    assert_eq!(cost(&machine, &of(1, 2)).nanos, cost(&machine, &all).nanos);
 }
 
 #[test]
@@ -296,7 +316,21 @@ prop_compose! {
         let [rows, outputs, inputs, sequences, context, heads, kv_heads, head_dim, elementwise, mapped] =
             <[u64; 10]>::try_from(sizes).unwrap_or_default();
         Compute {
-            linears: vec![Linear { rows, outputs, inputs, copies, precision, fused, joined: fused, beside: rows }; 2],
+            linears: vec![
+                Linear {
+                    rows,
+                    outputs,
+                    inputs,
+                    copies,
+                    all_rows: context,
+                    all_copies: launches,
+                    precision,
+                    fused,
+                    joined: fused,
+                    beside: rows,
+                };
+                2
+            ],
             attention: Some(Attention {
                 sequences, rows, context, heads, kv_heads, head_dim, precision, fused,
             }),

@@ -115,6 +115,8 @@ fn weights_are_decoded_in_the_product_whatever_a_plan_says() {
             outputs: 4096,
             inputs: 4096,
             copies: 1,
+            all_rows: 1,
+            all_copies: 1,
             precision: Precision::Int4,
             fused,
             joined: false,
