@@ -41,6 +41,7 @@ mod attention;
 mod beside;
 pub(crate) mod driver;
 mod head;
+mod held;
 mod hidden;
 mod mixture;
 mod mlp;
@@ -51,6 +52,7 @@ use apart::Apart;
 use arithmetic::Arithmetic;
 use beside::Crossing;
 use driver::{Arena, Context, Part, Pin, Stream};
+use held::Held;
 pub(crate) use queue::Queues;
 
 pub(crate) use driver::is_present;
@@ -103,8 +105,10 @@ pub(crate) struct CudaBackend<'a> {
     crossings: Vec<Crossing>,
     apart: Apart,
     greedy: bool,
-    /// What host threads hold copies of each way back to, and reads.
-    paces: [Option<Pace>; 3],
+    /// Up and down, where the link stands in for a slower one.
+    held: [Option<Held>; 2],
+    /// What reads are held back to.
+    pace: Option<Pace>,
     allocated: Vec<(Tier, Bytes)>,
     notes: Vec<String>,
     device: String,
@@ -222,11 +226,12 @@ impl<'a> CudaBackend<'a> {
         let mapped = mapped.map(|table| unsafe { driver::mapped(&table.read()?) }).transpose()?;
         let shape = request.shape;
         let part = shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
-        let paces = [shape.link, shape.link, shape.disk].map(|rate| rate.map(Pace::new));
+        let held = || shape.link.map(Held::new).transpose();
         Ok(Self {
             queues: Queues::new(layout, part.as_ref())?,
             _part: part,
-            paces,
+            held: [held()?, held()?],
+            pace: shape.disk.map(Pace::new),
             arithmetic,
             decoder,
             _pins: pins,
@@ -296,7 +301,20 @@ impl<'a> CudaBackend<'a> {
             // The driver copies such memory before it returns: it must be what is meant by then.
             self.queues.wait_on_host(task)?;
         }
-        self.queues.issue(task, |stream| match task.op.kind {
+        let held = match task.work {
+            Work::H2d { .. } => self.held[0].as_ref(),
+            Work::D2h { .. } => self.held[1].as_ref(),
+            _ => None,
+        };
+        self.queues.issue(task, |stream| match held {
+            Some(held) => held.pass(stream, task.work.bytes(), || self.enqueue(task, stream)),
+            None => self.enqueue(task, stream),
+        })
+    }
+
+    /// What an operation of a lane of the device does.
+    fn enqueue(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
+        match task.op.kind {
             OpKind::LoadWeights => self.load_weights(task, stream),
             OpKind::LoadHidden => self.load_hidden(task, stream),
             OpKind::LoadCache => self.load_cache(task, stream),
@@ -304,46 +322,30 @@ impl<'a> CudaBackend<'a> {
             OpKind::SaveHidden => self.save_hidden(task, stream),
             OpKind::Compute => self.compute(task, stream),
             _ => Err(fault("the CUDA backend does not know such an operation")),
-        })
+        }
     }
 }
 
 impl Backend for CudaBackend<'_> {
     fn perform(&self, task: &Task) -> Result<(), Fault> {
         self.context.enter()?;
-        if let Some(pace) = self.pace(task) {
-            return pace.pass(task.work.bytes(), || self.at_once(task));
+        match (&self.pace, task.work) {
+            _ if self.queues.stream(task).is_some() => self.issue(task),
+            (Some(pace), Work::DiskRead { .. }) => {
+                pace.pass(task.work.bytes(), || self.at_once(task))
+            }
+            _ => self.at_once(task),
         }
-        if self.queues.stream(task).is_some() {
-            return self.issue(task);
-        }
-        self.at_once(task)
     }
 
     fn queue(&self, lane: LaneKind) -> Option<&dyn Queue> {
-        let paced = lane != LaneKind::Gpu && self.paces[0].is_some();
-        (lane.is_of_gpu() && !paced).then_some(self)
+        lane.is_of_gpu().then_some(self)
     }
 }
 
 impl CudaBackend<'_> {
-    /// What holds an operation back.
-    fn pace(&self, task: &Task) -> Option<&Pace> {
-        let [up, down, read] = &self.paces;
-        match task.work {
-            Work::H2d { .. } => up.as_ref(),
-            Work::D2h { .. } => down.as_ref(),
-            Work::DiskRead { .. } => read.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// An operation that has ended when this returns.
+    /// An operation of the host, which has ended when this returns.
     fn at_once(&self, task: &Task) -> Result<(), Fault> {
-        if self.queues.stream(task).is_some() {
-            self.issue(task)?;
-            return self.queues.wait(task).map(|_| ());
-        }
         match task.op.kind {
             OpKind::ReadWeights => self.host.read_weights(task),
             OpKind::StageWeights => self.host.stage_weights(task),

@@ -1,8 +1,8 @@
 //! A device made smaller, to stand in for another: fewer multiprocessors, a slower link, a slower disk.
 //!
 //! Multiprocessors are really fewer: kernels run in a green context that has no others. Link and disk are
-//! paced by the host, operation by operation: each is done as fast as it goes, and counts as done no earlier
-//! than the slower device would have done it. Never by a kernel that spins, which would count as work.
+//! held back by the host, operation by operation: each is done as fast as it goes, and counts as done no
+//! earlier than the slower device would have done it. Never by a kernel that spins, which would count as work.
 
 use std::fmt;
 use std::str::FromStr;
@@ -101,8 +101,21 @@ impl Pace {
         *free = Some(end);
         drop(free);
         let result = work()?;
-        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        until(end);
         Ok(result)
+    }
+}
+
+/// How much longer a thread may sleep than it asked for.
+const OVERSLEPT: Duration = Duration::from_micros(150);
+
+/// Waits until a time, to the microsecond where a core is free: sleeping alone would lose a tenth of a
+/// millisecond with each operation.
+pub(crate) fn until(end: Instant) {
+    let left = || end.saturating_duration_since(Instant::now());
+    std::thread::sleep(left().saturating_sub(OVERSLEPT));
+    while left() > Duration::ZERO {
+        std::thread::yield_now();
     }
 }
 

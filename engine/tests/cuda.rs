@@ -5,20 +5,23 @@
 use std::sync::atomic::AtomicBool;
 
 use pipo_engine::run::{Device, Outcome, Request, random_prompts, run};
+use pipo_engine::shape::Shape;
 use pipo_plan::model::Precision;
 use pipo_plan::plan::Batching;
+use pipo_plan::schedule::LaneKind;
 use pipo_plan::strategy::Strategy as System;
 use pipo_plan::strategy::pipo::{Embedding, Pipo};
 use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{KvTier, Processor};
-use pipo_plan::units::Bytes;
+use pipo_plan::timeline::Span;
+use pipo_plan::units::{Bandwidth, Bytes};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use cases::{Case, accelerate, cases, check_against, check_offloaded, flexgen, pipo};
 use exact::{Imported, difference};
 use fixture::{Fixture, MODELS};
-use plans::{PRECISIONS, fixture, resident};
+use plans::{PRECISIONS, bits, fixture, resident};
 
 #[path = "fixture/cases.rs"]
 mod cases;
@@ -322,4 +325,35 @@ fn logits_are_those_of_the_cpu_within_rounding() {
         }
     }
     assert!(worst < 1e-2, "{worst}");
+}
+
+/// Each way of a link that stands in for a slower one: all its copies take as long as they would there, and
+/// nothing else changes.
+#[test]
+fn a_link_held_back_is_no_faster_than_its_rate_and_changes_no_token() {
+    if !has_gpu() {
+        return;
+    }
+    let rate = Bandwidth(20_000_000);
+    let shape = Shape { link: Some(rate), ..Shape::default() };
+    let fixture = fixture(MODELS.iter().position(|&name| name == "llama3").unwrap(), 0);
+    let streamed = Pipo { embedding: Embedding::Unit, kv: KvTier::Host, ..Pipo::default() };
+    let plan = fixture.plan(System::Pipo(streamed), Batching::single(2), 8);
+    let prompts = fixture.prompts(&plan);
+    let request =
+        Request { device: Device::Cuda, shape, ..Request::new(&plan, &fixture.store, &prompts) };
+    let held = run(&request, &AtomicBool::new(false)).unwrap();
+    let free = fixture.run_on(Device::Cuda, &plan).unwrap();
+    assert_eq!((&held.tokens, bits(&held)), (&free.tokens, bits(&free)));
+    for kind in [LaneKind::H2d, LaneKind::D2h] {
+        let lanes = &held.timeline.layout.lanes;
+        let on = |span: &&Span| lanes[usize::from(span.lane.0)].kind == kind;
+        let spans: Vec<&Span> = held.timeline.spans.iter().filter(on).collect();
+        let bytes = spans.iter().map(|span| span.bytes).sum::<Bytes>();
+        let busy = spans.iter().map(|span| (span.end - span.start).0).sum::<u64>();
+        // Copies that were queued in time begin a little before the device is seen to get to them.
+        let slower = rate.time(bytes).0 - 15_000 * spans.len() as u64;
+        println!("{kind:?}: {} copies of {bytes}, {busy} ns", spans.len());
+        assert!(bytes > Bytes(100_000) && busy >= slower, "{kind:?}: {bytes} in {busy} ns");
+    }
 }

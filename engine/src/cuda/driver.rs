@@ -13,11 +13,13 @@ mod event;
 mod memory;
 mod part;
 mod stream;
+mod words;
 
 pub(crate) use event::Event;
 pub(crate) use memory::{Arena, Pin, mapped};
 pub(crate) use part::Part;
 pub(crate) use stream::{Rows, Stream};
+pub(crate) use words::Words;
 
 /// The oldest driver whose functions are all there: 12.8, of the series 570.
 const OLDEST: i32 = 12_080;
