@@ -317,15 +317,16 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
     ) {                                                                                                      \
         few<TILES, COLUMNS, DEPTH, X_DEPTH, ALIGNED>(x, rows, inputs, then, parts);                          \
     }
+
 // A multiprocessor has room for two blocks, which hide each other's latency, where the assembler then needs no
 // memory for what should be in registers. What is on its way is chosen by measurement, on an H200.
-#define X_DEPTH (LOADS == 1 ? 1 : 2)
+#define HALVES (LOADS == 1 ? 1 : 2)
 #define TWO (__CUDA_ARCH__ >= 1000 && LOADS > 2 ? 1 : 2)
 
-FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 2), X_DEPTH, true, TWO)
-FEW(few_32_8, 2, 1, 1, X_DEPTH, true, (LOADS > 2 ? 1 : 2))
-FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), X_DEPTH, true, 1)
+FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 2), HALVES, true, TWO)
+FEW(few_32_8, 2, 1, 1, HALVES, true, (LOADS > 2 ? 1 : 2))
+FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), HALVES, true, 1)
 #if LOADS <= 2
-FEW(few_64_16, 4, 2, 1, X_DEPTH, true, 1)
+FEW(few_64_16, 4, 2, 1, HALVES, true, 1)
 #endif
 FEW(few_unaligned, 1, 2, 1, 2, false, 1)

@@ -25,6 +25,7 @@ pub mod flexgen;
 pub mod frame;
 pub mod headinfer;
 mod launches;
+mod passes;
 pub mod pipo;
 pub mod residency;
 pub mod resident;

@@ -24,6 +24,11 @@ impl Activation {
     }
 }
 
+/// Blocks of a kernel whose threads have eight columns each, and four rows as long as there are not too many.
+pub(super) fn by_columns(rows: usize, width: usize) -> [usize; 3] {
+    [width.div_ceil(2048), rows.div_ceil(4).min(65535), 1]
+}
+
 impl Kernels {
     /// Applies a function to `count` fp16 numbers in place.
     pub fn activate(
@@ -85,7 +90,7 @@ impl Kernels {
     ) -> Result<(), CudaError> {
         let width = bias.length();
         x.holds("x", &[rows, width], 2)?;
-        let grid = [width.div_ceil(256), rows.min(4096), 1];
+        let grid = by_columns(rows, width);
         let launch = Launch { unit: Unit::Residual, name: "add_bias", grid, threads: 256 };
         let arguments = [
             x.address(),

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use super::activation::Activation;
+use super::activation::{Activation, by_columns};
 use super::blas::Product;
 use super::launch::Launch;
 use super::operand::{DeviceMatrix, DeviceVector, Region};
@@ -274,7 +274,7 @@ impl Kernels {
     fn prefill(&self, stream: Stream, linear: &Linear) -> Result<(), CudaError> {
         let Linear { rows, matrix, bias, out, out_type, .. } = *linear;
         let outputs = matrix.layout().outputs;
-        let grid = [outputs.div_ceil(256), rows.min(65535), 1];
+        let grid = by_columns(rows, outputs);
         let launch = Launch { unit: Unit::Residual, name: "prefill", grid, threads: 256 };
         let arguments = [
             bias.map_or(0, |bias| bias.region().address()),

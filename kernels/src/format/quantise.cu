@@ -94,6 +94,30 @@ __device__ void int4_group(const u16* x, u8* weights, u8* scales, int count, int
     }
 }
 
+__device__ __forceinline__ u16 in_16_bits(int format, float value) {
+    if (format == FP16) return to_half(limited(value, 65504));
+    return to_bf16(limited(value, __uint_as_float(0x7f7f0000)));
+}
+
+// Eight numbers a lane where memory allows.
+__device__ void row_of_16_bits(const u16* x, int format, u8* to, int dim, int lane) {
+    if (dim % 8 == 0 && ((u64)x | (u64)to) % 16 == 0) {
+        for (int i = 8 * lane; i < dim; i += 256) {
+            const uint4 loaded = *(const uint4*)(x + i);
+            const u32 from[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+            u32 words[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                words[j] = in_16_bits(format, low_half(from[j])) |
+                           (u32)in_16_bits(format, high_half(from[j])) << 16;
+            }
+            *(uint4*)(to + 2 * i) = make_uint4(words[0], words[1], words[2], words[3]);
+        }
+        return;
+    }
+    for (int i = lane; i < dim; i += 32) store2(to + 2 * i, in_16_bits(format, from_half(x[i])));
+}
+
 extern "C" __global__ void __launch_bounds__(256) append(
     const u16* keys, const u16* values, int format, u8* weights, u8* scales, long long plane, int rows, int dim
 ) {
@@ -113,14 +137,6 @@ extern "C" __global__ void __launch_bounds__(256) append(
             int4_group(x + 64 * group, weights + 32 * place, scales + 4 * place, min(64, dim - 64 * group), lane);
         }
     } else {
-        for (int i = lane; i < dim; i += 32) {
-            const float value = from_half(x[i]);
-            u8* to = weights + 2 * ((long long)row * dim + i);
-            if (format == FP16) {
-                store2(to, to_half(limited(value, 65504)));
-            } else {
-                store2(to, to_bf16(limited(value, __uint_as_float(0x7f7f0000))));
-            }
-        }
+        row_of_16_bits(x, format, weights + 2 * (long long)row * dim, dim, lane);
     }
 }

@@ -173,8 +173,10 @@ pub struct Compute {
     pub linears: Vec<Linear>,
     /// Attention over the cache, where the unit has it.
     pub attention: Option<Attention>,
-    /// Bytes moved by norms, residuals, rotary embedding and lookups.
+    /// Bytes moved by norms, residuals, rotary embedding and lookups, of about one pass over each product.
     pub elementwise: Bytes,
+    /// The same on pipo's CUDA backend, as its kernels move them.
+    pub passes: Bytes,
     /// Bytes of host memory that kernels read across the link.
     pub mapped: Bytes,
     /// Kernels launched by a system that launches one for each operation.

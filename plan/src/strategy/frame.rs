@@ -104,13 +104,15 @@ impl Frame {
     /// for each row of the activation, and all of what is multiplied with.
     pub fn looked_up(&self, unit: &Unit, pass: u32, chunk: u16) -> Bytes {
         let rows = self.rows(pass, chunk).count();
-        let tensors = unit.tensors.iter().map(|(_, tensor)| tensor);
-        let matrices = tensors.filter(|tensor| tensor.kind == TensorKind::Matrix);
-        let bytes = |tensor: &Tensor| match tensor.name {
-            "tokens" | "positions" => self.style.weights.matrix_bytes(rows, tensor.inputs),
-            _ => tensor.bytes(self.style.weights),
+        let bytes = |tensor: &Tensor| match (tensor.kind, tensor.name) {
+            (TensorKind::Matrix, "tokens") => {
+                self.style.weights.matrix_bytes(rows, tensor.inputs)
+            }
+            (TensorKind::Matrix, _) => tensor.bytes(self.style.weights),
+            (TensorKind::Vector, "positions") => Precision::Fp16.matrix_bytes(rows, tensor.inputs),
+            (TensorKind::Vector, _) => Bytes::ZERO,
         };
-        matrices.map(bytes).sum()
+        unit.tensors.iter().map(|(_, tensor)| bytes(tensor)).sum()
     }
 
     /// Hidden states of one micro-batch in one pass (all chunks).

@@ -101,7 +101,7 @@ pub(super) fn beside(model: &Model, tensor: &Tensor) -> u64 {
     all.iter().fold(0, |sum, &width| sum.saturating_add(width))
 }
 
-fn bias_of(matrix: &str) -> &'static str {
+pub(super) fn bias_of(matrix: &str) -> &'static str {
     match matrix {
         "q" => "q_bias",
         "k" => "k_bias",

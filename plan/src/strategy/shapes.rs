@@ -1,7 +1,7 @@
 //! The arithmetic of a unit: which matrix products and attention it performs for how many rows.
 
-use super::launches;
 use super::units::{Unit, is_output_projection};
+use super::{launches, passes};
 use crate::model::{Model, Part, Precision, Tensor, TensorKind};
 use crate::schedule::{Attention, Compute, Linear, Piece};
 use crate::units::Bytes;
@@ -65,6 +65,7 @@ pub fn compute(
         add_tensor(&mut out, model, (*part, tensor), rows, style, active, joined);
     }
     out.joined_launches = launches::of(model, &wanted, &out.linears, unit.attends, rows, piece);
+    out.passes = passes::of(model, &wanted, &out.linears, unit.attends, (rows, piece, style));
     if unit.attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
         out.attention = Some(Attention {
             sequences: rows.sequences,

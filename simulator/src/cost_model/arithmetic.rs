@@ -71,8 +71,8 @@ pub(super) fn on_gpu(machine: &Machine, tables: &Tables, compute: &Compute) -> C
     if let Some(attention) = &compute.attention {
         sum.add(attend(gpu, &tables.attentions, attention));
     }
-    let more = gpu.gap.as_ref().map_or(0.0, |_| joined::beside_routed(&compute.linears));
-    let elementwise = compute.elementwise.as_f64() + more;
+    let passes = if gpu.gap.is_some() { compute.passes } else { compute.elementwise };
+    let elementwise = passes.as_f64();
     let rate = gpu.elementwise.as_ref().map_or(gpu.memory_bandwidth.value, |rate| rate.value);
     sum.add(Step { nanos: streaming(elementwise, rate), bytes: elementwise });
     let mapped = compute.mapped.as_f64();

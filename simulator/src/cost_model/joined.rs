@@ -18,15 +18,6 @@ pub(super) fn launches(linears: &[Linear]) -> Vec<Linear> {
     joined.collect()
 }
 
-/// Bytes of the passes over what experts say for rows that were not sent to them.
-pub(super) fn beside_routed(linears: &[Linear]) -> f64 {
-    let numbers = |linear: &Linear| linear.rows as f64 * f64::from(linear.copies);
-    let more = linears.iter().map(|linear| {
-        4.0 * (numbers(&linear.on_all_rows()) - numbers(linear)) * linear.outputs as f64
-    });
-    more.sum::<f64>().max(0.0)
-}
-
 /// Nanoseconds of one copy of a product from a table; none without a table.
 ///
 /// A product in tiles is several of fewer outputs. Weights that are decoded in registers for more rows than

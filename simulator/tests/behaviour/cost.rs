@@ -97,7 +97,7 @@ fn a_host_that_enqueues_ahead_counts_only_where_it_is_slower() {
     let mut machine = laptop();
     machine.gpu.gap = Some(Figure::new(Nanos(1000), "estimate"));
     let compute = |bytes, joined_launches| Compute {
-        elementwise: Bytes(bytes),
+        passes: Bytes(bytes),
         launches: 9,
         joined_launches,
         ..Compute::default()
@@ -149,8 +149,7 @@ fn on_pipos_own_backend_every_expert_works_on_every_row() {
     let of = |rows, copies| {
         let experts = linear(rows, Precision::Fp16, true);
         let linears = vec![Linear { copies, all_rows: 64, all_copies: 8, ..experts }];
-        let elementwise = Bytes(4 * rows * u64::from(copies) * 4096);
-        Work::Gpu(Compute { linears, elementwise, ..Compute::default() })
+        Work::Gpu(Compute { linears, ..Compute::default() })
     };
     // 64 rows, two experts of eight for each: as many rows as are sent are 16 for each.
     let (routed, all) = (of(16, 8), of(64, 8));
@@ -335,6 +334,7 @@ prop_compose! {
                 sequences, rows, context, heads, kv_heads, head_dim, precision, fused,
             }),
             elementwise: Bytes(elementwise),
+            passes: Bytes(elementwise),
             mapped: Bytes(mapped),
             launches,
             joined_launches: launches,
