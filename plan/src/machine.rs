@@ -142,7 +142,7 @@ pub struct AttentionTime {
     /// where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequences: Option<u64>,
-    /// Time on the device.
+    /// Time on the device, or on all cores of the host.
     pub time: Figure<Nanos>,
 }
 
@@ -206,7 +206,8 @@ pub struct Host {
     pub compute: Figure<FlopRate>,
     /// Bytes of weights, in the precision they are stored in, that all cores get through when decoding.
     pub weights: Figure<Bandwidth>,
-    /// Achievable by all cores in attention of single tokens over a long cache.
+    /// Achievable by all cores in attention of single tokens over a long cache, where it was not measured
+    /// for what is asked.
     pub attention: Figure<FlopRate>,
     /// Bytes of embedded rows, as 16-bit numbers, that one thread looks up in a second; as fast as `copy`
     /// where absent.
@@ -215,6 +216,9 @@ pub struct Host {
     /// Share of the memory left over that serves as page cache for a file read round and round. The rest
     /// goes to other files, and to what the kernel evicts too early; 0 stands for no hits at all.
     pub page_cache_kept: Figure<f64>,
+    /// Attentions measured on all cores, where there are any: they go before `attention`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attentions: Vec<AttentionTime>,
 }
 
 /// What it costs to make things happen at all, whatever the hardware.
@@ -331,8 +335,9 @@ impl Machine {
             entry("host.attention", &host.attention),
         ]);
         all.extend(host.gather.as_ref().map(|f| entry("host.gather", f)));
+        all.push(entry("host.page_cache_kept", &host.page_cache_kept));
+        all.extend(host.attentions.iter().map(|a| entry("host.attentions.time", &a.time)));
         all.extend([
-            entry("host.page_cache_kept", &host.page_cache_kept),
             entry("software.barrier", &software.barrier),
             entry("software.disk_request", &software.disk_request),
             entry("software.host_op", &software.host_op),
@@ -359,6 +364,7 @@ impl Machine {
         }
         let mut kernels = self.gpu.kernels.iter();
         let mut attentions = self.gpu.attentions.iter();
+        let mut on_host = self.host.attentions.iter();
         let mut section = "";
         for figure in self.figures() {
             let (table, key) = figure.path.split_once('.').unwrap_or(("", figure.path));
@@ -377,12 +383,16 @@ impl Machine {
                 let _ = writeln!(text, "\n[[gpu.kernels]]\nprecision = {}", quoted(precision));
                 let _ = writeln!(text, "rows = {rows}\noutputs = {outputs}\ninputs = {inputs}");
             }
-            if key == "attentions.time"
-                && let Some(attention) = attentions.next()
-            {
+            let attention = match figure.path {
+                "gpu.attentions.time" => attentions.next(),
+                "host.attentions.time" => on_host.next(),
+                _ => None,
+            };
+            if let Some(attention) = attention {
                 let AttentionTime { precision, rows, context, .. } = attention;
                 let AttentionTime { heads, kv_heads, head_dim, .. } = attention;
-                let _ = writeln!(text, "\n[[gpu.attentions]]\nprecision = {}", quoted(precision));
+                let _ = writeln!(text, "\n[[{section}.attentions]]");
+                let _ = writeln!(text, "precision = {}", quoted(precision));
                 let _ = writeln!(text, "rows = {rows}\ncontext = {context}");
                 let _ =
                     writeln!(text, "heads = {heads}\nkv_heads = {kv_heads}\nhead_dim = {head_dim}");

@@ -53,7 +53,7 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
         });
     }
     for sequences in [None, Some(1), Some(8)] {
-        machine.gpu.attentions.push(AttentionTime {
+        let attention = AttentionTime {
             precision: "fp16".into(),
             rows: 1,
             context: 512,
@@ -62,7 +62,9 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
             head_dim: 128,
             sequences,
             time: Figure::new(Nanos(1234), "a.b"),
-        });
+        };
+        machine.host.attentions.push(AttentionTime { head_dim: 64, ..attention.clone() });
+        machine.gpu.attentions.push(attention);
     }
     let figure = |nanos| Some(Figure::new(Nanos(nanos), "a.b"));
     let gpu = &mut machine.gpu;

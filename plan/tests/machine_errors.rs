@@ -199,6 +199,28 @@ fn a_table_of_kernels_that_cannot_be() {
 }
 
 #[test]
+fn a_table_of_attentions_is_checked_wherever_it_stands() {
+    for table in ["gpu.attentions", "host.attentions"] {
+        let read = |from: &str, to: &str| {
+            let row = format!(
+                "\n[[{table}]]\nprecision = \"fp16\"\nrows = 1\ncontext = 512\nheads = 32\n\
+                 kv_heads = 8\nhead_dim = 64\ntime = {{ value = \"12us\", source = \"estimate\" }}\n"
+            );
+            let text = laptop() + &row.replace(from, to);
+            Machine::from_toml(&Document::new("attentions.toml", text)).map_err(|e| e.message)
+        };
+        assert!(read("", "").is_ok());
+        let error = read("rows = 1\n", "rows = 513\n").unwrap_err();
+        let begins = format!("row 1 of {table} is no attention: 513 rows of 512 positions, ");
+        assert!(error.starts_with(&begins), "{error}");
+        let error = read("12us", "0us").unwrap_err();
+        assert!(error.starts_with(&format!("row 1 of {table} is no attention")), "{error}");
+        let error = read("estimate", "guess").unwrap_err();
+        assert!(error.starts_with(&format!("{table}.time has the source `guess`")), "{error}");
+    }
+}
+
+#[test]
 fn nesting_without_end_is_an_error_like_any_other() {
     for open in ["[", "{a=", "[[", "{\"a\":["] {
         let text = laptop().replacen("\"12GB/s\"", &open.repeat(200_000), 1);

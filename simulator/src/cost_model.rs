@@ -28,7 +28,7 @@ pub struct CostModel<'a> {
 impl<'a> CostModel<'a> {
     /// A cost model of one machine.
     pub fn new(machine: &'a Machine) -> Self {
-        Self { machine, tables: Tables::new(&machine.gpu) }
+        Self { machine, tables: Tables::new(machine) }
     }
 
     /// Disk requests in a row: the rate at their size, and one request's overhead at the start. All
@@ -186,7 +186,9 @@ impl Costs for CostModel<'_> {
             Work::Cpu(compute) if self.machine.gpu.is_on_host() => {
                 arithmetic::on_gpu(self.machine, &self.tables, compute).on_cores(threads)
             }
-            Work::Cpu(compute) => arithmetic::on_cpu(&self.machine.host, compute).on_cores(threads),
+            Work::Cpu(compute) => {
+                arithmetic::on_cpu(&self.machine.host, &self.tables, compute).on_cores(threads)
+            }
             Work::Barrier => Cost::fixed(software.barrier.value),
         };
         Ok(Price::plain(work, cost))

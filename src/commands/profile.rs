@@ -43,7 +43,7 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
         vec![entry.path.to_owned(), readable(&entry.value), spread]
     };
     let figures = machine.figures();
-    let tables = ["gpu.kernels.time", "gpu.attentions.time"];
+    let tables = ["gpu.kernels.time", "gpu.attentions.time", "host.attentions.time"];
     let measured = |path: &str| samples.iter().any(|sample| sample.figure == path);
     let shown = figures
         .iter()

@@ -13,6 +13,7 @@ use super::machine::by;
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, Settings};
 use crate::decoder::format;
+use crate::run::Device;
 
 /// Outputs and inputs of the matrices, from a small model's to a large one's MLP.
 const SHAPES: [(usize, usize); 4] = [(768, 768), (2048, 2048), (4096, 4096), (11008, 4096)];
@@ -54,7 +55,7 @@ pub(super) struct Attended {
 /// What arithmetic takes.
 pub(super) struct Kernels {
     pub(super) products: Vec<Product>,
-    /// Attentions: the first over a prompt, the last of a single token.
+    /// Attentions: the first over a prompt, others of a single token.
     pub(super) attentions: Vec<Attended>,
     /// What is between the products, and its bytes as a schedule counts them.
     pub(super) elementwise: (Bytes, Middle),
@@ -83,10 +84,15 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
     }
     let mut tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
     let launch = sampler.time("gpu.launch", "1 x 16 x 64", || tiny.once())?;
+    // Beside a GPU, samples of that name are the GPU's.
+    let figure = match settings.device {
+        Device::Cpu => "gpu.attentions",
+        Device::Cuda => "host.attentions",
+    };
     let mut attentions = Vec::new();
     for [rows, context] in EXTENTS {
         for [group, dim] in HEADS {
-            attentions.push(attend(sampler, &cpu, [group, dim, rows, context])?);
+            attentions.push(attend(sampler, figure, &cpu, [group, dim, rows, context])?);
         }
     }
     Ok(Kernels {
@@ -142,6 +148,7 @@ impl<'a> Multiply<'a> {
 /// Attention of `rows` rows that end at `context`, over keys of so many query heads each.
 fn attend(
     sampler: &mut Sampler,
+    figure: &str,
     cpu: &Cpu,
     [group, dim, rows, context]: [usize; 4],
 ) -> Result<Attended, ProfileError> {
@@ -154,7 +161,7 @@ fn attend(
     let mut caches = caches.chunks_exact(2 * plane).cycle();
     let q = vec![0.1; rows * heads.query * dim];
     let size = format!("{rows} x {context}, {} heads of {dim} over {}", heads.query, heads.kv);
-    let time = sampler.time("gpu.attentions", &size, || -> Result<(), ProfileError> {
+    let time = sampler.time(figure, &size, || -> Result<(), ProfileError> {
         let cache = caches.next().unwrap_or_default();
         let (keys, values) = cache.split_at(cache.len() / 2);
         let matrix = |bytes| Matrix::new(Format::Fp16, context * heads.kv, dim, bytes);

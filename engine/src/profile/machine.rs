@@ -90,9 +90,10 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             cores: Figure::new(system.cores, SYSTEM),
             compute: fastest(&kernels.products),
             weights: by(weights.0, weights.1),
-            attention: attention(kernels.attentions.last()),
+            attention: attention(single_token(&kernels.attentions)),
             gather: Some(by(rate(kernels.gather), kernels.gather.1)),
             page_cache_kept: Figure::new(1.0, ESTIMATE),
+            attentions: kernels.attentions.iter().map(|a| a.attention.clone()).collect(),
         },
         software: Software {
             barrier: by(handover.median, handover),
@@ -304,6 +305,17 @@ fn fastest(products: &[Product]) -> Figure<FlopRate> {
     by(best, time)
 }
 
+/// The attention whose rate stands for all that were not measured: a single token over as many positions as
+/// there are measurements of, by heads of 128 features that share no key. That is what a decode step over a
+/// long cache asks of the host; over a few positions there is little but the beginning and the end.
+fn single_token(measured: &[Attended]) -> Option<&Attended> {
+    let of_kind = measured.iter().filter(|a| {
+        let of = &a.attention;
+        of.rows == 1 && of.kv_heads == of.heads && of.head_dim == 128
+    });
+    of_kind.max_by_key(|a| a.attention.context)
+}
+
 /// The rate of an attention.
 fn attention(measured: Option<&Attended>) -> Figure<FlopRate> {
     let nothing = (FlopRate(1), Middle { median: Nanos::ZERO, spread: 0.0 });
@@ -319,4 +331,41 @@ fn single_row(kernels: &Kernels) -> (Bandwidth, Middle) {
     largest.map_or((Bandwidth(1), Middle { median: Nanos::ZERO, spread: 0.0 }), |p| {
         (rate((p.precision.matrix_bytes(p.outputs as u64, p.inputs as u64), p.time)), p.time)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use pipo_plan::machine::AttentionTime;
+
+    use super::*;
+
+    #[test]
+    fn one_token_over_the_longest_cache_stands_for_attention_on_the_host() {
+        let attended = |rows, context, kv_heads, head_dim| {
+            let (time, heads) = (Middle { median: Nanos(1000), spread: 0.0 }, 32);
+            let (precision, sequences) = ("fp16".into(), None);
+            let of = by(time.median, time);
+            let attention = AttentionTime {
+                precision,
+                rows,
+                context,
+                heads,
+                kv_heads,
+                head_dim,
+                sequences,
+                time: of,
+            };
+            Attended { attention, operations: 4 * heads * head_dim * context, time }
+        };
+        let measured = [
+            attended(1024, 1024, 32, 128),
+            attended(1, 512, 32, 64),
+            attended(1, 512, 32, 128),
+            attended(1, 512, 8, 128),
+            attended(1, 24, 32, 128),
+        ];
+        let rate = attention(single_token(&measured)).value;
+        assert_eq!(rate, FlopRate(4 * 32 * 128 * 512 * 1_000_000));
+        assert_eq!(attention(single_token(&measured[..2])).value, FlopRate(1), "nothing measured");
+    }
 }

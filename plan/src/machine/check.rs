@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Figure, Machine};
+use super::{AttentionTime, Figure, Machine};
 use crate::diagnostic::{Diagnostic, Document};
 use crate::units::Bytes;
 
@@ -44,7 +44,8 @@ impl Machine {
             }
         }
         self.check_kernels(document)?;
-        self.check_attentions(document)?;
+        check_attentions(document, "gpu.attentions", &self.gpu.attentions)?;
+        check_attentions(document, "host.attentions", &self.host.attentions)?;
         self.check_relations(document)
     }
 
@@ -133,41 +134,6 @@ impl Machine {
         Ok(())
     }
 
-    fn check_attentions(&self, document: &Document) -> Checked {
-        let attentions = &self.gpu.attentions;
-        if attentions.len() > MOST_KERNELS {
-            let count = attentions.len();
-            return Err(document.at_path(
-                "gpu.attentions",
-                format!("gpu.attentions has {count} rows, at most {MOST_KERNELS} are read"),
-                "keep the shapes of the models you run",
-            ));
-        }
-        for (index, a) in attentions.iter().enumerate() {
-            let together = a.sequences.unwrap_or(1);
-            let sizes = [a.rows, a.context, a.heads, a.kv_heads, a.head_dim, together];
-            let sane = sizes.iter().all(|n| (1..=LARGEST_ATTENTION).contains(n));
-            let grouped = sane && a.heads.is_multiple_of(a.kv_heads) && a.rows <= a.context;
-            if !grouped || a.time.0 == 0 || a.precision.is_empty() || a.precision.len() > 32 {
-                return Err(document.at_path(
-                    "gpu.attentions",
-                    format!(
-                        "row {} of gpu.attentions is no attention: {} rows of {} positions, {} heads in groups of {}, {} features, {}",
-                        index + 1,
-                        a.rows,
-                        a.context,
-                        a.heads,
-                        a.kv_heads,
-                        a.head_dim,
-                        a.time.value
-                    ),
-                    "sizes must be from 1 to 2^24, kv_heads divide heads, rows be at most the context, and the time not zero",
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Pairs of figures that contradict each other.
     fn check_relations(&self, document: &Document) -> Checked {
         let Self { gpu, link, host, .. } = self;
@@ -214,6 +180,41 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// The table of attentions called `path`.
+fn check_attentions(document: &Document, path: &str, attentions: &[AttentionTime]) -> Checked {
+    if attentions.len() > MOST_KERNELS {
+        let count = attentions.len();
+        return Err(document.at_path(
+            path,
+            format!("{path} has {count} rows, at most {MOST_KERNELS} are read"),
+            "keep the shapes of the models you run",
+        ));
+    }
+    for (index, a) in attentions.iter().enumerate() {
+        let together = a.sequences.unwrap_or(1);
+        let sizes = [a.rows, a.context, a.heads, a.kv_heads, a.head_dim, together];
+        let sane = sizes.iter().all(|n| (1..=LARGEST_ATTENTION).contains(n));
+        let grouped = sane && a.heads.is_multiple_of(a.kv_heads) && a.rows <= a.context;
+        if !grouped || a.time.0 == 0 || a.precision.is_empty() || a.precision.len() > 32 {
+            return Err(document.at_path(
+                path,
+                format!(
+                    "row {} of {path} is no attention: {} rows of {} positions, {} heads in groups of {}, {} features, {}",
+                    index + 1,
+                    a.rows,
+                    a.context,
+                    a.heads,
+                    a.kv_heads,
+                    a.head_dim,
+                    a.time.value
+                ),
+                "sizes must be from 1 to 2^24, kv_heads divide heads, rows be at most the context, and the time not zero",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn below(

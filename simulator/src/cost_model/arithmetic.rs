@@ -38,16 +38,22 @@ fn streaming(bytes: f64, bandwidth: Bandwidth) -> f64 {
     bytes / (bandwidth.as_f64().max(1.0) / 1e9)
 }
 
-/// What was measured of the GPU's kernels.
+/// What was measured of the GPU's kernels, and of the host's.
 #[derive(Debug, Clone)]
 pub(super) struct Tables {
     kernels: Kernels,
     attentions: Attentions,
+    on_host: Attentions,
 }
 
 impl Tables {
-    pub(super) fn new(gpu: &Gpu) -> Self {
-        Self { kernels: Kernels::new(&gpu.kernels), attentions: Attentions::new(&gpu.attentions) }
+    pub(super) fn new(machine: &Machine) -> Self {
+        let Machine { gpu, host, .. } = machine;
+        Self {
+            kernels: Kernels::new(&gpu.kernels),
+            attentions: Attentions::new(&gpu.attentions),
+            on_host: Attentions::new(&host.attentions),
+        }
     }
 }
 
@@ -143,8 +149,9 @@ fn dequantise(gpu: &Gpu, stored: f64, dense: f64) -> Step {
 }
 
 /// Arithmetic on the CPU cores. A product reads its weights at the rate measured for decoding, which
-/// includes unpacking them; launches cost nothing.
-pub(super) fn on_cpu(host: &Host, compute: &Compute) -> Cost {
+/// includes unpacking them; launches cost nothing. Measured attentions go before the one rate, but take
+/// no less than the memory does: the nearest one may have read fewer bytes for each operation.
+pub(super) fn on_cpu(host: &Host, tables: &Tables, compute: &Compute) -> Cost {
     let mut sum = Step::default();
     for linear in &compute.linears {
         let copies = f64::from(linear.copies);
@@ -157,7 +164,11 @@ pub(super) fn on_cpu(host: &Host, compute: &Compute) -> Cost {
     let bandwidth = host.memory_bandwidth.value;
     if let Some(attention) = &compute.attention {
         let (flops, bytes) = (attention.flops() as f64, attention.cache_bytes().as_f64());
-        sum.add(Step::roofline(flops, host.attention.value, bytes, bandwidth));
+        let mut step = Step::roofline(flops, host.attention.value, bytes, bandwidth);
+        if let Some(nanos) = tables.on_host.time(attention, attention.precision) {
+            step.nanos = nanos.max(streaming(bytes, bandwidth));
+        }
+        sum.add(step);
     }
     let bytes = compute.elementwise.as_f64();
     sum.add(Step { nanos: streaming(bytes, bandwidth), bytes });

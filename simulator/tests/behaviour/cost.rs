@@ -1,6 +1,6 @@
 //! Prices on catalogue machines, against figures worked out by hand from their profiles.
 
-use pipo_plan::machine::{Figure, KernelTime, Machine, catalog};
+use pipo_plan::machine::{AttentionTime, Figure, KernelTime, Machine, catalog};
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::{Attention, Compute, DiskIo, HostMemory, Linear, Work};
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, LIMIT, Nanos};
@@ -178,6 +178,53 @@ fn attention_of_one_token_reads_the_cache() {
     assert_eq!(got.nanos, Nanos::ceil(bytes / 200.0));
     let on_cpu = cost(&laptop(), &Work::Cpu(compute));
     assert!(on_cpu.nanos > got.nanos && on_cpu.draw[Resource::Dram as usize] > 0.0);
+}
+
+#[test]
+fn attention_on_the_host_takes_what_was_measured_for_its_heads() {
+    let mut machine = laptop();
+    machine.host.memory_bandwidth.value = Bandwidth(40_000_000_000);
+    machine.host.attention.value = FlopRate(20_000_000_000);
+    let asked = |machine: &Machine, kv_heads, head_dim, precision| {
+        let attention = Attention {
+            sequences: 2,
+            rows: 1,
+            context: 512,
+            heads: 32,
+            kv_heads,
+            head_dim,
+            precision,
+            fused: true,
+        };
+        let compute = Compute { attention: Some(attention), ..Compute::default() };
+        cost(machine, &Work::Cpu(compute)).nanos
+    };
+    // Four operations for each head, feature and position, in each of two sequences.
+    let flops = |head_dim: u64| 2 * 4 * 32 * head_dim * 512;
+    let unmeasured = Nanos::ceil(flops(64) as f64 / 20.0);
+    assert_eq!(asked(&machine, 32, 64, Precision::Fp16), unmeasured);
+    let measured = |head_dim, time| AttentionTime {
+        precision: "fp16".into(),
+        rows: 1,
+        context: 512,
+        heads: 32,
+        kv_heads: 32,
+        head_dim,
+        sequences: None,
+        time: Figure::new(Nanos(time), "measured"),
+    };
+    machine.host.attentions = vec![measured(64, 300_000), measured(128, 350_000)];
+    assert_eq!(asked(&machine, 32, 64, Precision::Fp16), Nanos(600_000));
+    assert_eq!(asked(&machine, 32, 128, Precision::Fp16), Nanos(700_000));
+    assert_eq!(
+        asked(&machine, 32, 64, Precision::Int8),
+        unmeasured,
+        "no table for that precision, so the one rate"
+    );
+    // Keys and values of two sequences at 40 GB/s are slower than a table that knows no such memory.
+    machine.host.attentions = vec![measured(64, 1000)];
+    let bytes = 2.0 * 2.0 * 2.0 * 32.0 * 64.0 * 512.0;
+    assert_eq!(asked(&machine, 32, 64, Precision::Fp16), Nanos::ceil(bytes / 40.0));
 }
 
 #[test]
