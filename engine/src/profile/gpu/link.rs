@@ -24,6 +24,33 @@ const HOST: usize = 512 << 20;
 /// Bytes that are copied in one sample, at least.
 const STRETCH: usize = 64 << 20;
 
+/// Where in host memory the next copy goes: on through all of it, whatever the sizes, and then from the
+/// start. A place that was copied from a moment ago would be found in a cache.
+#[derive(Default)]
+struct Walk(usize);
+
+impl Walk {
+    /// Where the next `size` bytes begin, of which there are no more than `HOST`.
+    fn next(&mut self, size: usize) -> usize {
+        let place = if self.0 + size > HOST { 0 } else { self.0 };
+        self.0 = place + size;
+        place
+    }
+}
+
+/// Writes numbers that look like nothing in particular. Copies are measured for weights, and zeros need not
+/// cost what weights do: where the driver stages a copy, some processors save themselves from writing zeros
+/// over zeros back to memory. Writing all of a buffer also leaves nothing of its beginning in a cache.
+fn fill(bytes: &mut [u8]) {
+    let mut number: u64 = 0;
+    for word in bytes.chunks_exact_mut(8) {
+        // An odd step of about 2^64 over the golden ratio goes through all numbers, and its high bits seem
+        // random.
+        number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        word.copy_from_slice(&number.to_le_bytes());
+    }
+}
+
 /// Host memory on both sides of a link.
 pub(super) struct Link {
     _pin: Option<Pin>,
@@ -39,6 +66,9 @@ impl Link {
             buffer.map_err(|_| ProfileError::Memory(HOST))
         };
         let (pinned, pageable) = (buffer("pinned")?, buffer("pageable")?);
+        for buffer in [&pinned, &pageable] {
+            fill(&mut buffer.write()?);
+        }
         // SAFETY: the buffer is never moved or resized, and the pin is dropped before it.
         let pin = unsafe { Pin::new(&pinned.read()?) }?;
         Ok(Self { _pin: pin, pinned, pageable, back: Stream::new()? })
@@ -53,15 +83,13 @@ impl Link {
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let figure = if up { "link.h2d" } else { "link.d2h" };
         let mark = Event::new()?;
-        let mut curve = Vec::new();
+        let (mut curve, mut walk) = (Vec::new(), Walk::default());
         for size in SIZES {
             let count = (STRETCH / size).clamp(2, 256);
             let time = sampler.measure(figure, &Bytes(size as u64).exact(), || {
-                let mut place = 0;
                 let count = u32::try_from(count).unwrap_or(1);
                 bench.time(count, |bench| {
-                    place = (place + size) % (HOST - size);
-                    copy(&bench.stream, bench.x, &self.pinned, place / 64 * 64, size, up)?;
+                    copy(&bench.stream, bench.x, &self.pinned, walk.next(size), size, up)?;
                     bench.stream.record(&mark)
                 })
             })?;
@@ -78,12 +106,10 @@ impl Link {
         up: bool,
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let figure = if up { "link.pageable_h2d" } else { "link.pageable_d2h" };
-        let mut curve = Vec::new();
+        let (mut curve, mut walk) = (Vec::new(), Walk::default());
         for size in SIZES {
-            let mut place = 0;
             let time = sampler.time(figure, &Bytes(size as u64).exact(), || {
-                place = (place + size) % (HOST - size);
-                copy(&bench.stream, bench.x, &self.pageable, place / 64 * 64, size, up)?;
+                copy(&bench.stream, bench.x, &self.pageable, walk.next(size), size, up)?;
                 bench.stream.synchronise()
             })?;
             curve.push((Bytes(size as u64), time));
@@ -149,5 +175,43 @@ fn copy(
         } else {
             stream.download(device, bytes.as_ptr().cast_mut(), size)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_come_back_to_a_place_only_after_almost_all_others() {
+        let mut walk = Walk::default();
+        let mut visits = Vec::new();
+        for size in SIZES {
+            // The samples of one size: as many copies as there are at least, and then more.
+            let copies = (HOST / size).min(1000) + 3;
+            visits.extend((0..copies).map(|_| (walk.next(size), size)));
+        }
+        let (mut total, mut last) = (0, 0);
+        for &(place, size) in &visits {
+            assert!(place + size <= HOST, "{size} bytes at {place} lie outside");
+            let between = total - last;
+            if place == 0 {
+                // What is left out at the end is less than one copy.
+                assert!(total == 0 || between + size > HOST, "{between} bytes, and from the start");
+                last = total;
+            } else {
+                assert_eq!(place, between, "one copy begins where the one before it ended");
+            }
+            total += size;
+        }
+        assert!(last > 0, "the walk never came back");
+    }
+
+    #[test]
+    fn no_stretch_of_a_filled_buffer_is_zero() {
+        let mut bytes = vec![0; 64 << 10];
+        fill(&mut bytes);
+        assert!(bytes.chunks(16).all(|some| some.iter().any(|&byte| byte != 0)));
+        assert_ne!(bytes[..4096], bytes[4096..8192]);
     }
 }
