@@ -17,14 +17,20 @@ use super::Bench;
 use crate::decoder::format;
 use crate::store::in_memory;
 
-/// Outputs and inputs of the matrices: those of models from 7 to 70 billion parameters.
+/// Outputs and inputs of the matrices: those of models from 1 to 70 billion parameters.
+///
+/// A matrix is priced in proportion to the nearest one here, and small ones leave more of a device idle: those
+/// of a small model are not a quarter of a large one's.
 ///
 /// Sums of 2^14 numbers lie at strides that caches and memory like least, and are measured apart.
 /// A few outputs of them are what a product in tiles makes at a time.
-const SHAPES: [(usize, usize); 13] = [
+const SHAPES: [(usize, usize); 16] = [
     (512, 16384),
     (1024, 4096),
     (1024, 16384),
+    (2048, 2048),
+    (8192, 2048),
+    (2048, 8192),
     (4096, 4096),
     (14336, 4096),
     (16384, 4096),
