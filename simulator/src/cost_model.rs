@@ -121,10 +121,11 @@ impl<'a> CostModel<'a> {
 
     /// A copy over the link. The copy engine is busy for as long as the bytes take at the pinned rate; the
     /// rest is latency, or the driver's staging. Where host memory plays the GPU's, a thread copies within
-    /// it.
+    /// it. A GPU is done with a few pinned bytes before the host has issued the next copy, so that copies
+    /// that follow each other take as long as it does; what a pageable copy takes was measured on the host.
     fn copy(&self, bytes: Bytes, memory: HostMemory, pinned: &Curve, pageable: &Curve) -> Cost {
         let (nanos, dram) = match memory {
-            HostMemory::Pinned => (pinned.time(bytes), 1.0),
+            HostMemory::Pinned => (pinned.time(bytes).max(self.issue(bytes)), 1.0),
             HostMemory::Pageable => (pageable.time(bytes), 3.0),
         };
         let cost = Cost::moving(bytes, nanos)
@@ -135,6 +136,13 @@ impl<'a> CostModel<'a> {
             return cost.drawing(Resource::Dram, 2.0);
         }
         cost.drawing(Resource::Dram, dram).drawing(Resource::Hbm, 1.0)
+    }
+
+    /// What the host takes to issue a copy of so many bytes: nothing is not copied.
+    fn issue(&self, bytes: Bytes) -> Nanos {
+        let device = !self.machine.gpu.is_on_host() && bytes > Bytes::ZERO;
+        let issue = self.machine.software.issue.as_ref().filter(|_| device);
+        issue.map_or(Nanos::ZERO, |time| time.value)
     }
 
     fn disk(&self, does: &str) -> Result<&Disk, Unsupported> {

@@ -102,6 +102,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             handover: Some(by(handover.median, handover)),
             notice: None,
             submit: None,
+            issue: None,
             lookup: None,
             checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
         },
@@ -215,12 +216,13 @@ fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), Prof
     };
     machine.host.gather = Some(by(rate(gpu.gather), gpu.gather.1));
     let software = &mut machine.software;
-    let Crossings { notice, submit, nothing } = gpu.crossings;
+    let Crossings { notice, submit, issue, nothing } = gpu.crossings;
     // A barrier is a thread's operation; what it takes to get there and back is between the lanes.
     software.barrier = by(nothing.median, nothing);
     software.host_op = machine.gpu.launch.clone();
     software.notice = Some(by(notice.median, notice));
     software.submit = Some(by(submit.median, submit));
+    software.issue = Some(by(issue.median, issue));
     software.lookup = Some(by(gpu.lookup.median, gpu.lookup));
     Ok(())
 }

@@ -266,6 +266,35 @@ fn copies_draw_on_what_they_touch() {
 }
 
 #[test]
+fn a_small_pinned_copy_takes_as_long_as_the_host_to_issue_it() {
+    let mut machine = laptop();
+    let up = |machine: &Machine, bytes, memory| {
+        cost(machine, &Work::H2d { bytes: Bytes(bytes), memory }).nanos
+    };
+    let down = |machine: &Machine, bytes, memory| {
+        cost(machine, &Work::D2h { bytes: Bytes(bytes), memory }).nanos
+    };
+    let (pinned, pageable) = (HostMemory::Pinned, HostMemory::Pageable);
+    let before = machine.clone();
+    let issue = before.link.h2d.time(Bytes(4096)) + before.link.d2h.time(Bytes(4096));
+    machine.software.issue = Some(Figure::new(issue, "measured"));
+    assert_eq!((up(&machine, 4096, pinned), down(&machine, 4096, pinned)), (issue, issue));
+    // The engine is busy for as long as the bytes take, and the link yields no more of them.
+    let got = cost(&machine, &Work::H2d { bytes: Bytes(4096), memory: pinned });
+    assert!((got.drawn()[Resource::LinkDuplex as usize] - 4096.0).abs() < 1e-6);
+    assert!(got.gpu_permille < 500, "{got:?}");
+    for copy in [up, down] {
+        let large = 64 << 20;
+        assert_eq!(copy(&machine, large, pinned), copy(&before, large, pinned));
+        assert_eq!(copy(&machine, 4096, pageable), copy(&before, 4096, pageable));
+        assert_eq!(copy(&machine, 0, pinned), Nanos::ZERO, "nothing is not copied");
+    }
+    // A thread that copies within host memory hands nothing to anybody.
+    machine.gpu.architecture = "cpu".into();
+    assert_eq!(up(&machine, 4096, pinned), up(&before, 4096, pinned));
+}
+
+#[test]
 fn reads_go_past_or_through_the_page_cache() {
     let mut machine = laptop();
     machine.software.disk_request.value = Nanos(80_000);

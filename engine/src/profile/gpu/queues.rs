@@ -1,5 +1,5 @@
-//! How long it takes until a thread of the host notices what a GPU has done, and until the GPU begins what a
-//! thread has only then issued.
+//! How long it takes until a thread of the host notices what a GPU has done, until the GPU begins what a
+//! thread has only then issued, and how fast a thread issues one operation behind another.
 
 #![allow(unsafe_code, reason = "copies to a GPU are calls of a C interface")]
 
@@ -22,6 +22,12 @@ use crate::executor::{Backend, Fault, Interval, Queue, Task, execute};
 /// Rounds of one sample.
 const ROUNDS: u32 = 32;
 
+/// Copies of one sample that follow each other.
+const COPIES: u32 = 256;
+
+/// Bytes of such a copy: the device is done with it before the next one is issued.
+const SMALL: usize = 4 << 10;
+
 /// Launches of one operation: those of a layer.
 const LAUNCHES: usize = 10;
 
@@ -35,11 +41,14 @@ pub(crate) struct Crossings {
     pub(crate) notice: Middle,
     /// From the end of a thread's operation to the start of one of the GPU that waited for it.
     pub(crate) submit: Middle,
+    /// From the end of a small copy to the end of the next one that was queued behind it.
+    pub(crate) issue: Middle,
     /// An operation of a thread that does nothing.
     pub(crate) nothing: Middle,
 }
 
 /// What is computed with, and copied.
+#[derive(Clone, Copy)]
 pub(super) struct Bench<'a> {
     pub(super) context: &'a Context,
     pub(super) kernels: &'a Kernels,
@@ -73,6 +82,26 @@ impl Program for Rounds {
             out.op(self.kernels, OpKind::Compute, work).emit();
             out.op(self.copies, OpKind::LoadWeights, work).emit();
             out.barrier(self.host, 0, 0);
+        }
+    }
+}
+
+/// Like the loads of small tensors: copies that wait for nothing but each other.
+struct Copies(QueueId);
+
+impl Program for Copies {
+    fn passes(&self) -> u32 {
+        1
+    }
+
+    fn phase(&self, _: u32) -> Phase {
+        Phase::Prefill
+    }
+
+    fn emit(&self, _: u32, out: &mut Builder) {
+        let work = out.work(Work::HostCopy { bytes: Bytes::ZERO });
+        for _ in 0..COPIES {
+            out.op(self.0, OpKind::LoadWeights, work).emit();
         }
     }
 }
@@ -117,25 +146,47 @@ impl Queue for Device<'_> {
 
 /// Measures through the executor: its threads are part of what is measured.
 pub(super) fn crossings(sampler: &mut Sampler, bench: &Bench) -> Result<Crossings, ProfileError> {
-    let mut layout = Layout { units: vec!["nothing".into()], window: 1, ..Layout::default() };
-    let [copies, kernels, host] =
-        [LaneKind::H2d, LaneKind::Gpu, LaneKind::Host].map(|kind| layout.lane_queue(kind));
-    let schedule = Schedule { layout, program: Box::new(Rounds { copies, kernels, host }) };
-    let mut once = |figure: &str, of: fn(&Timeline) -> Vec<u64>| {
-        sampler.measure(figure, "1 operation", || {
-            let device = Device { bench, queues: Queues::new(&schedule.layout, None)? };
-            let ran = execute(&schedule, &device, &AtomicBool::new(false));
-            bench.context.synchronise()?;
-            let mut times = of(&ran?);
-            times.sort_unstable();
-            let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-            Ok::<_, ProfileError>(Duration::from_nanos(middle))
-        })
-    };
+    let rounds = schedule([LaneKind::H2d, LaneKind::Gpu, LaneKind::Host], |queues| {
+        let [copies, kernels, host] = queues;
+        Box::new(Rounds { copies, kernels, host })
+    });
+    let in_a_row = schedule([LaneKind::H2d], |[copies]| Box::new(Copies(copies)));
+    let to = bench.to.slice(0, SMALL as u64).map_err(Fault::from)?;
+    let small = Bench { to, from: &bench.from[..SMALL.min(bench.from.len())], ..*bench };
     Ok(Crossings {
-        notice: once("software.notice", noticed)?,
-        submit: once("software.submit", submitted)?,
-        nothing: once("software.barrier", nothing)?,
+        notice: once(sampler, "software.notice", bench, &rounds, noticed)?,
+        submit: once(sampler, "software.submit", bench, &rounds, submitted)?,
+        issue: once(sampler, "software.issue", &small, &in_a_row, issued)?,
+        nothing: once(sampler, "software.barrier", bench, &rounds, nothing)?,
+    })
+}
+
+/// One pass of a program on a lane of each kind.
+fn schedule<const N: usize>(
+    lanes: [LaneKind; N],
+    program: impl FnOnce([QueueId; N]) -> Box<dyn Program>,
+) -> Schedule {
+    let mut layout = Layout { units: vec!["nothing".into()], window: 1, ..Layout::default() };
+    let queues = lanes.map(|kind| layout.lane_queue(kind));
+    Schedule { layout, program: program(queues) }
+}
+
+/// The middle of the times that `of` reads off each run of a schedule.
+fn once(
+    sampler: &mut Sampler,
+    figure: &str,
+    bench: &Bench,
+    schedule: &Schedule,
+    of: fn(&Timeline) -> Vec<u64>,
+) -> Result<Middle, ProfileError> {
+    sampler.measure(figure, "1 operation", || {
+        let device = Device { bench, queues: Queues::new(&schedule.layout, None)? };
+        let ran = execute(schedule, &device, &AtomicBool::new(false));
+        bench.context.synchronise()?;
+        let mut times = of(&ran?);
+        times.sort_unstable();
+        let middle = times.get(times.len() / 2).copied().unwrap_or_default();
+        Ok(Duration::from_nanos(middle))
     })
 }
 
@@ -147,6 +198,14 @@ fn noticed(timeline: &Timeline) -> Vec<u64> {
 /// From the end of each barrier to the start of the copy behind it.
 fn submitted(timeline: &Timeline) -> Vec<u64> {
     between(timeline, OpKind::Barrier, OpKind::LoadWeights)
+}
+
+/// From the end of each copy to the end of the next.
+fn issued(timeline: &Timeline) -> Vec<u64> {
+    let copies = timeline.spans.iter().filter(|span| span.kind == OpKind::LoadWeights);
+    let mut copies: Vec<_> = copies.collect();
+    copies.sort_unstable_by_key(|span| span.op);
+    copies.windows(2).map(|pair| pair[1].end.saturating_sub(pair[0].end).0).collect()
 }
 
 fn nothing(timeline: &Timeline) -> Vec<u64> {
@@ -171,9 +230,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn times_between_are_taken_from_pairs_in_program_order() {
-        let span = |op: u32, kind, start, end| Span {
+    fn timeline(spans: &[(u32, OpKind, u64, u64)]) -> Timeline {
+        let span = |&(op, kind, start, end): &(u32, OpKind, u64, u64)| Span {
             op: OpId(op),
             lane: LaneId(0),
             kind,
@@ -187,18 +245,34 @@ mod tests {
             gpu_permille: 0,
             blame: Blame::Start,
         };
-        let spans = vec![
-            span(1, OpKind::LoadWeights, 5, 100),
-            span(0, OpKind::Compute, 6, 20),
-            span(2, OpKind::Barrier, 130, 132),
-            span(3, OpKind::Compute, 150, 160),
-            span(4, OpKind::LoadWeights, 172, 300),
-            span(5, OpKind::Barrier, 325, 328),
-        ];
-        let end = Nanos(328);
-        let timeline = Timeline { layout: Layout::default(), spans, passes: Vec::new(), end };
+        let spans: Vec<Span> = spans.iter().map(span).collect();
+        let end = spans.iter().map(|span| span.end).max().unwrap_or_default();
+        Timeline { layout: Layout::default(), spans, passes: Vec::new(), end }
+    }
+
+    #[test]
+    fn times_between_are_taken_from_pairs_in_program_order() {
+        let timeline = timeline(&[
+            (1, OpKind::LoadWeights, 5, 100),
+            (0, OpKind::Compute, 6, 20),
+            (2, OpKind::Barrier, 130, 132),
+            (3, OpKind::Compute, 150, 160),
+            (4, OpKind::LoadWeights, 172, 300),
+            (5, OpKind::Barrier, 325, 328),
+        ]);
         assert_eq!(noticed(&timeline), [30, 25]);
         assert_eq!(submitted(&timeline), [40]);
         assert_eq!(nothing(&timeline), [2, 3]);
+    }
+
+    #[test]
+    fn copies_in_a_row_are_timed_from_end_to_end() {
+        // The second waited for in its queue, the third issued late.
+        let timeline = timeline(&[
+            (1, OpKind::LoadWeights, 104, 111),
+            (0, OpKind::LoadWeights, 100, 104),
+            (2, OpKind::LoadWeights, 120, 124),
+        ]);
+        assert_eq!(issued(&timeline), [7, 13]);
     }
 }
