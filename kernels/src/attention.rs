@@ -6,7 +6,7 @@
 //! | `keys`, `values` | (positions (capacity) x kv heads) x head dimension, in any format |
 //!
 //! Each head of a position is a row of the cache, so that its scales are its own.
-//! Row `r` of `q` is at position `first + r` of one sequence; the cache must already hold that position.
+//! Row `r` of `q` is at position `first + r` of its sequence, whose cache must already hold that position.
 //! Query head `h` reads kv head `h / (heads / kv_heads)`.
 //!
 //! The softmax is computed as positions pass (Milakov and Gimelshein, arXiv 1805.02867), a block of
@@ -49,23 +49,42 @@ pub fn attention(
     values: &Matrix,
     out: &mut [f32],
 ) -> Result<(), ShapeError> {
-    let rows = check(heads, q, first, keys, values, out)?;
-    if rows == 0 {
+    attentions(cpu, heads, q, first, &[(*keys, *values)], out)
+}
+
+/// The same for several sequences that are equally far, over the keys and values of each: the rows of the
+/// first come first. Threads share all of the work, and not that of each sequence.
+pub fn attentions(
+    cpu: &Cpu,
+    heads: &Heads,
+    q: &[f32],
+    first: usize,
+    caches: &[(Matrix, Matrix)],
+    out: &mut [f32],
+) -> Result<(), ShapeError> {
+    error::length("out", out.len(), q.len())?;
+    let each = q.len() / caches.len().max(1);
+    error::length("q", q.len(), each * caches.len())?;
+    if each == 0 {
         return Ok(());
     }
-    let group = heads.query / heads.kv;
-    let size = group * heads.dim;
-    let tasks = q.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate();
-    let tasks = tasks.map(|(index, (q, out))| Group {
-        heads,
-        q,
-        position: first + index / heads.kv,
-        head: index % heads.kv,
-        keys,
-        values,
-        out,
-    });
-    cpu.pool().for_each(tasks.collect(), |task: Group| cpu.run(task));
+    let mut tasks = Vec::new();
+    let sequences = q.chunks(each).zip(out.chunks_mut(each)).zip(caches);
+    for ((q, out), (keys, values)) in sequences {
+        check(heads, q, first, keys, values, out)?;
+        let size = heads.query / heads.kv * heads.dim;
+        let groups = q.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate();
+        tasks.extend(groups.map(|(index, (q, out))| Group {
+            heads,
+            q,
+            position: first + index / heads.kv,
+            head: index % heads.kv,
+            keys,
+            values,
+            out,
+        }));
+    }
+    cpu.pool().for_each(tasks, |task: Group| cpu.run(task));
     Ok(())
 }
 
@@ -180,14 +199,8 @@ impl Job for Group<'_> {
         while begin <= self.position {
             let end = (begin / BLOCK + 1) * BLOCK;
             let count = end.min(self.position + 1) - begin;
-            decode(
-                simd,
-                self.keys,
-                begin * kv + self.head,
-                kv,
-                &mut block[..count * padded],
-                [dim, padded],
-            );
+            let rows = || (begin * kv + self.head..).step_by(kv).take(count);
+            decode(simd, self.keys, rows(), &mut block, [dim, padded]);
             for head in 0..group {
                 let q = &self.q[head * dim..(head + 1) * dim];
                 let mut top = largest[head];
@@ -212,14 +225,7 @@ impl Job for Group<'_> {
                     }
                 }
             }
-            decode(
-                simd,
-                self.values,
-                begin * kv + self.head,
-                kv,
-                &mut block[..count * padded],
-                [dim, padded],
-            );
+            decode(simd, self.values, rows(), &mut block, [dim, padded]);
             for head in 0..group {
                 let out = &mut self.out[head * dim..(head + 1) * dim];
                 for index in 0..count {
@@ -237,18 +243,17 @@ impl Job for Group<'_> {
     }
 }
 
-/// Decodes one head of some positions, `padded` floats a position: every `step`th row from `first` on.
+/// Decodes one head of some positions, `padded` floats a position.
 #[inline(always)]
 fn decode<S: Simd>(
     simd: S,
     cache: &Matrix,
-    first: usize,
-    step: usize,
+    rows: impl Iterator<Item = usize>,
     block: &mut [f32],
     [dim, padded]: [usize; 2],
 ) {
-    for (index, out) in block.chunks_exact_mut(padded).enumerate() {
-        let (row, out) = (first + index * step, &mut out[..dim]);
+    for (row, out) in rows.zip(block.chunks_exact_mut(padded)) {
+        let out = &mut out[..dim];
         expand(simd, cache, row, 0, out);
         if cache.format() == crate::Format::Int8 {
             let factor = cache.row_factor(row);

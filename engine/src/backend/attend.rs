@@ -20,15 +20,13 @@ impl Host<'_> {
     ) -> Result<Vec<f32>, Fault> {
         let shape = self.shape(buffer.len())?;
         let Layout { format, outputs, inputs, .. } = shape.plane;
-        let each = (queries.len() / self.micro()).max(1);
-        let mut attended = Vec::with_capacity(queries.len());
-        let buffers = buffer.chunks_exact(2 * shape.plane());
-        for (queries, buffer) in queries.chunks(each).zip(buffers) {
+        let caches = buffer.chunks_exact(2 * shape.plane()).map(|buffer| {
             let (keys, values) = buffer.split_at(shape.plane());
-            let keys = Matrix::new(format, outputs, inputs, keys)?;
-            let values = Matrix::new(format, outputs, inputs, values)?;
-            attended.extend(decoder.attend(queries, first, &keys, &values)?);
-        }
+            let matrix = |bytes| Matrix::new(format, outputs, inputs, bytes);
+            Ok((matrix(keys)?, matrix(values)?))
+        });
+        let caches = caches.collect::<Result<Vec<_>, Fault>>()?;
+        let mut attended = decoder.attend(queries, first, &caches)?;
         half::round(&mut attended);
         Ok(attended)
     }

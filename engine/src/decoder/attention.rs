@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pipo_kernels::attention::{Heads, attention};
+use pipo_kernels::attention::{Heads, attentions};
 use pipo_kernels::{Matrix, norm, residual};
 use pipo_plan::model::Part;
 
@@ -38,7 +38,7 @@ impl Decoder {
         self.project(&run, hidden, first..first + rows, &mut projected)?;
         cache.append(&projected.keys, &projected.values);
         let (keys, values) = cache.matrices(self.model().kv_heads as usize)?;
-        let attended = self.attend(&projected.queries, first, &keys, &values)?;
+        let attended = self.attend(&projected.queries, first, &[(keys, values)])?;
         self.after_attention(&run, hidden, &attended)
     }
 
@@ -92,13 +92,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// Attention of one sequence's rows from position `first` on over a cache that holds them already.
+    /// Attention of sequences' rows from position `first` on, over keys and values of each that hold them
+    /// already.
     pub fn attend(
         &self,
         queries: &[f32],
         first: usize,
-        keys: &Matrix,
-        values: &Matrix,
+        caches: &[(Matrix, Matrix)],
     ) -> Result<Vec<f32>, Fault> {
         let dim = in_memory(self.model().head_dim);
         let heads = Heads {
@@ -109,7 +109,7 @@ impl Decoder {
             scale: 1.0 / (dim as f32).sqrt(),
         };
         let mut out = vec![0.0; queries.len()];
-        attention(&self.cpu, &heads, queries, first, keys, values, &mut out)?;
+        attentions(&self.cpu, &heads, queries, first, caches, &mut out)?;
         Ok(out)
     }
 

@@ -1,18 +1,21 @@
 //! The arithmetic of a decoder: products by precision, rows and shape; attention; what is between them.
 
+use std::time::{Duration, Instant};
+
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use pipo_kernels::attention::{Heads, attention};
+use pipo_kernels::attention::{Heads, attentions};
 use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix, activation, embedding, norm, residual};
 use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
-use pipo_plan::units::Bytes;
+use pipo_plan::units::{Bytes, Nanos};
 
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, Settings};
 use crate::decoder::format;
+use crate::disk::AlignedBuf;
 use crate::run::Device;
 
 /// Outputs and inputs of the matrices, from a small model's to a large one's MLP.
@@ -20,9 +23,6 @@ const SHAPES: [(usize, usize); 4] = [(768, 768), (2048, 2048), (4096, 4096), (11
 
 /// Rows that share a matrix.
 const ROWS: [usize; 8] = [1, 2, 4, 8, 16, 64, 128, 256];
-
-/// More than the caches of one core hold.
-const COLD: usize = 32 << 20;
 
 /// Query heads of the attentions: of a model of a billion parameters.
 const QUERY_HEADS: usize = 32;
@@ -33,7 +33,10 @@ const HEADS: [[usize; 2]; 4] = [[1, 64], [1, 128], [4, 64], [4, 128]];
 /// New positions, and positions attended to.
 const EXTENTS: [[usize; 2]; 5] = [[128, 128], [32, 32], [1, 512], [1, 128], [1, 24]];
 
-/// Weights are found in no cache: matrices lie one after another in this much memory.
+/// Sequences whose single tokens attend together: threads share the work of all of them.
+const SEQUENCES: [usize; 2] = [8, 1];
+
+/// Weights and caches are found in no cache of the processor: they lie one after another in this much memory.
 const ARENA: usize = 384 << 20;
 
 /// One measured product.
@@ -70,7 +73,8 @@ pub(super) struct Kernels {
 pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kernels, ProfileError> {
     let cpu = Cpu::new(settings.threads);
     // Every 16 bits are 0.0078 in fp16 and 1e-19 in bf16: normal numbers, whose products take no detour.
-    let arena: Vec<u8> = [0x00, 0x20].into_iter().cycle().take(ARENA).collect();
+    let mut arena = AlignedBuf::zeroed(ARENA).ok_or(ProfileError::Memory(ARENA))?;
+    arena.as_chunks_mut().0.fill([0x00, 0x20]);
     let mut products = Vec::new();
     for precision in Precision::ALL {
         for (outputs, inputs) in SHAPES.into_iter().filter(|(o, i)| o * i <= settings.largest) {
@@ -84,15 +88,13 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
     }
     let mut tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
     let launch = sampler.time("gpu.launch", "1 x 16 x 64", || tiny.once())?;
-    // Beside a GPU, samples of that name are the GPU's.
-    let figure = match settings.device {
-        Device::Cpu => "gpu.attentions",
-        Device::Cuda => "host.attentions",
-    };
     let mut attentions = Vec::new();
     for [rows, context] in EXTENTS {
         for [group, dim] in HEADS {
-            attentions.push(attend(sampler, figure, &cpu, [group, dim, rows, context])?);
+            for &sequences in if rows == 1 { &SEQUENCES[..] } else { &[1] } {
+                let shape = [group, dim, rows, context, sequences];
+                attentions.push(attend(sampler, settings.device, (&cpu, &arena), shape)?);
+            }
         }
     }
     Ok(Kernels {
@@ -145,31 +147,46 @@ impl<'a> Multiply<'a> {
     }
 }
 
-/// Attention of `rows` rows that end at `context`, over keys of so many query heads each.
+/// Attention of `rows` rows of each sequence that end at `context`, over keys of so many query heads each.
 fn attend(
     sampler: &mut Sampler,
-    figure: &str,
-    cpu: &Cpu,
-    [group, dim, rows, context]: [usize; 4],
+    device: Device,
+    (cpu, arena): (&Cpu, &[u8]),
+    [group, dim, rows, context, sequences]: [usize; 5],
 ) -> Result<Attended, ProfileError> {
+    // Beside a GPU, samples of that name are the GPU's, and threads fall asleep between two attentions, as in
+    // a run.
+    let (figure, pause) = match device {
+        Device::Cpu => ("gpu.attentions", Duration::ZERO),
+        Device::Cuda => ("host.attentions", Duration::from_millis(1)),
+    };
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
-    // Each time another cache, so that none is found where the one before was.
+    // Each time other caches, so that none is found where the one before was.
     let plane = 2 * context * heads.kv * dim;
-    let planes = COLD.div_ceil(2 * plane) * 2;
-    let caches: Vec<u8> = f16::from_f32(0.25).to_le_bytes().repeat(planes * plane / 2);
-    let mut caches = caches.chunks_exact(2 * plane).cycle();
-    let q = vec![0.1; rows * heads.query * dim];
-    let size = format!("{rows} x {context}, {} heads of {dim} over {}", heads.query, heads.kv);
-    let time = sampler.time(figure, &size, || -> Result<(), ProfileError> {
-        let cache = caches.next().unwrap_or_default();
-        let (keys, values) = cache.split_at(cache.len() / 2);
+    let mut places = arena.chunks_exact(2 * plane * sequences).cycle();
+    let q = vec![0.1; sequences * rows * heads.query * dim];
+    let size = format!(
+        "{sequences} x {rows} x {context}, {} heads of {dim} over {}",
+        heads.query, heads.kv
+    );
+    let all = sampler.measure(figure, &size, || -> Result<Duration, ProfileError> {
+        let place = places.next().unwrap_or_default();
+        std::thread::sleep(pause);
+        let begin = Instant::now();
         let matrix = |bytes| Matrix::new(Format::Fp16, context * heads.kv, dim, bytes);
+        let caches = place.chunks_exact(2 * plane).map(|cache| {
+            let (keys, values) = cache.split_at(plane);
+            Ok((matrix(keys)?, matrix(values)?))
+        });
+        let caches = caches.collect::<Result<Vec<_>, ProfileError>>()?;
         let mut out = vec![0.0; q.len()];
-        attention(cpu, &heads, &q, context - rows, &matrix(keys)?, &matrix(values)?, &mut out)?;
+        attentions(cpu, &heads, &q, context - rows, &caches, &mut out)?;
         std::hint::black_box(&out);
-        Ok(())
+        Ok(begin.elapsed())
     })?;
+    let one = Nanos((all.median.0 / sequences as u64).max(1));
+    let time = Middle { median: one, ..all };
     let seen: usize = (context - rows..context).map(|position| position + 1).sum();
     let operations = 4 * (heads.query * dim * seen) as u64;
     let attention = AttentionTime {
@@ -179,7 +196,7 @@ fn attend(
         heads: heads.query as u64,
         kv_heads: heads.kv as u64,
         head_dim: dim as u64,
-        sequences: None,
+        sequences: Some(sequences as u64),
         time: by(time.median, time),
     };
     Ok(Attended { attention, operations, time })

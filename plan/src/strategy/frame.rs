@@ -105,9 +105,7 @@ impl Frame {
     pub fn looked_up(&self, unit: &Unit, pass: u32, chunk: u16) -> Bytes {
         let rows = self.rows(pass, chunk).count();
         let bytes = |tensor: &Tensor| match (tensor.kind, tensor.name) {
-            (TensorKind::Matrix, "tokens") => {
-                self.style.weights.matrix_bytes(rows, tensor.inputs)
-            }
+            (TensorKind::Matrix, "tokens") => self.style.weights.matrix_bytes(rows, tensor.inputs),
             (TensorKind::Matrix, _) => tensor.bytes(self.style.weights),
             (TensorKind::Vector, "positions") => Precision::Fp16.matrix_bytes(rows, tensor.inputs),
             (TensorKind::Vector, _) => Bytes::ZERO,

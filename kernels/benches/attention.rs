@@ -1,0 +1,61 @@
+//! Attention of single tokens of eight sequences over 544 positions, by the CPU: bytes of the cache a second,
+//! from memory and none from a cache.
+
+#![allow(clippy::expect_used, reason = "a benchmark without its cache has nothing to measure")]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pipo_kernels::attention::{Heads, attentions};
+use pipo_kernels::{Cpu, Format, Matrix};
+
+const SEQUENCES: usize = 8;
+const POSITIONS: usize = 544;
+const QUERY_HEADS: usize = 32;
+
+/// Far more than a processor's caches.
+const ARENA: usize = 512 << 20;
+
+fn decode(c: &mut Criterion) {
+    // Every 16 bits are 0.0078.
+    let arena: Vec<u8> = [0x00, 0x20].into_iter().cycle().take(ARENA).collect();
+    let mut bench = c.benchmark_group("attention/decode");
+    for threads in [1, std::thread::available_parallelism().map_or(1, usize::from)] {
+        let cpu = Cpu::new(threads);
+        for (group, dim) in [(1, 64), (1, 128), (4, 128)] {
+            let heads = Heads {
+                query: QUERY_HEADS,
+                kv: QUERY_HEADS / group,
+                dim,
+                window: None,
+                scale: 0.1,
+            };
+            let q = vec![0.1; SEQUENCES * QUERY_HEADS * dim];
+            let mut out = vec![0.0; q.len()];
+            let plane = 2 * POSITIONS * heads.kv * dim;
+            bench.throughput(Throughput::Bytes((2 * plane * SEQUENCES) as u64));
+            let mut places = arena.chunks_exact(2 * plane * SEQUENCES).cycle();
+            let name = format!("group {group}, dim {dim}");
+            bench.bench_function(BenchmarkId::new(name, format!("{threads} threads")), |b| {
+                b.iter(|| {
+                    let matrix = |bytes| {
+                        Matrix::new(Format::Fp16, POSITIONS * heads.kv, dim, bytes)
+                            .expect("a plane")
+                    };
+                    let caches = places.next().unwrap_or_default().chunks_exact(2 * plane);
+                    let caches = caches.map(|cache| {
+                        let (keys, values) = cache.split_at(plane);
+                        (matrix(keys), matrix(values))
+                    });
+                    let caches: Vec<_> = caches.collect();
+                    attentions(&cpu, &heads, &q, POSITIONS - 1, &caches, &mut out).expect("shapes");
+                    black_box(&out);
+                });
+            });
+        }
+    }
+    bench.finish();
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);
