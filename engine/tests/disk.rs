@@ -34,6 +34,40 @@ fn direct(path: &Path, request: usize) -> Option<Direct> {
     }
 }
 
+/// Whether a byte of a file can be read without the disk; none where the system cannot say.
+#[cfg(target_os = "linux")]
+fn is_cached(path: &Path, at: u64) -> Option<bool> {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+    let mut byte = [0];
+    let mut into = [std::io::IoSliceMut::new(&mut byte)];
+    match preadv2(std::fs::File::open(path).unwrap(), &mut into, at, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Some(true),
+        Err(Errno::AGAIN) => Some(false),
+        Err(_) => None,
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_forgotten_comes_from_the_disk_again() {
+    let (_folder, path, bytes) = file();
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    let mut into = vec![0; LENGTH];
+    Buffered::open(&path, 4096).unwrap().read(0, &mut into).unwrap();
+    let kept = is_cached(&path, 40_000);
+    for _ in 0..2 {
+        into.fill(0);
+        Buffered::open(&path, 4096).unwrap().forgetting().read(0, &mut into).unwrap();
+        assert!(into == bytes);
+        if kept == Some(true) && direct(&path, 4096).is_some() {
+            assert_eq!(is_cached(&path, 40_000), Some(false));
+        } else {
+            println!("skipped: this file system has no page cache to forget");
+        }
+    }
+}
+
 #[test]
 fn both_ways_read_the_same_bytes_from_anywhere() {
     let (_folder, path, bytes) = file();

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose data cannot be made has failed")]
 
-use pipo_kernels::attention::{Heads, attention, reference};
+use pipo_kernels::attention::{Heads, attention, attentions, reference};
 use pipo_kernels::format::quantise;
 use pipo_kernels::{Cpu, Format, Level, Matrix};
 use proptest::prelude::*;
@@ -54,6 +54,12 @@ proptest! {
                 prop_assert_eq!(bits(&out), bits(&found[index * row..(index + 1) * row]));
             }
         }
+        // Two sequences together, the second with keys and values exchanged, are the two apart.
+        let mut other = vec![0.0; rows * row];
+        attention(&Cpu::new(1), &heads, &q, first, &v, &keys, &mut other).unwrap();
+        let (both, mut out) = ([&q[..], &q].concat(), vec![0.0; 2 * rows * row]);
+        attentions(&Cpu::new(2), &heads, &both, first, &[(keys, v), (v, keys)], &mut out).unwrap();
+        prop_assert_eq!(bits(&out), [bits(&found), bits(&other)].concat());
     }
 }
 

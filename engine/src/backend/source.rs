@@ -71,9 +71,15 @@ impl<'a> Source<'a> {
     ) -> Result<Self, RunError> {
         let path = request.store.data_path();
         let size = length(way.request)?;
+        let buffered = || {
+            let reader = Buffered::open(path, size)?;
+            // A disk that stands in for a slower one has no page cache, here as in its profile.
+            let slower = request.shape.disk.is_some();
+            Ok::<_, RunError>(Box::new(if slower { reader.forgetting() } else { reader }))
+        };
         let reader: Box<dyn BlockReader + 'a> = match (request.reader, way.io) {
             (Some(reader), _) => Box::new(reader),
-            (None, DiskIo::Buffered | DiskIo::PageFault) => Box::new(Buffered::open(path, size)?),
+            (None, DiskIo::Buffered | DiskIo::PageFault) => buffered()?,
             (None, DiskIo::Direct) => match Direct::open(path, size) {
                 Ok(direct) => Box::new(direct),
                 Err(why) => {
@@ -81,7 +87,7 @@ impl<'a> Source<'a> {
                         "{}: {why}; it was read through the page cache, so times of reads are not those of a disk",
                         path.display()
                     ));
-                    Box::new(Buffered::open(path, size)?)
+                    buffered()?
                 }
             },
         };

@@ -1,7 +1,10 @@
 //! Ordinary reads, through the page cache.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
 
 use super::{BlockReader, Cause, ReadError, fill, in_requests};
 
@@ -11,6 +14,7 @@ pub struct Buffered {
     path: PathBuf,
     file: File,
     request: usize,
+    keeps: bool,
 }
 
 impl Buffered {
@@ -22,7 +26,14 @@ impl Buffered {
             length: 0,
             cause: Cause::Io(error),
         })?;
-        Ok(Self { path: path.into(), file, request })
+        Ok(Self { path: path.into(), file, request, keeps: true })
+    }
+
+    /// Has the system drop what was read: the next read of it comes from the disk again, as on a machine whose
+    /// page cache is too small to be of use.
+    #[must_use]
+    pub fn forgetting(self) -> Self {
+        Self { keeps: false, ..self }
     }
 }
 
@@ -31,6 +42,11 @@ impl BlockReader for Buffered {
         let length = into.len() as u64;
         let end = |at: u64| at.saturating_add(self.request as u64);
         in_requests(offset, into, end, |at, piece| fill(&self.file, at, piece))
-            .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
+            .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })?;
+        if !self.keeps {
+            // Advice: where the system does not take it, reads are faster and no less right.
+            let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
+        }
+        Ok(())
     }
 }
