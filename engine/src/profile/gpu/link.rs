@@ -38,9 +38,8 @@ impl Walk {
     }
 }
 
-/// Writes numbers that look like nothing in particular. Copies are measured for weights, and zeros need not
-/// cost what weights do: where the driver stages a copy, some processors save themselves from writing zeros
-/// over zeros back to memory. Writing all of a buffer also leaves nothing of its beginning in a cache.
+/// Writes numbers that look like nothing in particular: copies are measured for weights, and zeros need not cost
+/// the same. Writing all of a buffer also leaves nothing of its beginning in a cache.
 fn fill(bytes: &mut [u8]) {
     let mut number: u64 = 0;
     for word in bytes.chunks_exact_mut(8) {
