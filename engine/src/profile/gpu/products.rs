@@ -15,6 +15,7 @@ use super::super::sampling::{Middle, Sampler};
 use super::super::{ProfileError, Settings};
 use super::Bench;
 use crate::decoder::format;
+use crate::executor::Fault;
 use crate::store::in_memory;
 
 /// Outputs and inputs of the matrices: those of models from 1 to 70 billion parameters.
@@ -66,6 +67,13 @@ fn repetitions(each: Duration) -> u32 {
     u32::try_from(1_000_000 / nanos).unwrap_or(u32::MAX).clamp(1, 200)
 }
 
+/// How long the device rests after a sample: as long as that took. Products of many rows and nothing else draw
+/// more power than a card may, and within some fifty milliseconds it lowers its clocks: by an eighth on an H200.
+/// Between a prompt's products there is attention, and what reads and writes memory.
+fn rest(sample: Duration) -> Duration {
+    sample.min(Duration::from_millis(50))
+}
+
 pub(super) fn products(
     sampler: &mut Sampler,
     settings: &Settings,
@@ -81,7 +89,9 @@ pub(super) fn products(
                 let count = repetitions(bench.time(1, |bench| bench.multiply(format, shape))?);
                 let size = format!("{precision} {rows} x {outputs} x {inputs}");
                 let time = sampler.measure("gpu.kernels", &size, || {
-                    bench.time(count, |bench| bench.multiply(format, shape))
+                    let time = bench.time(count, |bench| bench.multiply(format, shape))?;
+                    std::thread::sleep(rest(time * count));
+                    Ok::<_, Fault>(time)
                 })?;
                 products.push(Product { precision, rows, outputs, inputs, time });
             }
