@@ -243,6 +243,10 @@ pub struct Software {
     /// it, which could not be issued before; nothing where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submit: Option<Figure<Nanos>>,
+    /// From the end of an operation of a GPU to the start of one in another of its queues that waited for it
+    /// there; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<Figure<Nanos>>,
     /// What a thread of the host takes to hand one operation to a queue of a GPU, where that is behind
     /// others and the device is done sooner; nothing where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -349,6 +353,7 @@ impl Machine {
         all.extend(software.handover.as_ref().map(|f| entry("software.handover", f)));
         all.extend(software.notice.as_ref().map(|f| entry("software.notice", f)));
         all.extend(software.submit.as_ref().map(|f| entry("software.submit", f)));
+        all.extend(software.follow.as_ref().map(|f| entry("software.follow", f)));
         all.extend(software.issue.as_ref().map(|f| entry("software.issue", f)));
         all.extend(software.lookup.as_ref().map(|f| entry("software.lookup", f)));
         all.extend(software.checksum.as_ref().map(|f| entry("software.checksum", f)));

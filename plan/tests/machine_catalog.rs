@@ -73,7 +73,7 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
     let software = &mut machine.software;
     (software.handover, software.notice) = (figure(2), figure(3));
     (software.submit, software.lookup) = (figure(4), figure(5));
-    software.issue = figure(8);
+    (software.follow, software.issue) = (figure(9), figure(8));
     let document = Document::new("odd.toml", machine.to_toml());
     assert_eq!(Machine::from_toml(&document).unwrap_or_else(|e| panic!("{e}")), machine);
 }

@@ -220,15 +220,15 @@ impl Costs for CostModel<'_> {
         handover.filter(|_| self.machine.gpu.is_on_host()).map_or(Nanos::ZERO, |time| time.value)
     }
 
-    /// Operations of a GPU wait for each other there. Where a thread of the host takes part, it has to wake
-    /// up, and what it has not issued the GPU cannot begin.
+    /// Operations of a GPU wait for each other there, which its queues take a while to notice. Where a thread
+    /// of the host takes part, it has to wake up, and what it has not issued the GPU cannot begin.
     fn crossing(&self, from: LaneKind, to: LaneKind) -> Nanos {
         if self.machine.gpu.is_on_host() || from == to {
             return Nanos::ZERO;
         }
         let software = &self.machine.software;
         let figure = match (from.is_of_gpu(), to.is_of_gpu()) {
-            (true, true) => &None,
+            (true, true) => &software.follow,
             (true, false) => &software.notice,
             (false, true) => &software.submit,
             (false, false) => &software.handover,

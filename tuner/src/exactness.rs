@@ -99,7 +99,7 @@ fn machine() -> impl Strategy<Value = Machine> {
                 let software = &mut machine.software;
                 (software.handover, software.lookup) = (figure(10), figure(1));
                 (software.notice, software.submit) = (figure(7), figure(4));
-                software.issue = figure(3);
+                (software.follow, software.issue) = (figure(5), figure(3));
             }
             machine
         },

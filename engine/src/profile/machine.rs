@@ -102,6 +102,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             handover: Some(by(handover.median, handover)),
             notice: None,
             submit: None,
+            follow: None,
             issue: None,
             lookup: None,
             checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
@@ -216,12 +217,15 @@ fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), Prof
     };
     machine.host.gather = Some(by(rate(gpu.gather), gpu.gather.1));
     let software = &mut machine.software;
-    let Crossings { notice, submit, issue, nothing } = gpu.crossings;
+    let Crossings { notice, submit, followed, issue, nothing } = gpu.crossings;
     // A barrier is a thread's operation; what it takes to get there and back is between the lanes.
     software.barrier = by(nothing.median, nothing);
     software.host_op = machine.gpu.launch.clone();
     software.notice = Some(by(notice.median, notice));
     software.submit = Some(by(submit.median, submit));
+    // With the copy that followed, which is timed by itself.
+    let copy = gpu.h2d.first().map_or(Nanos::ZERO, |(_, time)| time.median);
+    software.follow = Some(by(followed.median.saturating_sub(copy), followed));
     software.issue = Some(by(issue.median, issue));
     software.lookup = Some(by(gpu.lookup.median, gpu.lookup));
     Ok(())

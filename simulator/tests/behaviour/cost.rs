@@ -2,7 +2,7 @@
 
 use pipo_plan::machine::{AttentionTime, Figure, KernelTime, Machine, catalog};
 use pipo_plan::model::Precision;
-use pipo_plan::schedule::{Attention, Compute, DiskIo, HostMemory, Linear, Work};
+use pipo_plan::schedule::{Attention, Compute, DiskIo, HostMemory, LaneKind, Linear, Work};
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, LIMIT, Nanos};
 use pipo_simulator::{Cost, CostModel, Costs, Resource};
 use proptest::prelude::*;
@@ -263,6 +263,24 @@ fn copies_draw_on_what_they_touch() {
     let staged = cost(&machine, &Work::HostCopy { bytes: Bytes(1_000_000) });
     let alone = machine.host.copy.time(Bytes(1_000_000));
     assert_eq!((staged.nanos, staged.draw), (alone, [0.0, 0.0, 2.0, 0.0]));
+}
+
+#[test]
+fn what_waits_on_another_lane_starts_late_by_who_takes_part() {
+    use LaneKind::{DiskRead, Gpu, H2d, Host};
+    let mut machine = laptop();
+    let late = |machine: &Machine| {
+        let model = CostModel::new(machine);
+        let pairs = [(H2d, H2d), (H2d, Gpu), (Gpu, Host), (Host, H2d), (DiskRead, Host)];
+        pairs.map(|(from, to)| model.crossing(from, to).0)
+    };
+    let software = &mut machine.software;
+    let figure = |nanos| Some(Figure::new(Nanos(nanos), "measured"));
+    (software.follow, software.notice) = (figure(9), figure(18));
+    (software.submit, software.handover) = (figure(26), figure(20));
+    assert_eq!(late(&machine), [0, 9, 18, 26, 20]);
+    machine.software.follow = None;
+    assert_eq!(late(&machine), [0, 0, 18, 26, 20]);
 }
 
 #[test]

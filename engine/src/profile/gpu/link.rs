@@ -130,6 +130,7 @@ impl Link {
             to: bench.x.slice(0, queues::COPIED as u64).map_err(Fault::from)?,
             numbers: bench.out,
             from: &from[..queues::COPIED.min(from.len())],
+            launches: queues::LAUNCHES,
         };
         queues::crossings(sampler, &bench)
     }

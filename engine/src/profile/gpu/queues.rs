@@ -1,5 +1,6 @@
 //! How long it takes until a thread of the host notices what a GPU has done, until the GPU begins what a
-//! thread has only then issued, and how fast a thread issues one operation behind another.
+//! thread has only then issued, or what waited in another of its queues, and how fast a thread issues one
+//! operation behind another.
 
 #![allow(unsafe_code, reason = "copies to a GPU are calls of a C interface")]
 
@@ -10,8 +11,8 @@ use pipo_kernels::cuda::{Kernels, Region};
 use pipo_plan::schedule::{
     Builder, LaneKind, Layout, OpKind, Phase, Program, QueueId, Schedule, Work,
 };
-use pipo_plan::timeline::Timeline;
-use pipo_plan::units::Bytes;
+use pipo_plan::timeline::{Span, Timeline};
+use pipo_plan::units::{Bytes, Nanos};
 
 use super::super::ProfileError;
 use super::super::sampling::{Middle, Sampler};
@@ -28,8 +29,11 @@ const COPIES: u32 = 256;
 /// Bytes of such a copy: the device is done with it before the next one is issued.
 const SMALL: usize = 4 << 10;
 
+/// Kernels and copies of one sample that wait for each other in turn.
+const TURNS: u32 = 64;
+
 /// Launches of one operation: those of a layer.
-const LAUNCHES: usize = 10;
+pub(super) const LAUNCHES: usize = 10;
 
 /// Bytes of a copy: idle cores are let fall asleep meanwhile.
 pub(super) const COPIED: usize = 16 << 20;
@@ -41,6 +45,8 @@ pub(crate) struct Crossings {
     pub(crate) notice: Middle,
     /// From the end of a thread's operation to the start of one of the GPU that waited for it.
     pub(crate) submit: Middle,
+    /// From the end of a kernel to the end of a small copy that waited for it on the device.
+    pub(crate) followed: Middle,
     /// From the end of a small copy to the end of the next one that was queued behind it.
     pub(crate) issue: Middle,
     /// An operation of a thread that does nothing.
@@ -57,6 +63,8 @@ pub(super) struct Bench<'a> {
     pub(super) numbers: Region,
     /// Pinned.
     pub(super) from: &'a [u8],
+    /// Kernels of one computation.
+    pub(super) launches: usize,
 }
 
 /// Like the barriers of a baseline: a copy and a computation, a thread that waits for both, and again.
@@ -106,6 +114,32 @@ impl Program for Copies {
     }
 }
 
+/// A kernel and a small copy in turn, each of which waits for the one before it: on the device, for all of
+/// them are issued in time.
+struct Turns {
+    copies: QueueId,
+    kernels: QueueId,
+}
+
+impl Program for Turns {
+    fn passes(&self) -> u32 {
+        1
+    }
+
+    fn phase(&self, _: u32) -> Phase {
+        Phase::Prefill
+    }
+
+    fn emit(&self, _: u32, out: &mut Builder) {
+        let work = out.work(Work::HostCopy { bytes: Bytes::ZERO });
+        let mut last = None;
+        for _ in 0..TURNS {
+            let kernel = out.op(self.kernels, OpKind::Compute, work).after(last).emit();
+            last = Some(out.op(self.copies, OpKind::LoadWeights, work).after(kernel).emit());
+        }
+    }
+}
+
 /// The GPU as the CUDA backend uses it, with as little to do.
 struct Device<'a> {
     bench: &'a Bench<'a>,
@@ -114,12 +148,12 @@ struct Device<'a> {
 
 impl Device<'_> {
     fn work(&self, kind: OpKind, stream: &Stream) -> Result<(), Fault> {
-        let Bench { kernels, to, numbers, from, .. } = *self.bench;
+        let Bench { kernels, to, numbers, from, launches, .. } = *self.bench;
         if kind == OpKind::LoadWeights {
             // SAFETY: the memory outlives the run, at whose end the device is waited for.
             return unsafe { stream.upload(from, to) };
         }
-        (0..LAUNCHES).try_for_each(|_| Ok(kernels.add(stream.raw(), numbers, numbers, 8)?))
+        (0..launches).try_for_each(|_| Ok(kernels.add(stream.raw(), numbers, numbers, 8)?))
     }
 }
 
@@ -150,12 +184,17 @@ pub(super) fn crossings(sampler: &mut Sampler, bench: &Bench) -> Result<Crossing
         let [copies, kernels, host] = queues;
         Box::new(Rounds { copies, kernels, host })
     });
+    let in_turn = schedule([LaneKind::H2d, LaneKind::Gpu], |[copies, kernels]| {
+        Box::new(Turns { copies, kernels })
+    });
     let in_a_row = schedule([LaneKind::H2d], |[copies]| Box::new(Copies(copies)));
     let to = bench.to.slice(0, SMALL as u64).map_err(Fault::from)?;
-    let small = Bench { to, from: &bench.from[..SMALL.min(bench.from.len())], ..*bench };
+    let from = &bench.from[..SMALL.min(bench.from.len())];
+    let small = Bench { to, from, launches: 1, ..*bench };
     Ok(Crossings {
         notice: once(sampler, "software.notice", bench, &rounds, noticed)?,
         submit: once(sampler, "software.submit", bench, &rounds, submitted)?,
+        followed: once(sampler, "software.follow", &small, &in_turn, followed)?,
         issue: once(sampler, "software.issue", &small, &in_a_row, issued)?,
         nothing: once(sampler, "software.barrier", bench, &rounds, nothing)?,
     })
@@ -192,12 +231,17 @@ fn once(
 
 /// From the end of each copy to the start of the barrier behind it.
 fn noticed(timeline: &Timeline) -> Vec<u64> {
-    between(timeline, OpKind::LoadWeights, OpKind::Barrier)
+    between(timeline, OpKind::LoadWeights, OpKind::Barrier, |barrier| barrier.start)
 }
 
 /// From the end of each barrier to the start of the copy behind it.
 fn submitted(timeline: &Timeline) -> Vec<u64> {
-    between(timeline, OpKind::Barrier, OpKind::LoadWeights)
+    between(timeline, OpKind::Barrier, OpKind::LoadWeights, |copy| copy.start)
+}
+
+/// From the end of each kernel to the end of the copy behind it.
+fn followed(timeline: &Timeline) -> Vec<u64> {
+    between(timeline, OpKind::Compute, OpKind::LoadWeights, |copy| copy.end)
 }
 
 /// From the end of each copy to the end of the next.
@@ -213,20 +257,24 @@ fn nothing(timeline: &Timeline) -> Vec<u64> {
     barriers.map(|span| (span.end - span.start).0).collect()
 }
 
-/// From the end of each operation of one kind to the start of the next of another.
-fn between(timeline: &Timeline, first: OpKind, then: OpKind) -> Vec<u64> {
+/// From the end of each operation of one kind to a time of the next, where that is of another.
+fn between(
+    timeline: &Timeline,
+    first: OpKind,
+    then: OpKind,
+    until: fn(&Span) -> Nanos,
+) -> Vec<u64> {
     let mut of_both: Vec<_> =
         timeline.spans.iter().filter(|span| span.kind == first || span.kind == then).collect();
     of_both.sort_unstable_by_key(|span| span.op);
     let pairs = of_both.windows(2).filter(|pair| pair[0].kind == first && pair[1].kind == then);
-    pairs.map(|pair| pair[1].start.saturating_sub(pair[0].end).0).collect()
+    pairs.map(|pair| until(pair[1]).saturating_sub(pair[0].end).0).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use pipo_plan::schedule::{LaneId, OpId};
-    use pipo_plan::timeline::{Blame, Span};
-    use pipo_plan::units::Nanos;
+    use pipo_plan::timeline::Blame;
 
     use super::*;
 
@@ -263,6 +311,18 @@ mod tests {
         assert_eq!(noticed(&timeline), [30, 25]);
         assert_eq!(submitted(&timeline), [40]);
         assert_eq!(nothing(&timeline), [2, 3]);
+    }
+
+    #[test]
+    fn what_follows_is_timed_from_one_end_to_the_other() {
+        // A copy counts from the end of what it waited for, and the kernel behind it likewise.
+        let timeline = timeline(&[
+            (0, OpKind::Compute, 0, 5),
+            (1, OpKind::LoadWeights, 5, 21),
+            (2, OpKind::Compute, 21, 40),
+            (3, OpKind::LoadWeights, 40, 58),
+        ]);
+        assert_eq!(followed(&timeline), [16, 18]);
     }
 
     #[test]
