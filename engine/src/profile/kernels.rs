@@ -87,11 +87,14 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
     let mut tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
     let launch = sampler.time("gpu.launch", "1 x 16 x 64", || tiny.once())?;
     let mut attentions = Vec::new();
-    for [rows, context] in EXTENTS {
-        for [group, dim] in HEADS {
-            for &sequences in if rows == 1 { &SEQUENCES[..] } else { &[1] } {
-                let shape = [group, dim, rows, context, sequences];
-                attentions.push(attend(sampler, settings.device, (&cpu, &arena), shape)?);
+    // The other 16-bit format runs at the same speed.
+    for precision in [Precision::Fp16, Precision::Int8, Precision::Int4] {
+        for [rows, context] in EXTENTS {
+            for [group, dim] in HEADS {
+                for &sequences in if rows == 1 { &SEQUENCES[..] } else { &[1] } {
+                    let of = (settings.device, precision, [group, dim, rows, context, sequences]);
+                    attentions.push(attend(sampler, (&cpu, &arena), of)?);
+                }
             }
         }
     }
@@ -148,9 +151,8 @@ impl<'a> Multiply<'a> {
 /// Attention of `rows` rows of each sequence that end at `context`, over keys of so many query heads each.
 fn attend(
     sampler: &mut Sampler,
-    device: Device,
     (cpu, arena): (&Cpu, &[u8]),
-    [group, dim, rows, context, sequences]: [usize; 5],
+    (device, precision, [group, dim, rows, context, sequences]): (Device, Precision, [usize; 5]),
 ) -> Result<Attended, ProfileError> {
     // Beside a GPU, samples of that name are the GPU's, and threads fall asleep between two attentions, as in
     // a run.
@@ -161,18 +163,19 @@ fn attend(
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
     // Each time other caches, so that none is found where the one before was.
-    let plane = 2 * context * heads.kv * dim;
+    let plane = precision.matrix_bytes((context * heads.kv) as u64, dim as u64);
+    let plane = crate::store::in_memory(plane.0);
     let mut places = arena.chunks_exact(2 * plane * sequences).cycle();
     let q = vec![0.1; sequences * rows * heads.query * dim];
     let size = format!(
-        "{sequences} x {rows} x {context}, {} heads of {dim} over {}",
+        "{precision} {sequences} x {rows} x {context}, {} heads of {dim} over {}",
         heads.query, heads.kv
     );
     let all = sampler.measure(figure, &size, || -> Result<Duration, ProfileError> {
         let place = places.next().unwrap_or_default();
         std::thread::sleep(pause);
         let begin = Instant::now();
-        let matrix = |bytes| Matrix::new(Format::Fp16, context * heads.kv, dim, bytes);
+        let matrix = |bytes| Matrix::new(format(precision), context * heads.kv, dim, bytes);
         let caches = place.chunks_exact(2 * plane).map(|cache| {
             let (keys, values) = cache.split_at(plane);
             Ok((matrix(keys)?, matrix(values)?))
@@ -188,7 +191,7 @@ fn attend(
     let seen: usize = (context - rows..context).map(|position| position + 1).sum();
     let operations = 4 * (heads.query * dim * seen) as u64;
     let attention = AttentionTime {
-        precision: Precision::Fp16.name().into(),
+        precision: precision.name().into(),
         rows: rows as u64,
         context: context as u64,
         heads: heads.query as u64,

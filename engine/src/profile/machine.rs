@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pipo_plan::diagnostic::Document;
 use pipo_plan::machine::{Curve, Disk, Figure, Gpu, Host, KernelTime, Link, Machine, Software};
+use pipo_plan::model::Precision;
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 
 use super::ProfileError;
@@ -312,12 +313,13 @@ fn fastest(products: &[Product]) -> Figure<FlopRate> {
 }
 
 /// The attention whose rate stands for all that were not measured: a single token over as many positions as
-/// there are measurements of, by heads of 128 features that share no key. That is what a decode step over a
+/// there are measurements of, by heads of 128 features that share no key, in 16 bits. That is what a decode step over a
 /// long cache asks of the host; over a few positions there is little but the beginning and the end.
 fn single_token(measured: &[Attended]) -> Option<&Attended> {
     let of_kind = measured.iter().filter(|a| {
         let of = &a.attention;
-        of.rows == 1 && of.kv_heads == of.heads && of.head_dim == 128
+        let plain = of.precision == Precision::Fp16.name() && of.kv_heads == of.heads;
+        plain && of.rows == 1 && of.head_dim == 128
     });
     of_kind.max_by_key(|a| a.attention.context)
 }
@@ -332,7 +334,7 @@ fn attention(measured: Option<&Attended>) -> Figure<FlopRate> {
 /// What a decode step gets through of 4-bit weights: the largest matrix, one row.
 fn single_row(kernels: &Kernels) -> (Bandwidth, Middle) {
     let single = kernels.products.iter().filter(|p| p.rows == 1);
-    let int4 = single.filter(|p| p.precision == pipo_plan::model::Precision::Int4);
+    let int4 = single.filter(|p| p.precision == Precision::Int4);
     let largest = int4.max_by_key(|p| p.outputs * p.inputs);
     largest.map_or((Bandwidth(1), Middle { median: Nanos::ZERO, spread: 0.0 }), |p| {
         (rate((p.precision.matrix_bytes(p.outputs as u64, p.inputs as u64), p.time)), p.time)
@@ -347,9 +349,9 @@ mod tests {
 
     #[test]
     fn one_token_over_the_longest_cache_stands_for_attention_on_the_host() {
-        let attended = |rows, context, kv_heads, head_dim| {
+        let stored = |precision: &str, rows, context, kv_heads, head_dim| {
             let (time, heads) = (Middle { median: Nanos(1000), spread: 0.0 }, 32);
-            let (precision, sequences) = ("fp16".into(), None);
+            let (precision, sequences) = (precision.into(), None);
             let of = by(time.median, time);
             let attention = AttentionTime {
                 precision,
@@ -363,12 +365,14 @@ mod tests {
             };
             Attended { attention, operations: 4 * heads * head_dim * context, time }
         };
+        let attended = |rows, context, kv, dim| stored("fp16", rows, context, kv, dim);
         let measured = [
             attended(1024, 1024, 32, 128),
             attended(1, 512, 32, 64),
             attended(1, 512, 32, 128),
             attended(1, 512, 8, 128),
             attended(1, 24, 32, 128),
+            stored("int4", 1, 1024, 32, 128),
         ];
         let rate = attention(single_token(&measured)).value;
         assert_eq!(rate, FlopRate(4 * 32 * 128 * 512 * 1_000_000));

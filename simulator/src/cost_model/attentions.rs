@@ -4,6 +4,8 @@ use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::Attention;
 
+use super::kernels::stand_in;
+
 /// A measured table.
 ///
 /// An attention takes as long as the nearest measured one, in proportion to its operations. Near means
@@ -56,12 +58,17 @@ impl Attentions {
     }
 
     /// Nanoseconds of an attention over a cache of this precision; none without a table for it.
+    ///
+    /// The two 16-bit formats run at the same speed, so either stands in for the other.
     pub(super) fn time(&self, attention: &Attention, precision: Precision) -> Option<f64> {
         let wanted = shape(attention);
         let distance = |point: &&Point| -> f64 {
             point.shape.iter().zip(wanted).map(|(a, b)| (a / b).ln().abs()).sum()
         };
-        let known = || self.measured.iter().filter(|point| point.precision == precision.name());
+        let has = |name: &str| self.measured.iter().any(|point| point.precision == name);
+        let name =
+            if has(precision.name()) { precision.name() } else { stand_in(precision).name() };
+        let known = || self.measured.iter().filter(|point| point.precision == name);
         let nearest = known().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
         let of_shape = known().filter(|point| point.has_shape_of(nearest));
         let together = of_shape.filter_map(|point| Some((point.sequences?, point.nanos)));

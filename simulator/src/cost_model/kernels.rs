@@ -46,12 +46,8 @@ impl Kernels {
     ///
     /// The two 16-bit formats run at the same speed, so either stands in for the other.
     pub(super) fn time(&self, linear: &Linear, precision: Precision) -> Option<f64> {
-        let stand_in = match precision {
-            Precision::Fp16 => Precision::Bf16,
-            Precision::Bf16 => Precision::Fp16,
-            other => other,
-        };
-        let table = self.tables.get(precision.name()).or(self.tables.get(stand_in.name()))?;
+        let of = |precision: Precision| self.tables.get(precision.name());
+        let table = of(precision).or_else(|| of(stand_in(precision)))?;
         let apart =
             |wanted: u64, measured: u64| (wanted.max(1) as f64 / measured as f64).ln().abs();
         let distance = |&(outputs, inputs): &Matrix| {
@@ -61,6 +57,15 @@ impl Kernels {
             table.iter().min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)))?;
         let weights = linear.outputs as f64 * linear.inputs as f64;
         Some(at_rows(points, linear.rows as f64) * weights / (outputs as f64 * inputs as f64))
+    }
+}
+
+/// What is as fast: the other 16-bit format.
+pub(super) fn stand_in(precision: Precision) -> Precision {
+    match precision {
+        Precision::Fp16 => Precision::Bf16,
+        Precision::Bf16 => Precision::Fp16,
+        other => other,
     }
 }
 

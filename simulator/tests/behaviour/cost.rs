@@ -216,6 +216,7 @@ fn attention_on_the_host_takes_what_was_measured_for_its_heads() {
     machine.host.attentions = vec![measured(64, 300_000), measured(128, 350_000)];
     assert_eq!(asked(&machine, 32, 64, Precision::Fp16), Nanos(600_000));
     assert_eq!(asked(&machine, 32, 128, Precision::Fp16), Nanos(700_000));
+    assert_eq!(asked(&machine, 32, 64, Precision::Bf16), Nanos(600_000), "as fast");
     assert_eq!(
         asked(&machine, 32, 64, Precision::Int8),
         unmeasured,
