@@ -54,10 +54,8 @@ pub(super) fn of(
         };
         launches = launches.saturating_add(more);
     }
-    // The norm and the rotation of heads.
-    let turns = model.family.qk_norm() || !model.family.learned_positions();
     if attends && matches!(piece, Piece::Whole | Piece::BeforeAttention) {
-        launches += u32::from(turns);
+        launches += u32::from(turns(model));
     }
     if attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
         // New rows go into the cache; parts of a context that is split are put together.
@@ -68,6 +66,11 @@ pub(super) fn of(
         launches = launches.saturating_add(u32::try_from(rows.sequences).unwrap_or(u32::MAX)) + 2;
     }
     launches
+}
+
+/// Whether heads are normed or rotated on their own, which is one pass over queries and keys.
+pub(super) fn turns(model: &Model) -> bool {
+    model.family.qk_norm() || !model.family.learned_positions()
 }
 
 /// Whether a product is of the same rows as one before it, and few of them are computed by one launch.

@@ -4,7 +4,7 @@
 //! What a product of few rows is followed by happens before its result is written, and costs nothing. Numbers
 //! are of 16 bits: a pass that reads and writes each of them moves four bytes for it.
 
-use super::launches::bias_of;
+use super::launches::{bias_of, turns};
 use super::shapes::{Rows, Style, kv_bytes};
 use crate::model::{Model, Part, Tensor, TensorKind};
 use crate::schedule::{Linear, Piece, Way};
@@ -48,8 +48,7 @@ pub(super) fn of(
         bytes = bytes.saturating_add(more);
     }
     let heads = |heads: u32| 4 * count.saturating_mul(u64::from(heads) * model.head_dim);
-    let turns = model.family.qk_norm() || !model.family.learned_positions();
-    if attends && turns && matches!(piece, Piece::Whole | Piece::BeforeAttention) {
+    if attends && turns(model) && matches!(piece, Piece::Whole | Piece::BeforeAttention) {
         bytes = bytes.saturating_add(heads(model.heads).saturating_add(heads(model.kv_heads)));
     }
     if attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
