@@ -24,6 +24,7 @@ mod kernels;
 mod lanes;
 mod machine;
 mod memory;
+mod probe;
 mod sampling;
 mod system;
 

@@ -5,16 +5,14 @@
 #![allow(unsafe_code, reason = "copies to a GPU are calls of a C interface")]
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use pipo_kernels::cuda::{Kernels, Region};
-use pipo_plan::schedule::{
-    Builder, LaneKind, Layout, OpKind, Phase, Program, QueueId, Schedule, Work,
-};
+use pipo_plan::schedule::{LaneKind, OpKind, Schedule};
 use pipo_plan::timeline::{Span, Timeline};
-use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::units::Nanos;
 
 use super::super::ProfileError;
+use super::super::probe::{middle, schedule};
 use super::super::sampling::{Middle, Sampler};
 use crate::cuda::Queues;
 use crate::cuda::driver::{Context, Stream};
@@ -67,79 +65,6 @@ pub(super) struct Bench<'a> {
     pub(super) launches: usize,
 }
 
-/// Like the barriers of a baseline: a copy and a computation, a thread that waits for both, and again.
-struct Rounds {
-    copies: QueueId,
-    kernels: QueueId,
-    host: QueueId,
-}
-
-impl Program for Rounds {
-    fn passes(&self) -> u32 {
-        1
-    }
-
-    fn phase(&self, _: u32) -> Phase {
-        Phase::Prefill
-    }
-
-    fn emit(&self, _: u32, out: &mut Builder) {
-        let work = out.work(Work::HostCopy { bytes: Bytes::ZERO });
-        for _ in 0..ROUNDS {
-            // The copy lasts: it is what the thread waits for last.
-            out.op(self.kernels, OpKind::Compute, work).emit();
-            out.op(self.copies, OpKind::LoadWeights, work).emit();
-            out.barrier(self.host, 0, 0);
-        }
-    }
-}
-
-/// Like the loads of small tensors: copies that wait for nothing but each other.
-struct Copies(QueueId);
-
-impl Program for Copies {
-    fn passes(&self) -> u32 {
-        1
-    }
-
-    fn phase(&self, _: u32) -> Phase {
-        Phase::Prefill
-    }
-
-    fn emit(&self, _: u32, out: &mut Builder) {
-        let work = out.work(Work::HostCopy { bytes: Bytes::ZERO });
-        for _ in 0..COPIES {
-            out.op(self.0, OpKind::LoadWeights, work).emit();
-        }
-    }
-}
-
-/// A kernel and a small copy in turn, each of which waits for the one before it: on the device, for all of
-/// them are issued in time.
-struct Turns {
-    copies: QueueId,
-    kernels: QueueId,
-}
-
-impl Program for Turns {
-    fn passes(&self) -> u32 {
-        1
-    }
-
-    fn phase(&self, _: u32) -> Phase {
-        Phase::Prefill
-    }
-
-    fn emit(&self, _: u32, out: &mut Builder) {
-        let work = out.work(Work::HostCopy { bytes: Bytes::ZERO });
-        let mut last = None;
-        for _ in 0..TURNS {
-            let kernel = out.op(self.kernels, OpKind::Compute, work).after(last).emit();
-            last = Some(out.op(self.copies, OpKind::LoadWeights, work).after(kernel).emit());
-        }
-    }
-}
-
 /// The GPU as the CUDA backend uses it, with as little to do.
 struct Device<'a> {
     bench: &'a Bench<'a>,
@@ -180,14 +105,31 @@ impl Queue for Device<'_> {
 
 /// Measures through the executor: its threads are part of what is measured.
 pub(super) fn crossings(sampler: &mut Sampler, bench: &Bench) -> Result<Crossings, ProfileError> {
-    let rounds = schedule([LaneKind::H2d, LaneKind::Gpu, LaneKind::Host], |queues| {
-        let [copies, kernels, host] = queues;
-        Box::new(Rounds { copies, kernels, host })
+    // Like the barriers of a baseline: a copy and a computation, a thread that waits for both, and again.
+    let lanes = [LaneKind::H2d, LaneKind::Gpu, LaneKind::Host];
+    let rounds = schedule(lanes, |[copies, kernels, host], out, work| {
+        for _ in 0..ROUNDS {
+            // The copy lasts: it is what the thread waits for last.
+            out.op(kernels, OpKind::Compute, work).emit();
+            out.op(copies, OpKind::LoadWeights, work).emit();
+            out.barrier(host, 0, 0);
+        }
     });
-    let in_turn = schedule([LaneKind::H2d, LaneKind::Gpu], |[copies, kernels]| {
-        Box::new(Turns { copies, kernels })
+    // A kernel and a small copy in turn, each of which waits for the one before it: on the device, for all of
+    // them are issued in time.
+    let in_turn = schedule([LaneKind::H2d, LaneKind::Gpu], |[copies, kernels], out, work| {
+        let mut last = None;
+        for _ in 0..TURNS {
+            let kernel = out.op(kernels, OpKind::Compute, work).after(last).emit();
+            last = Some(out.op(copies, OpKind::LoadWeights, work).after(kernel).emit());
+        }
     });
-    let in_a_row = schedule([LaneKind::H2d], |[copies]| Box::new(Copies(copies)));
+    // Like the loads of small tensors: copies that wait for nothing but each other.
+    let in_a_row = schedule([LaneKind::H2d], |[copies], out, work| {
+        for _ in 0..COPIES {
+            out.op(copies, OpKind::LoadWeights, work).emit();
+        }
+    });
     let to = bench.to.slice(0, SMALL as u64).map_err(Fault::from)?;
     let from = &bench.from[..SMALL.min(bench.from.len())];
     let small = Bench { to, from, launches: 1, ..*bench };
@@ -198,16 +140,6 @@ pub(super) fn crossings(sampler: &mut Sampler, bench: &Bench) -> Result<Crossing
         issue: once(sampler, "software.issue", &small, &in_a_row, issued)?,
         nothing: once(sampler, "software.barrier", bench, &rounds, nothing)?,
     })
-}
-
-/// One pass of a program on a lane of each kind.
-fn schedule<const N: usize>(
-    lanes: [LaneKind; N],
-    program: impl FnOnce([QueueId; N]) -> Box<dyn Program>,
-) -> Schedule {
-    let mut layout = Layout { units: vec!["nothing".into()], window: 1, ..Layout::default() };
-    let queues = lanes.map(|kind| layout.lane_queue(kind));
-    Schedule { layout, program: program(queues) }
 }
 
 /// The middle of the times that `of` reads off each run of a schedule.
@@ -222,10 +154,7 @@ fn once(
         let device = Device { bench, queues: Queues::new(&schedule.layout, None)? };
         let ran = execute(schedule, &device, &AtomicBool::new(false));
         bench.context.synchronise()?;
-        let mut times = of(&ran?);
-        times.sort_unstable();
-        let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-        Ok(Duration::from_nanos(middle))
+        Ok(middle(of(&ran?)))
     })
 }
 
@@ -273,8 +202,9 @@ fn between(
 
 #[cfg(test)]
 mod tests {
-    use pipo_plan::schedule::{LaneId, OpId};
+    use pipo_plan::schedule::{LaneId, Layout, OpId};
     use pipo_plan::timeline::Blame;
+    use pipo_plan::units::Bytes;
 
     use super::*;
 
