@@ -26,8 +26,8 @@ pub struct Cli {
     /// Print one JSON document on standard output instead of text for people.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Worker threads; all cores where absent, one fewer for what runs for real. Results do not depend
-    /// on it.
+    /// Worker threads; all cores where absent. What runs for real leaves one to its lanes, beside a GPU a
+    /// quarter. Results do not depend on it
     #[arg(long, global = true, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// What to do.

@@ -27,6 +27,7 @@ mod memory;
 mod probe;
 mod sampling;
 mod system;
+mod walk;
 
 pub use sampling::Sample;
 use sampling::Sampler;

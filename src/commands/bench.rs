@@ -47,8 +47,8 @@ impl Test {
 /// Runs the command.
 pub fn run(args: &Bench, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     let tests = tests(args)?;
-    let threads = threads.unwrap_or_else(default_threads);
     let device = args.backend.device();
+    let threads = threads.unwrap_or_else(|| default_threads(device));
     let plans: Vec<(String, Plan)> =
         args.plan.iter().map(|path| read(path)).collect::<anyhow::Result<_>>()?;
     let format = if printer.is_json() { BenchFormat::Json } else { args.output };

@@ -13,10 +13,11 @@ use crate::output::{self, Printer};
 
 /// Runs the command.
 pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
-    let threads = threads.unwrap_or_else(default_threads);
+    let device = args.backend.device();
+    let threads = threads.unwrap_or_else(|| default_threads(device));
     let mut settings = Settings::new(threads, &args.folder);
     settings.file = args.disk_size.0;
-    settings.device = args.backend.device();
+    settings.device = device;
     settings.shape = args.shape;
     if args.quick {
         settings = settings.quick();

@@ -59,12 +59,13 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
         top_p: args.top_p,
         seed: args.seed,
     };
+    let device = args.backend.device();
     let session = Session {
         store: &store,
         reader: Reader { tokenizer: read.tokenizer.as_ref(), ends: &store.arithmetic().end_tokens },
         settings,
-        threads: threads.unwrap_or_else(default_threads),
-        device: args.backend.device(),
+        threads: threads.unwrap_or_else(|| default_threads(device)),
+        device,
         shape: args.shape,
         cancelled: interrupt::flag()?,
         printer,

@@ -77,7 +77,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
         );
     }
     let store = Store::open(&args.model)?;
-    let threads = threads.unwrap_or_else(default_threads);
+    let threads = threads.unwrap_or_else(|| default_threads(device));
     if device == Device::Cpu && u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
         bail!(
             "{} was measured with {} threads of one computation, this run would have {threads}; give --threads {}, or profile again",

@@ -13,8 +13,10 @@ use pipo_plan::units::{Bytes, Nanos};
 
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
+use super::walk::beyond_caches;
 use super::{ProfileError, Settings};
 use crate::decoder::format;
+use crate::disk::AlignedBuf;
 use crate::run::Device;
 
 /// Outputs and inputs of the matrices, from a small model's to a large one's MLP.
@@ -34,9 +36,6 @@ const EXTENTS: [[usize; 2]; 5] = [[128, 128], [32, 32], [1, 512], [1, 128], [1, 
 
 /// Sequences whose single tokens attend together: threads share the work of all of them.
 const SEQUENCES: [usize; 2] = [8, 1];
-
-/// Weights and caches are found in no cache of the processor: they lie one after another in this much memory.
-const ARENA: usize = 384 << 20;
 
 /// One measured product.
 pub(super) struct Product {
@@ -71,8 +70,7 @@ pub(super) struct Kernels {
 
 pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kernels, ProfileError> {
     let cpu = Cpu::new(settings.threads);
-    // Every 16 bits are 0.0078 in fp16 and 1e-19 in bf16: normal numbers, whose products take no detour.
-    let arena: Vec<u8> = [0x00, 0x20].into_iter().cycle().take(ARENA).collect();
+    let arena = arena()?;
     let mut products = Vec::new();
     for precision in Precision::ALL {
         for (outputs, inputs) in SHAPES.into_iter().filter(|(o, i)| o * i <= settings.largest) {
@@ -106,6 +104,17 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
         dequantise: dequantise(sampler, &arena)?,
         launch,
     })
+}
+
+/// Memory in which weights and caches lie one after another, so that none is found in a cache of the processor;
+/// of the kind that a run keeps them in. All 16 bits are 0.0078 in fp16 and 1e-19 in bf16: normal numbers, whose
+/// products take no detour.
+fn arena() -> Result<AlignedBuf, ProfileError> {
+    let length = beyond_caches();
+    let mut arena = AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length))?;
+    let (values, _) = arena.as_chunks_mut();
+    values.fill([0x00, 0x20]);
+    Ok(arena)
 }
 
 /// A product that meets another matrix each time.

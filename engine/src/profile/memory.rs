@@ -10,10 +10,8 @@ use pipo_plan::units::Bytes;
 
 use super::ProfileError;
 use super::sampling::{Middle, Sampler};
+use super::walk::{Walk, beyond_caches};
 use crate::disk::AlignedBuf;
-
-/// Larger than caches are, so that neither side of a copy is found in one.
-const ARENA: usize = 512 << 20;
 
 /// Sizes of one copy.
 const SIZES: [usize; 5] = [4 << 10, 64 << 10, 1 << 20, 8 << 20, 64 << 20];
@@ -32,7 +30,8 @@ pub(super) struct Copies {
 }
 
 pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, ProfileError> {
-    let buffer = || AlignedBuf::zeroed(ARENA).ok_or(ProfileError::Memory(ARENA));
+    let length = beyond_caches();
+    let buffer = || AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length));
     let (mut from, mut to) = (buffer()?, buffer()?);
     // Zeroed memory may be one shared page until it is written.
     from.fill(1);
@@ -45,9 +44,9 @@ pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, P
     let copied = all(sampler, largest, cores, &from, &mut to);
     let all = [(Bytes(2 * largest as u64), copied), (MIXED, mixed(sampler, &from, &mut to)?)];
     let block = 4 << 20;
-    let mut at = 0;
+    let mut walk = Walk::through(length);
     let check = || {
-        at = next(at, block);
+        let at = walk.next(block);
         std::hint::black_box(crc32fast::hash(&from[at..at + block]));
         Ok::<(), Infallible>(())
     };
@@ -55,16 +54,10 @@ pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, P
     Ok(Copies { one, beside, all, checksum: (Bytes(block as u64), checksum) })
 }
 
-/// Walks through the arena, so that no sample finds what the one before left in a cache.
-fn next(at: usize, size: usize) -> usize {
-    let at = at + size.next_multiple_of(1 << 20);
-    if at + size > ARENA { 0 } else { at }
-}
-
 fn one(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
-    let mut at = 0;
+    let mut walk = Walk::through(from.len());
     let copy = || {
-        at = next(at, size);
+        let at = walk.next(size);
         to[at..at + size].copy_from_slice(&from[at..at + size]);
         Ok::<(), Infallible>(())
     };
@@ -74,11 +67,12 @@ fn one(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle
 
 /// Two threads copy at once, each in its own half; the sample is the slower one's.
 fn beside(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
-    let (first, second) = to.split_at_mut(ARENA / 2);
-    let (low, high) = from.split_at(ARENA / 2);
-    let mut at = 0;
+    let half = from.len() / 2;
+    let (first, second) = to.split_at_mut(half);
+    let (low, high) = from.split_at(half);
+    let mut walk = Walk::through(half);
     let both = || {
-        at = if at + 2 * size > ARENA / 2 { 0 } else { at + size };
+        let at = walk.next(size);
         let range = at..at + size;
         let start = Instant::now();
         std::thread::scope(|scope| {
@@ -94,9 +88,9 @@ fn beside(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Mid
 /// All cores copy one piece each of the same stretch.
 fn all(sampler: &mut Sampler, size: usize, cores: usize, from: &[u8], to: &mut [u8]) -> Middle {
     let cpu = Cpu::new(cores);
-    let mut at = 0;
+    let mut walk = Walk::through(from.len());
     let copy = || {
-        at = next(at, size);
+        let at = walk.next(size);
         let piece = size.div_ceil(4 * cores);
         let (from, to) = (&from[at..at + size], &mut to[at..at + size]);
         let pieces = from.chunks(piece).zip(to.chunks_mut(piece)).collect();
@@ -118,7 +112,7 @@ fn mixed(sampler: &mut Sampler, from: &[u8], to: &mut [u8]) -> Result<Middle, Pr
     let matrix = 2 * outputs * inputs;
     let cpu = Cpu::new(1);
     let (x, mut out) = (vec![0.5; inputs], vec![0.0; outputs]);
-    let mut at = 0;
+    let mut walk = Walk::through(from.len());
     sampler.measure("host.memory_bandwidth", "1GiB, multiplying and copying", || {
         let stop = AtomicBool::new(false);
         let (cpu, x, out, stop) = (&cpu, &x, &mut out, &stop);
@@ -136,7 +130,7 @@ fn mixed(sampler: &mut Sampler, from: &[u8], to: &mut [u8]) -> Result<Middle, Pr
             let start = Instant::now();
             let mut copied = 0;
             while start.elapsed() < Duration::from_millis(60) {
-                at = next(at, COPY);
+                let at = walk.next(COPY);
                 to[at..at + COPY].copy_from_slice(&from[at..at + COPY]);
                 copied += 2 * COPY;
             }

@@ -9,6 +9,7 @@ use pipo_plan::units::Bytes;
 
 use super::super::ProfileError;
 use super::super::sampling::{Middle, Sampler};
+use super::super::walk::{Walk, beyond_caches};
 use super::Bench;
 use super::queues::{self, Crossings};
 use crate::cuda::driver::{Context, Event, Pin, Stream};
@@ -18,25 +19,11 @@ use crate::memory::Buffer;
 /// Sizes of a copy.
 const SIZES: [usize; 6] = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
 
-/// Bytes of host memory that copies walk through.
-const HOST: usize = 512 << 20;
+/// Bytes of pinned memory that copies walk through. Those of the pageable are more: a core reads them.
+const PINNED: usize = 512 << 20;
 
 /// Bytes that are copied in one sample, at least.
 const STRETCH: usize = 64 << 20;
-
-/// Where in host memory the next copy goes: on through all of it, whatever the sizes, and then from the
-/// start. A place that was copied from a moment ago would be found in a cache.
-#[derive(Default)]
-struct Walk(usize);
-
-impl Walk {
-    /// Where the next `size` bytes begin, of which there are no more than `HOST`.
-    fn next(&mut self, size: usize) -> usize {
-        let place = if self.0 + size > HOST { 0 } else { self.0 };
-        self.0 = place + size;
-        place
-    }
-}
 
 /// Writes numbers that look like nothing in particular: copies are measured for weights, and zeros need not cost
 /// the same. Writing all of a buffer also leaves nothing of its beginning in a cache.
@@ -60,11 +47,11 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new() -> Result<Self, ProfileError> {
-        let buffer = |name| {
-            let buffer = Buffer::apart(name, Bytes(HOST as u64));
-            buffer.map_err(|_| ProfileError::Memory(HOST))
+        let buffer = |name, bytes: usize| {
+            let buffer = Buffer::apart(name, Bytes(bytes as u64));
+            buffer.map_err(|_| ProfileError::Memory(bytes))
         };
-        let (pinned, pageable) = (buffer("pinned")?, buffer("pageable")?);
+        let (pinned, pageable) = (buffer("pinned", PINNED)?, buffer("pageable", beyond_caches())?);
         for buffer in [&pinned, &pageable] {
             fill(&mut buffer.write()?);
         }
@@ -82,7 +69,7 @@ impl Link {
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let figure = if up { "link.h2d" } else { "link.d2h" };
         let mark = Event::new()?;
-        let (mut curve, mut walk) = (Vec::new(), Walk::default());
+        let (mut curve, mut walk) = (Vec::new(), Walk::through(PINNED));
         for size in SIZES {
             let count = (STRETCH / size).clamp(2, 256);
             let time = sampler.measure(figure, &Bytes(size as u64).exact(), || {
@@ -105,7 +92,8 @@ impl Link {
         up: bool,
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let figure = if up { "link.pageable_h2d" } else { "link.pageable_d2h" };
-        let (mut curve, mut walk) = (Vec::new(), Walk::default());
+        let length = self.pageable.read()?.len();
+        let (mut curve, mut walk) = (Vec::new(), Walk::through(length));
         for size in SIZES {
             let time = sampler.time(figure, &Bytes(size as u64).exact(), || {
                 copy(&bench.stream, bench.x, &self.pageable, walk.next(size), size, up)?;
@@ -141,8 +129,8 @@ impl Link {
         sampler: &mut Sampler,
         bench: &mut Bench,
     ) -> Result<(Bytes, Middle), ProfileError> {
-        let size = HOST / 2;
-        let time = sampler.measure("link.duplex", &Bytes(HOST as u64).exact(), || {
+        let size = PINNED / 2;
+        let time = sampler.measure("link.duplex", &Bytes(PINNED as u64).exact(), || {
             let start = Instant::now();
             copy(&bench.stream, bench.x, &self.pinned, 0, size, true)?;
             copy(&self.back, bench.out, &self.pinned, size, size, false)?;
@@ -150,7 +138,7 @@ impl Link {
             self.back.synchronise()?;
             Ok::<_, Fault>(start.elapsed())
         })?;
-        Ok((Bytes(HOST as u64), time))
+        Ok((Bytes(PINNED as u64), time))
     }
 }
 
@@ -181,31 +169,6 @@ fn copy(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn copies_come_back_to_a_place_only_after_almost_all_others() {
-        let mut walk = Walk::default();
-        let mut visits = Vec::new();
-        for size in SIZES {
-            // The samples of one size: as many copies as there are at least, and then more.
-            let copies = (HOST / size).min(1000) + 3;
-            visits.extend((0..copies).map(|_| (walk.next(size), size)));
-        }
-        let (mut total, mut last) = (0, 0);
-        for &(place, size) in &visits {
-            assert!(place + size <= HOST, "{size} bytes at {place} lie outside");
-            let between = total - last;
-            if place == 0 {
-                // What is left out at the end is less than one copy.
-                assert!(total == 0 || between + size > HOST, "{between} bytes, and from the start");
-                last = total;
-            } else {
-                assert_eq!(place, between, "one copy begins where the one before it ended");
-            }
-            total += size;
-        }
-        assert!(last > 0, "the walk never came back");
-    }
 
     #[test]
     fn no_stretch_of_a_filled_buffer_is_zero() {
