@@ -18,6 +18,7 @@ use crate::executor::{ExecutionError, Fault};
 use crate::run::Device;
 use crate::shape::Shape;
 
+mod cores;
 mod disk;
 mod gpu;
 mod kernels;
