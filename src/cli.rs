@@ -27,7 +27,7 @@ pub struct Cli {
     #[arg(long, global = true)]
     pub json: bool,
     /// Worker threads; all cores where absent. What runs for real leaves one to its lanes, beside a GPU a
-    /// quarter. Results do not depend on it.
+    /// quarter. Results do not depend on it
     #[arg(long, global = true, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// What to do.

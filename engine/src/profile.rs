@@ -18,7 +18,6 @@ use crate::executor::{ExecutionError, Fault};
 use crate::run::Device;
 use crate::shape::Shape;
 
-mod cores;
 mod disk;
 mod gpu;
 mod kernels;

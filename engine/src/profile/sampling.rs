@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use pipo_plan::units::Nanos;
 
-use super::cores::Cores;
-
 /// One measurement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
@@ -75,45 +73,16 @@ impl Sampler {
         })
     }
 
-    /// Times what one core does on each core in turn, after once for warming that one up. A run does not choose
-    /// its cores either.
-    pub(super) fn on_each_core<E>(
-        &mut self,
-        figure: &str,
-        size: &str,
-        mut work: impl FnMut() -> Result<(), E>,
-    ) -> Result<Middle, E> {
-        let mut cores = Cores::of_this_thread();
-        let least = self.least.max(cores.count().min(MOST));
-        self.at_least(least, figure, size, || {
-            cores.next();
-            work()?;
-            let start = Instant::now();
-            work()?;
-            Ok(start.elapsed())
-        })
-    }
-
     /// Takes samples from `one`, which times itself.
     pub(super) fn measure<E>(
         &mut self,
-        figure: &str,
-        size: &str,
-        one: impl FnMut() -> Result<Duration, E>,
-    ) -> Result<Middle, E> {
-        self.at_least(self.least, figure, size, one)
-    }
-
-    fn at_least<E>(
-        &mut self,
-        least: usize,
         figure: &str,
         size: &str,
         mut one: impl FnMut() -> Result<Duration, E>,
     ) -> Result<Middle, E> {
         let begin = Instant::now();
         let mut times = Vec::new();
-        while times.len() < least || (times.len() < MOST && begin.elapsed() < self.patience) {
+        while times.len() < self.least || (times.len() < MOST && begin.elapsed() < self.patience) {
             let time = nanos(one()?);
             times.push(time);
             self.samples.push(Sample { figure: figure.into(), size: size.into(), time });
@@ -178,19 +147,5 @@ mod tests {
         let samples = sampler.into_samples();
         assert_eq!(samples.len(), 5);
         assert!(samples.iter().all(|s| s.figure == "host.copy" && s.size == "1MiB"));
-    }
-
-    #[test]
-    fn what_a_core_does_is_sampled_on_every_core() {
-        let mut sampler = Sampler::new(3, Duration::ZERO);
-        let mut calls = 0;
-        let work = || {
-            calls += 1;
-            Ok::<(), ()>(())
-        };
-        sampler.on_each_core("link.pageable_h2d", "1MiB", work).unwrap();
-        let samples = sampler.into_samples().len();
-        let cores = Cores::of_this_thread().count();
-        assert_eq!((samples, calls), (cores.clamp(3, MOST), 2 * samples));
     }
 }

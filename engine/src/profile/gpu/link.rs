@@ -84,7 +84,7 @@ impl Link {
         Ok(curve)
     }
 
-    /// Copies that the driver stages, which is one core's work, each on the host's clock until it has ended.
+    /// Copies that the driver stages, each on the host's clock until it has ended.
     pub(super) fn pageable(
         &self,
         sampler: &mut Sampler,
@@ -95,7 +95,7 @@ impl Link {
         let length = self.pageable.read()?.len();
         let (mut curve, mut walk) = (Vec::new(), Walk::through(length));
         for size in SIZES {
-            let time = sampler.on_each_core(figure, &Bytes(size as u64).exact(), || {
+            let time = sampler.time(figure, &Bytes(size as u64).exact(), || {
                 copy(&bench.stream, bench.x, &self.pageable, walk.next(size), size, up)?;
                 bench.stream.synchronise()
             })?;
