@@ -35,6 +35,12 @@ impl Buffered {
     pub fn forgetting(self) -> Self {
         Self { keeps: false, ..self }
     }
+
+    /// Has the system drop a stretch.
+    pub fn forget(&self, offset: u64, length: u64) {
+        // Advice: where the system does not take it, the next reads are faster and no less right.
+        let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
+    }
 }
 
 impl BlockReader for Buffered {
@@ -44,8 +50,7 @@ impl BlockReader for Buffered {
         in_requests(offset, into, end, |at, piece| fill(&self.file, at, piece))
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })?;
         if !self.keeps {
-            // Advice: where the system does not take it, reads are faster and no less right.
-            let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
+            self.forget(offset, length);
         }
         Ok(())
     }
