@@ -57,7 +57,8 @@ pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, P
 fn one(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
     let mut walk = Walk::through(from.len());
     let copy = || {
-        let at = walk.next(size);
+        // What is small lies far from what was copied before, too.
+        let at = walk.next(size.next_multiple_of(1 << 20));
         to[at..at + size].copy_from_slice(&from[at..at + size]);
         Ok::<(), Infallible>(())
     };
@@ -90,7 +91,8 @@ fn all(sampler: &mut Sampler, size: usize, cores: usize, from: &[u8], to: &mut [
     let cpu = Cpu::new(cores);
     let mut walk = Walk::through(from.len());
     let copy = || {
-        let at = walk.next(size);
+        // What is small lies far from what was copied before, too.
+        let at = walk.next(size.next_multiple_of(1 << 20));
         let piece = size.div_ceil(4 * cores);
         let (from, to) = (&from[at..at + size], &mut to[at..at + size]);
         let pieces = from.chunks(piece).zip(to.chunks_mut(piece)).collect();
