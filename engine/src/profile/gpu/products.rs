@@ -50,9 +50,9 @@ const ROWS: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192];
 /// Query heads of the attentions.
 const QUERY_HEADS: usize = 32;
 
-/// Sequences of the attentions: a table says what one of them takes among so many. A single token of a
-/// single sequence leaves most of a device idle, and is measured as well.
-const SEQUENCES: usize = 8;
+/// Sequences of the attentions: a table says what one of them takes among so many, and a few are between. A
+/// single one may leave most of a device idle; where its prompt does not, eight take eight times as long.
+const SEQUENCES: [usize; 2] = [8, 1];
 
 /// Query heads that share a key, and features of a head.
 const HEADS: [[usize; 2]; 4] = [[1, 64], [1, 128], [4, 128], [8, 128]];
@@ -108,8 +108,8 @@ pub(super) fn attentions(
     for precision in [Precision::Fp16, Precision::Int8, Precision::Int4] {
         for [rows, context] in EXTENTS {
             for [group, dim] in HEADS {
-                for sequences in if rows == 1 { &[SEQUENCES, 1][..] } else { &[SEQUENCES] } {
-                    let shape = [group, dim, rows, context, *sequences];
+                for sequences in SEQUENCES {
+                    let shape = [group, dim, rows, context, sequences];
                     attentions.push(attend(sampler, bench, precision, shape)?);
                 }
             }
