@@ -91,8 +91,7 @@ fn all(sampler: &mut Sampler, size: usize, cores: usize, from: &[u8], to: &mut [
     let cpu = Cpu::new(cores);
     let mut walk = Walk::through(from.len());
     let copy = || {
-        // What is small lies far from what was copied before, too.
-        let at = walk.next(size.next_multiple_of(1 << 20));
+        let at = walk.next(size);
         let piece = size.div_ceil(4 * cores);
         let (from, to) = (&from[at..at + size], &mut to[at..at + size]);
         let pieces = from.chunks(piece).zip(to.chunks_mut(piece)).collect();
