@@ -18,6 +18,7 @@ use crate::executor::{ExecutionError, Fault};
 use crate::run::Device;
 use crate::shape::Shape;
 
+mod cores;
 mod disk;
 mod gpu;
 mod kernels;
@@ -170,10 +171,7 @@ pub fn profile(
             Some(gpu::measure(&mut sampler, settings)?)
         }
     };
-    let disk = match settings.shape.disk {
-        Some(rate) => disk.at_most(rate),
-        None => disk,
-    };
+    let disk = disk.shaped(&settings.shape);
     let measured = machine::Measured { memory, handover, kernels, disk, gpu };
     let mut machine = machine::assemble(measured, settings.threads)?;
     if settings.shape.disk.is_some() {
@@ -198,7 +196,11 @@ pub fn profile_disk(
         Some(file) => disk::measure_file(&mut sampler, file, &mut notes)?,
         None => disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?,
     };
-    let machine = machine::with_disk(base, &disk)?;
+    let disk = disk.shaped(&settings.shape);
+    let mut machine = machine::with_disk(base, &disk)?;
+    if settings.shape.disk.is_some() {
+        machine::without_page_cache(&mut machine);
+    }
     Ok(Profile { machine, samples: sampler.into_samples(), notes })
 }
 

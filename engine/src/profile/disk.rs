@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pipo_plan::units::{Bandwidth, Bytes};
+use pipo_plan::units::Bytes;
 use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, not_direct};
 use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE};
+use crate::shape::Shape;
 
 /// Sizes of one request.
 const REQUESTS: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
@@ -44,8 +45,9 @@ impl DiskTimes {
     /// Bytes that the time of several threads is of.
     pub(super) const TOGETHER: Bytes = Bytes((THREADS * STRETCH) as u64);
 
-    /// Reads that are held back to a rate, all of them together; what the page cache has is not.
-    pub(super) fn at_most(mut self, rate: Bandwidth) -> Self {
+    /// Reads that are held back to a shape's rate, all of them together; what the page cache has is not.
+    pub(super) fn shaped(mut self, shape: &Shape) -> Self {
+        let Some(rate) = shape.disk else { return self };
         let slowed =
             |time: &mut Middle, bytes: Bytes| time.median = time.median.max(rate.time(bytes));
         for (_, time) in self.direct.iter_mut().chain(&mut self.buffered) {

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use pipo_plan::units::Nanos;
 
+use super::cores::Cores;
+
 /// One measurement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
@@ -40,6 +42,14 @@ impl Middle {
         let spread = (at(0.75) - at(0.25)).as_f64() / 2.0 / median.as_f64().max(1.0);
         Self { median, spread }
     }
+
+    /// The mean of several medians, with their own spread.
+    fn between(all: &[Self]) -> Self {
+        let medians = || all.iter().map(|middle| middle.median);
+        let sum: Nanos = medians().sum();
+        let median = Nanos(sum.0 / (all.len() as u64).max(1));
+        Self { median, spread: Self::of(medians().collect()).spread }
+    }
 }
 
 /// Takes samples and keeps them.
@@ -52,6 +62,9 @@ pub(super) struct Sampler {
 
 /// No figure gets more samples than this.
 const MOST: usize = 64;
+
+/// So many cores are measured at most.
+const CORES: usize = 16;
 
 impl Sampler {
     pub(super) fn new(least: usize, patience: Duration) -> Self {
@@ -111,6 +124,38 @@ impl Sampler {
         Ok(times.into_iter().map(Middle::of).collect())
     }
 
+    /// Takes samples of several sizes on one core after another from `one`, which is given the index of the size.
+    /// Each core is kept busy with the last size for as long as patience goes before it counts: right after a
+    /// move everything is slower than it is in a run, which stays on a core for seconds. The middle is the mean
+    /// of the cores' medians, for a run does not choose its cores.
+    pub(super) fn on_each_core<E>(
+        &mut self,
+        figure: &str,
+        sizes: &[String],
+        mut one: impl FnMut(usize) -> Result<Duration, E>,
+    ) -> Result<Vec<Middle>, E> {
+        let mut cores = Cores::of_this_thread(CORES);
+        let mut by_size = vec![Vec::new(); sizes.len()];
+        for _ in 0..cores.count().max(1) {
+            cores.next();
+            let begin = Instant::now();
+            while begin.elapsed() < self.patience {
+                one(sizes.len().saturating_sub(1))?;
+            }
+            for (index, (size, by_core)) in sizes.iter().zip(&mut by_size).enumerate() {
+                one(index)?;
+                let mut times = Vec::new();
+                for _ in 0..self.least {
+                    let time = nanos(one(index)?);
+                    times.push(time);
+                    self.samples.push(Sample { figure: figure.into(), size: size.clone(), time });
+                }
+                by_core.push(Middle::of(times));
+            }
+        }
+        Ok(by_size.iter().map(|by_core| Middle::between(by_core)).collect())
+    }
+
     pub(super) fn into_samples(self) -> Vec<Sample> {
         self.samples
     }
@@ -147,5 +192,22 @@ mod tests {
         let samples = sampler.into_samples();
         assert_eq!(samples.len(), 5);
         assert!(samples.iter().all(|s| s.figure == "host.copy" && s.size == "1MiB"));
+    }
+
+    #[test]
+    fn what_a_core_does_is_sampled_on_every_core_and_averaged() {
+        let mut sampler = Sampler::new(3, Duration::ZERO);
+        let cores = Cores::of_this_thread(CORES).count().max(1);
+        // Four calls on each core: the first warms up. What it takes grows from core to core.
+        let mut calls = 0;
+        let one = |_| {
+            calls += 1;
+            Ok::<_, ()>(Duration::from_nanos(100 * (calls - 1) / 4))
+        };
+        let sizes = ["1MiB".to_owned()];
+        let middles = sampler.on_each_core("link.pageable_h2d", &sizes, one).unwrap();
+        assert_eq!(sampler.into_samples().len(), 3 * cores);
+        let medians = (0..cores as u64).map(|core| 100 * core + 50);
+        assert_eq!(middles[0].median, Nanos(medians.sum::<u64>() / cores as u64));
     }
 }

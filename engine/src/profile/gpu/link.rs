@@ -84,7 +84,7 @@ impl Link {
         Ok(curve)
     }
 
-    /// Copies that the driver stages, each on the host's clock until it has ended.
+    /// Copies that the driver stages, which is one core's work, each on the host's clock until it has ended.
     pub(super) fn pageable(
         &self,
         sampler: &mut Sampler,
@@ -93,15 +93,22 @@ impl Link {
     ) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let figure = if up { "link.pageable_h2d" } else { "link.pageable_d2h" };
         let length = self.pageable.read()?.len();
-        let (mut curve, mut walk) = (Vec::new(), Walk::through(length));
-        for size in SIZES {
-            let time = sampler.time(figure, &Bytes(size as u64).exact(), || {
-                copy(&bench.stream, bench.x, &self.pageable, walk.next(size), size, up)?;
-                bench.stream.synchronise()
-            })?;
-            curve.push((Bytes(size as u64), time));
-        }
-        Ok(curve)
+        let mut walk = Walk::through(length);
+        let sizes = SIZES.map(|size| Bytes(size as u64));
+        let times = sampler.on_each_core(figure, &sizes.map(Bytes::exact), |index| {
+            let start = Instant::now();
+            copy(
+                &bench.stream,
+                bench.x,
+                &self.pageable,
+                walk.next(SIZES[index]),
+                SIZES[index],
+                up,
+            )?;
+            bench.stream.synchronise()?;
+            Ok::<_, Fault>(start.elapsed())
+        })?;
+        Ok(sizes.into_iter().zip(times).collect())
     }
 
     /// What passes between the device and threads of the host.
