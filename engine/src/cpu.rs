@@ -70,7 +70,7 @@ impl<'a> CpuBackend<'a> {
         let knobs = Knobs::of(request.plan)?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
-        let source = Source::open(request, knobs.way, &mut notes)?;
+        let source = Source::open(request, layout, knobs.way, &mut notes)?;
         let decoder = Decoder::new(store.layout(), store.arithmetic(), cpu)?;
         let mut accounts = Accounts::new(layout);
         let mut units = Vec::new();

@@ -135,7 +135,7 @@ impl<'a> CudaBackend<'a> {
         let context = Context::open()?;
         let (plan, store) = (request.plan, request.store);
         let mut notes = Vec::new();
-        let source = Source::open(request, knobs.way, &mut notes)?;
+        let source = Source::open(request, layout, knobs.way, &mut notes)?;
         let decoder = Decoder::new(store.layout(), store.arithmetic(), cpu)?;
         let mut accounts = Accounts::new(layout);
         let count = plan.batch.count;

@@ -12,6 +12,7 @@ mod aligned;
 mod buffered;
 mod direct;
 mod faulty;
+mod kept;
 mod overlapped;
 
 pub use aligned::AlignedBuf;

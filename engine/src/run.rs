@@ -73,6 +73,9 @@ pub struct Request<'a> {
     pub device: Device,
     /// What a GPU is made of, to stand in for a smaller one.
     pub shape: Shape,
+    /// Host memory of the plan's budget that others had before the run, as the machine's profile says: what the
+    /// budget has left beside it and the plan is all that the page cache may keep of the weights.
+    pub host_reserved: Bytes,
     /// One prompt for each sequence of the plan's batch, each as long as the plan says.
     pub prompts: &'a [Vec<u32>],
     /// Threads of one computation. Results do not depend on it.
@@ -88,7 +91,8 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// On the CPU, greedily, unobserved, on as many threads as [`default_threads`] says.
+    /// On the CPU, greedily, unobserved, on as many threads as [`default_threads`] says, with all of
+    /// the plan's host memory for the run.
     pub fn new(plan: &'a Plan, store: &'a Store, prompts: &'a [Vec<u32>]) -> Self {
         let threads = default_threads(Device::Cpu);
         Self {
@@ -96,6 +100,7 @@ impl<'a> Request<'a> {
             store,
             device: Device::Cpu,
             shape: Shape::default(),
+            host_reserved: Bytes::ZERO,
             prompts,
             threads,
             reader: None,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use pipo_engine::disk::{
     AlignedBuf, BlockReader, Buffered, Cause, Direct, Faulty, NotDirect, Trouble,
 };
+use pipo_plan::units::Bytes;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
@@ -58,7 +59,7 @@ fn what_is_forgotten_comes_from_the_disk_again() {
     let kept = is_cached(&path, 40_000);
     for _ in 0..2 {
         into.fill(0);
-        Buffered::open(&path, 4096).unwrap().forgetting().read(0, &mut into).unwrap();
+        Buffered::open(&path, 4096).unwrap().holding(Bytes::ZERO).read(0, &mut into).unwrap();
         assert!(into == bytes);
         if kept == Some(true) && direct(&path, 4096).is_some() {
             assert_eq!(is_cached(&path, 40_000), Some(false));

@@ -10,8 +10,6 @@ use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
-use pipo_plan::strategy::Strategy;
-use pipo_plan::strategy::pipo::FileReads;
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_results::accuracy::{Figures, Line, lines};
@@ -94,13 +92,9 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             Err(why) => notes.push(format!("no baseline: {why:#}")),
         }
     }
-    if reads_through_page_cache(&cases) && cases[0].plan.budget.host < machine.host.memory.value {
-        notes.push(format!(
-            "weights are read through the page cache, which this run cannot hold to the budget of {}: what is left of {} keeps them",
-            cases[0].plan.budget.host, machine.host.memory.value
-        ));
-    }
-    measure(&mut cases, &store, (device, threads, args.shape), args.runs.max(1), printer)?;
+    let conditions =
+        Conditions { device, threads, shape: args.shape, host_reserved: *machine.host.reserved };
+    measure(&mut cases, &store, &conditions, args.runs.max(1), printer)?;
     for device in cases.iter().filter_map(|case| Some(&case.median().ok()?.device)) {
         if device_differs(device, &machine) && !notes.iter().any(|note| note.contains(device)) {
             let (name, gpu) = (&machine.name, &machine.gpu.name);
@@ -145,17 +139,6 @@ fn device_differs(device: &str, machine: &Machine) -> bool {
     !machine.gpu.is_on_host() && device != machine.gpu.name
 }
 
-/// Whether a plan has weights on disk and reads them through the page cache.
-fn reads_through_page_cache(cases: &[Case]) -> bool {
-    cases.iter().any(|case| {
-        let buffered = match &case.plan.strategy {
-            Strategy::Pipo(knobs) => knobs.reads == FileReads::Buffered,
-            _ => true,
-        };
-        buffered && !case.predicted.layout.extents.is_empty()
-    })
-}
-
 /// The best plan of another system for the same request and budget.
 fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> {
     let mut workload = plan.workload.clone();
@@ -168,11 +151,27 @@ fn baseline(plan: &Plan, machine: &Machine, name: &str) -> anyhow::Result<Plan> 
     Ok(tune(&request, &|_| {})?.best.plan)
 }
 
+/// What all runs have in common.
+struct Conditions {
+    device: Device,
+    threads: usize,
+    shape: Shape,
+    /// As in the prediction: what others have of the budget, neither plan nor page cache has.
+    host_reserved: Bytes,
+}
+
+impl Conditions {
+    fn of<'a>(&self, request: Request<'a>) -> Request<'a> {
+        let Self { device, threads, shape, host_reserved } = *self;
+        Request { device, threads, shape, host_reserved, ..request }
+    }
+}
+
 /// Runs each case again and again in turn, so that what disturbs the machine disturbs all of them.
 fn measure(
     cases: &mut [Case],
     store: &Store,
-    (device, threads, shape): (Device, usize, Shape),
+    conditions: &Conditions,
     runs: usize,
     printer: &Printer,
 ) -> anyhow::Result<()> {
@@ -183,8 +182,7 @@ fn measure(
         for case in &mut *cases {
             store.forget_cached();
             let prompts = prompts::random(&case.plan, case.plan.seed)?;
-            let request =
-                Request { threads, device, shape, ..Request::new(&case.plan, store, &prompts) };
+            let request = conditions.of(Request::new(&case.plan, store, &prompts));
             case.measured.push(run(&request, cancelled).map_err(interrupt::or)?);
             bar.inc(1);
         }

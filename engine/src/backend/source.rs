@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pipo_plan::schedule::{DiskIo, Work, checked_at_once};
+use pipo_plan::schedule::{DiskIo, Layout, Tier, Work, checked_at_once};
 use pipo_plan::units::Bytes;
 
 use super::{fault, length};
@@ -23,6 +23,9 @@ pub(crate) struct Way {
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     reader: Box<dyn BlockReader + 'a>,
+    /// Reads what is read once, where `reader` has the page cache keep no more than so much: what never comes
+    /// again must not take its place there.
+    once: Option<Buffered>,
     way: Way,
 }
 
@@ -66,32 +69,32 @@ impl<'a> Source<'a> {
     /// Opens the data file, and says what of the plan's way of reading cannot be followed.
     pub(crate) fn open(
         request: &Request<'a>,
+        layout: &Layout,
         way: Way,
         notes: &mut Vec<String>,
     ) -> Result<Self, RunError> {
         let path = request.store.data_path();
         let size = length(way.request)?;
-        let buffered = || {
-            let reader = Buffered::open(path, size)?;
-            // A disk that stands in for a slower one has no page cache, here as in its profile.
-            let slower = request.shape.disk.is_some();
-            Ok::<_, RunError>(Box::new(if slower { reader.forgetting() } else { reader }))
-        };
-        let reader: Box<dyn BlockReader + 'a> = match (request.reader, way.io) {
-            (Some(reader), _) => Box::new(reader),
-            (None, DiskIo::Buffered | DiskIo::PageFault) => buffered()?,
-            (None, DiskIo::Direct) => match Direct::open(path, size) {
-                Ok(direct) => Box::new(direct),
-                Err(why) => {
-                    notes.push(format!(
-                        "{}: {why}; it was read through the page cache, so times of reads are not those of a disk",
-                        path.display()
-                    ));
-                    buffered()?
-                }
-            },
-        };
-        Ok(Self { reader, way })
+        if let Some(reader) = request.reader {
+            return Ok(Self { reader: Box::new(reader), once: None, way });
+        }
+        if way.io == DiskIo::Direct {
+            match Direct::open(path, size) {
+                Ok(direct) => return Ok(Self { reader: Box::new(direct), once: None, way }),
+                Err(why) => notes.push(format!(
+                    "{}: {why}; it was read through the page cache, so times of reads are not those of a disk",
+                    path.display()
+                )),
+            }
+        }
+        let reader = Buffered::open(path, size)?;
+        match page_cache(request, layout, way) {
+            Some(capacity) => {
+                let once = Some(Buffered::open(path, size)?);
+                Ok(Self { reader: Box::new(reader.holding(capacity)), once, way })
+            }
+            None => Ok(Self { reader: Box::new(reader), once: None, way }),
+        }
     }
 
     /// Whether an operation reads the way the file was opened for.
@@ -109,6 +112,29 @@ impl<'a> Source<'a> {
         offset: u64,
         into: &mut [u8],
     ) -> Result<(), Fault> {
+        self.read_by(&*self.reader, stretch, offset, into)
+    }
+
+    /// The same for what then stays in memory, and is not read again.
+    pub(crate) fn read_once(
+        &self,
+        stretch: &Stretch,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), Fault> {
+        match &self.once {
+            Some(once) => self.read_by(once, stretch, offset, into),
+            None => self.read(stretch, offset, into),
+        }
+    }
+
+    fn read_by(
+        &self,
+        reader: &dyn BlockReader,
+        stretch: &Stretch,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), Fault> {
         let text = |error: &dyn std::fmt::Display| Fault(error.to_string());
         // Pieces end where requests do: a direct reader's are whole pages.
         let page = PAGE as u64;
@@ -118,11 +144,28 @@ impl<'a> Source<'a> {
             stretch.at + offset,
             into,
             |at| at.saturating_add(step) / page * page,
-            |at, piece| self.reader.read(at, piece).map_err(|error| text(&error)),
+            |at, piece| reader.read(at, piece).map_err(|error| text(&error)),
             |at, piece| {
                 let at = at - stretch.at + stretch.start();
                 stretch.check.piece(at, piece).map_err(|error| text(&error))
             },
         )
+    }
+}
+
+/// What the page cache may keep of what a plan reads pass after pass; nothing where the system decides.
+fn page_cache(request: &Request, layout: &Layout, way: Way) -> Option<Bytes> {
+    // A disk that stands in for a slower one has no page cache, here as in its profile.
+    if request.shape.disk.is_some() {
+        return Some(Bytes::ZERO);
+    }
+    match way.io {
+        // These were to come from the disk, and were refused.
+        DiskIo::Direct => None,
+        // What the plan leaves of its host memory, as in a prediction.
+        DiskIo::Buffered | DiskIo::PageFault => {
+            let taken = layout.bytes(Tier::Pinned) + layout.bytes(Tier::Pageable);
+            Some(request.plan.budget.host - taken - request.host_reserved)
+        }
     }
 }

@@ -112,7 +112,7 @@ impl Unit {
             let mut rest = &mut memory[..];
             for stretch in self.own(index, tier) {
                 let (now, later) = rest.split_at_mut(in_memory(stretch.length()));
-                source.read(stretch, 0, now)?;
+                source.read_once(stretch, 0, now)?;
                 rest = later;
             }
             drop(memory);

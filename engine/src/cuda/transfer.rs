@@ -60,7 +60,7 @@ impl Bounce {
                 let mut buffer = self.buffer.write()?;
                 let now = buffer.len().min(in_memory(stretch.length() - from));
                 let piece = &mut buffer[..now];
-                source.read(stretch, from, piece)?;
+                source.read_once(stretch, from, piece)?;
                 let to = region.slice(at + from, now as u64).map_err(Fault::from)?;
                 // SAFETY: the stream is waited for before the buffer is used again or unlocked.
                 unsafe { self.stream.upload(piece, to) }?;

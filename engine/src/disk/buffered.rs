@@ -2,19 +2,25 @@
 
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use pipo_plan::units::Bytes;
 use rustix::fs::{Advice, fadvise};
 
+use super::kept::Kept;
 use super::{BlockReader, Cause, ReadError, fill, in_requests};
 
-/// Reads through the page cache.
+/// Reads through the page cache, which keeps what the system makes of it, or no more than it is
+/// [told to](Self::holding).
 #[derive(Debug)]
 pub struct Buffered {
     path: PathBuf,
     file: File,
     request: usize,
-    keeps: bool,
+    /// Nothing where the system decides what it keeps.
+    kept: Option<Mutex<Kept>>,
 }
 
 impl Buffered {
@@ -26,20 +32,34 @@ impl Buffered {
             length: 0,
             cause: Cause::Io(error),
         })?;
-        Ok(Self { path: path.into(), file, request, keeps: true })
+        Ok(Self { path: path.into(), file, request, kept: None })
     }
 
-    /// Has the system drop what was read: the next read of it comes from the disk again, as on a machine whose
-    /// page cache is too small to be of use.
+    /// Has the system keep no more than so much of what is read through this reader, beyond what is being
+    /// read: as on a machine that has no more for its page cache. Where something has to go, it is drawn at
+    /// random, which is what predictions assume: it stands between dropping what was read longest ago, of
+    /// which nothing is left when a scan comes round, and protecting what came first.
     #[must_use]
-    pub fn forgetting(self) -> Self {
-        Self { keeps: false, ..self }
+    pub fn holding(self, capacity: Bytes) -> Self {
+        Self { kept: Some(Mutex::new(Kept::new(capacity))), ..self }
     }
 
     /// Has the system drop a stretch.
     pub fn forget(&self, offset: u64, length: u64) {
-        // Advice: where the system does not take it, the next reads are faster and no less right.
-        let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
+        // No length would stand for all of the rest.
+        if let Some(length) = NonZeroU64::new(length) {
+            // Advice: where the system does not take it, the next reads are faster and no less right.
+            let _ = fadvise(&self.file, offset, Some(length), Advice::DontNeed);
+        }
+    }
+
+    /// Has the system drop what has to go for what was read. Only now is that known to be in the page cache,
+    /// whoever had it dropped meanwhile.
+    fn make_room(&self, kept: &Mutex<Kept>, read: Range<u64>) {
+        let forgotten = kept.lock().unwrap_or_else(PoisonError::into_inner).note(read);
+        for Range { start, end } in forgotten {
+            self.forget(start, end - start);
+        }
     }
 }
 
@@ -49,8 +69,8 @@ impl BlockReader for Buffered {
         let end = |at: u64| at.saturating_add(self.request as u64);
         in_requests(offset, into, end, |at, piece| fill(&self.file, at, piece))
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })?;
-        if !self.keeps {
-            self.forget(offset, length);
+        if let Some(kept) = &self.kept {
+            self.make_room(kept, offset..offset.saturating_add(length));
         }
         Ok(())
     }
