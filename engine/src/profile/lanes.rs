@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pipo_plan::schedule::{LaneKind, OpKind};
 
 use super::ProfileError;
-use super::probe::{middle, schedule};
+use super::probe::{mean, schedule};
 use super::sampling::{Middle, Sampler};
 use crate::executor::{Backend, Fault, Task, execute};
 
@@ -43,6 +43,6 @@ pub(super) fn handover(sampler: &mut Sampler) -> Result<Middle, ProfileError> {
     sampler.measure("software.handover", "1 operation", || {
         let timeline = execute(&schedule, &Busy, &AtomicBool::new(false))?;
         let gaps = timeline.spans.windows(2).map(|pair| (pair[1].start - pair[0].end).0);
-        Ok(middle(gaps.collect()))
+        Ok(mean(&gaps.collect::<Vec<_>>()))
     })
 }

@@ -12,14 +12,14 @@ use pipo_plan::timeline::{Span, Timeline};
 use pipo_plan::units::Nanos;
 
 use super::super::ProfileError;
-use super::super::probe::{middle, schedule};
+use super::super::probe::{mean, schedule};
 use super::super::sampling::{Middle, Sampler};
 use crate::cuda::Queues;
 use crate::cuda::driver::{Context, Stream};
 use crate::executor::{Backend, Fault, Interval, Queue, Task, execute};
 
-/// Rounds of one sample.
-const ROUNDS: u32 = 32;
+/// Rounds of one sample: enough to have some of those that take long.
+const ROUNDS: u32 = 128;
 
 /// Copies of one sample that follow each other.
 const COPIES: u32 = 256;
@@ -142,7 +142,7 @@ pub(super) fn crossings(sampler: &mut Sampler, bench: &Bench) -> Result<Crossing
     })
 }
 
-/// The middle of the times that `of` reads off each run of a schedule.
+/// The mean of the times that `of` reads off each run of a schedule.
 fn once(
     sampler: &mut Sampler,
     figure: &str,
@@ -154,7 +154,7 @@ fn once(
         let device = Device { bench, queues: Queues::new(&schedule.layout, None)? };
         let ran = execute(schedule, &device, &AtomicBool::new(false));
         bench.context.synchronise()?;
-        Ok(middle(of(&ran?)))
+        Ok(mean(&of(&ran?)))
     })
 }
 
