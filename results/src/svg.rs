@@ -90,6 +90,15 @@ impl Canvas {
         ));
     }
 
+    /// A heading with a note behind it, wherever the heading ends: bold fonts differ most.
+    fn head(&mut self, y: f64, head: &str, note: &str) {
+        let (x, y) = (number(MARGIN), number(y));
+        let (head, note) = (escape(head), escape(note));
+        self.put(&format!(
+            "<text class=\"head\" x=\"{x}\" y=\"{y}\">{head}<tspan class=\"mut note\" dx=\"10\">{note}</tspan></text>"
+        ));
+    }
+
     fn put(&mut self, element: &str) {
         self.body.push_str(element);
         self.body.push('\n');

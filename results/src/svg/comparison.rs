@@ -6,7 +6,7 @@ use super::axis::TimeAxis;
 use super::lanes::Rows;
 use super::palette::Family;
 use super::timeline::{BAND, legend, phases};
-use super::{Anchor, Canvas, MARGIN, RIGHT, TEXT, curves, heading, text_width};
+use super::{Canvas, RIGHT, TEXT, curves, heading};
 use crate::busy::Window;
 use crate::utilisation::{Meters, whole};
 
@@ -44,11 +44,9 @@ pub fn comparison(title: &str, subtitle: &str, compared: &[Compared]) -> String 
 
 fn block(canvas: &mut Canvas, one: &Compared, rows: &Rows, axis: TimeAxis, y: f64) -> f64 {
     let all = whole(one.timeline);
-    canvas.text("head", MARGIN, y + 14.0, Anchor::Start, one.name);
-    let x = MARGIN + text_width(one.name, 12.0) + 10.0;
     let separator = if one.note.is_empty() { "" } else { ", " };
     let note = format!("{} in total{separator}{}", one.timeline.end, one.note);
-    canvas.text("mut", x, y + 14.0, Anchor::Start, &note);
+    canvas.head(y + 14.0, one.name, &note);
     let band = y + TEXT + 12.0;
     phases(canvas, one.timeline, axis, band);
     let top = band + BAND;

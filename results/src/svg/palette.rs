@@ -85,7 +85,7 @@ impl Family {
 /// Colours by class: Okabe and Ito's for what is shown, greys for the rest, twice.
 pub(super) const STYLE: &str = "
 text{font-family:Helvetica,Arial,'Liberation Sans','DejaVu Sans',sans-serif;font-size:12px;fill:#1c2126}
-.title{font-size:19px;font-weight:bold}.sub{font-size:13px}.head{font-size:13px;font-weight:bold}
+.title{font-size:19px;font-weight:bold}.sub{font-size:13px}.head{font-size:13px;font-weight:bold}.note{font-size:12px;font-weight:normal}
 .small{font-size:11px}.sub,.mut{fill:#59636e}.bg{fill:#fff}.row{fill:#f3f5f7}
 .grid{stroke:#d8dee4;stroke-width:1}.edge{stroke:#8c959f;stroke-width:1}
 .frame{stroke:#1c2126;stroke-width:1.2;fill:none}.zoom{fill:#1c2126;fill-opacity:.05}

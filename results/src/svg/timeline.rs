@@ -136,13 +136,12 @@ fn closely(
     let mut y = y;
     let part = close != whole(timeline);
     let head = if part { "Excerpt, framed above" } else { "Operations" };
-    canvas.text("head", MARGIN, y + 14.0, Anchor::Start, head);
     if part {
         let place = excerpt::place(timeline, close);
         let from = format!("from {:.4} s on: {place}", close.start.seconds());
-        let x = MARGIN + text_width(head, 12.0) + 10.0;
-        canvas.text("mut", x, y + 14.0, Anchor::Start, &from);
+        canvas.head(y + 14.0, head, &from);
     } else {
+        canvas.text("head", MARGIN, y + 14.0, Anchor::Start, head);
         phases(canvas, timeline, axis, y + 24.0);
         y += BAND + 2.0;
     }
