@@ -183,9 +183,9 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
     float* partial = (float*)(memory + WARPS * MINE);
 
     // Where the next weights and the next x are fetched from: a tile, a stage of the warp, and a chunk of it.
-    int tile_w = lo, stage_w = 0, slot_w = 0;
+    int tile_w = share.stages > 0 ? lo : hi, stage_w = 0, slot_w = 0;
     auto fetch_weights = [&]() {
-        if (tile_w < hi && share.stages > 0) {
+        if (tile_w < hi) {
             const int first = share.first(stage_w), count = share.count(stage_w);
             const int first_output = 16 * tile_w, limit = min(ROWS, last - first_output);
             const u32 to = mine + slot_w * SLOT;
@@ -219,10 +219,10 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
         }
         fetched();
     };
-    int tile_x = lo, stage_x = 0, chunk_x = 0, slot_x = 0;
+    int tile_x = share.stages > 0 ? lo : hi, stage_x = 0, chunk_x = 0, slot_x = 0;
     const u8* x_from = x + 2 * (long long)first_row * inputs;
     auto fetch_x = [&]() {
-        if (tile_x < hi && share.stages > 0) {
+        if (tile_x < hi) {
             const int chunk = share.first(stage_x) + chunk_x;
             const int piece = lane % 16;
             const u32 to = mine_x + slot_x * X_SLOT;
