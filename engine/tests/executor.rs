@@ -508,3 +508,88 @@ fn of_a_lanes_ready_queues_the_first_in_program_order_goes_on() {
         recorder.events.into_inner().unwrap().iter().filter(|e| e.1).map(|e| e.0.0).collect();
     assert_eq!(begun, (0..20).collect::<Vec<u32>>());
 }
+
+/// A device that takes so long for each operation, and knows when it will end as soon as it is issued.
+struct Timed {
+    schedule: Vec<LaneKind>,
+    took: fn(LaneKind, Bytes) -> Duration,
+    /// When each lane is free, and when each operation runs.
+    free: Mutex<BTreeMap<LaneKind, Instant>>,
+    ran: Mutex<BTreeMap<OpId, Interval>>,
+    issued: Mutex<Vec<OpId>>,
+}
+
+impl Backend for Timed {
+    fn perform(&self, task: &Task) -> Result<(), Fault> {
+        let lane = self.schedule[usize::from(task.op.queue.0)];
+        let mut ran = self.ran.lock().unwrap();
+        let mut free = self.free.lock().unwrap();
+        let before = task.after.iter().map(|id| ran[id].end);
+        let start = before.chain(free.get(&lane).copied()).fold(Instant::now(), Instant::max);
+        let end = start + (self.took)(lane, task.work.bytes());
+        free.insert(lane, end);
+        ran.insert(task.id, Interval { start, end });
+        self.issued.lock().unwrap().push(task.id);
+        Ok(())
+    }
+
+    fn queue(&self, _: LaneKind) -> Option<&dyn Queue> {
+        Some(self)
+    }
+}
+
+impl Queue for Timed {
+    fn wait(&self, task: &Task) -> Result<Interval, Fault> {
+        let interval = self.ran.lock().unwrap()[&task.id];
+        std::thread::sleep(interval.end.saturating_duration_since(Instant::now()));
+        Ok(interval)
+    }
+}
+
+/// Loads of weights that wait for nothing, and one of hidden states behind a computation that ends while one of
+/// them moves: it goes before the next, which is not issued as long as there is time to choose.
+#[test]
+fn what_is_ready_before_a_copy_ends_goes_before_what_comes_later() {
+    const WEIGHTS: Bytes = Bytes(64 << 20);
+    struct Loads;
+    impl Program for Loads {
+        fn passes(&self) -> u32 {
+            1
+        }
+        fn phase(&self, _: u32) -> Phase {
+            Phase::Prefill
+        }
+        fn emit(&self, _: u32, out: &mut Builder) {
+            let [weights, hidden, kernels] = [0, 1, 2].map(pipo_plan::schedule::QueueId);
+            let large = out.work(Work::HostCopy { bytes: WEIGHTS });
+            let small = out.work(Work::HostCopy { bytes: Bytes(4096) });
+            out.op(weights, OpKind::LoadWeights, large).emit();
+            let loaded = out.op(weights, OpKind::LoadWeights, large).emit();
+            let computed = out.op(kernels, OpKind::Compute, small).after(loaded).emit();
+            out.op(hidden, OpKind::LoadWeights, small).after(computed).emit();
+            for _ in 0..3 {
+                out.op(weights, OpKind::LoadWeights, large).emit();
+            }
+        }
+    }
+    let mut layout = Layout { window: 1, units: vec!["the unit".into()], ..Layout::default() };
+    layout.lane_queue(LaneKind::H2d);
+    let lane = layout.queues[0];
+    layout.queues.push(lane);
+    layout.lane_queue(LaneKind::Gpu);
+    let timed = Timed {
+        schedule: vec![LaneKind::H2d, LaneKind::H2d, LaneKind::Gpu],
+        took: |lane, bytes| match lane {
+            LaneKind::Gpu => Duration::from_millis(5),
+            _ if bytes == WEIGHTS => Duration::from_millis(100),
+            _ => Duration::from_micros(10),
+        },
+        free: Mutex::default(),
+        ran: Mutex::default(),
+        issued: Mutex::default(),
+    };
+    run(&Schedule { layout, program: Box::new(Loads) }, &timed).unwrap();
+    let order: Vec<u32> = timed.issued.into_inner().unwrap().iter().map(|id| id.0).collect();
+    let copies: Vec<u32> = order.into_iter().filter(|&id| id != 2).collect();
+    assert_eq!(copies, [0, 1, 4, 3, 5, 6]);
+}

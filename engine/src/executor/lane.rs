@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pipo_plan::timeline::Timeline;
 
@@ -41,7 +42,9 @@ impl<'a> Lanes<'a> {
             } else if let Some(stuck) = state.stuck() {
                 state.fail(stuck);
             } else {
-                state = pause(&self.ready[lane], state);
+                let at_most = state.sleep(lane, PATIENCE);
+                state = pause(&self.ready[lane], state, at_most);
+                state.woke(lane);
                 continue;
             }
             self.wake(&mut state, lane);
@@ -56,7 +59,7 @@ impl<'a> Lanes<'a> {
         let mut state = self.lock();
         while !state.is_over() {
             let Some(started) = state.oldest(lane) else {
-                state = pause(&self.queued[lane], state);
+                state = pause(&self.queued[lane], state, PATIENCE);
                 continue;
             };
             drop(state);
@@ -64,7 +67,7 @@ impl<'a> Lanes<'a> {
             state = self.lock();
             if let Some(interval) = note(&mut state, &started, result) {
                 while !state.is_over() && !state.can_end(lane) {
-                    state = pause(&self.queued[lane], state);
+                    state = pause(&self.queued[lane], state, PATIENCE);
                 }
                 if !state.is_over() {
                     state.end_oldest(lane, interval);
@@ -80,7 +83,7 @@ impl<'a> Lanes<'a> {
     fn wake(&self, state: &mut State, but: usize) {
         let over = state.is_over();
         for (lane, (ready, queued)) in self.ready.iter().zip(&self.queued).enumerate() {
-            if lane != but && (over || state.can_start(lane)) {
+            if lane != but && (over || state.should_look(lane)) {
                 ready.notify_all();
             }
             if over || state.oldest(lane).is_some() {
@@ -106,8 +109,12 @@ impl<'a> Lanes<'a> {
 }
 
 /// Waits until something has changed, or long enough to look whether the run was cancelled.
-fn pause<'s, 'a>(on: &Condvar, state: MutexGuard<'s, State<'a>>) -> MutexGuard<'s, State<'a>> {
-    on.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
+fn pause<'s, 'a>(
+    on: &Condvar,
+    state: MutexGuard<'s, State<'a>>,
+    at_most: Duration,
+) -> MutexGuard<'s, State<'a>> {
+    on.wait_timeout(state, at_most).unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// What a call into the backend came to: its result, or what a panic said. Nothing of ours is borrowed

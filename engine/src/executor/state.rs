@@ -2,15 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pipo_plan::schedule::{Builder, Op, OpId, Pass, Schedule, Slot, Work};
 use pipo_plan::timeline::{Blame, PassEnd, Span, Timeline};
-use pipo_plan::units::Nanos;
+use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 use super::bind::{Binder, Bound};
 use super::error::{ExecutionError, Fault};
-use super::{AHEAD, AHEAD_OF_CHOICE, Interval, MANY, Task};
+use super::{ABOUT_TO_END, AHEAD, AHEAD_OF_CHOICE, Interval, MANY, Task};
 
 /// When something ended, and which operation it was.
 type Ended = (Nanos, OpId);
@@ -71,6 +71,20 @@ struct LaneState {
     /// What was issued to the queue and has not ended, the oldest first.
     issued: VecDeque<Arc<Started>>,
     last: Option<Ended>,
+    /// How fast it moved [`MANY`] bytes or more when it last did.
+    rate: Option<Bandwidth>,
+    /// Whether its thread sleeps until a queue has room.
+    sleeps: bool,
+}
+
+/// When a lane may take another operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Now,
+    /// Not before this.
+    At(Nanos),
+    /// When something has ended.
+    Later,
 }
 
 impl LaneState {
@@ -78,10 +92,32 @@ impl LaneState {
         self.performing.is_none() && self.issued.is_empty()
     }
 
-    fn has_room(&self) -> bool {
-        let many = self.issued.iter().filter(|started| started.work.bytes() >= MANY).count();
-        let late = self.queues.len() > 1 && many >= AHEAD_OF_CHOICE;
-        self.performing.is_none() && self.issued.len() < AHEAD && !late
+    /// `issued_at` says of an operation in the queue when it was issued.
+    fn room(&self, issued_at: impl Fn(&Started) -> Nanos) -> Room {
+        if self.performing.is_some() || self.issued.len() >= AHEAD {
+            return Room::Later;
+        }
+        if self.queues.len() < 2 {
+            return Room::Now;
+        }
+        let mut large = self.issued.iter().filter(|started| started.work.bytes() >= MANY);
+        match (large.next(), large.count() + 1) {
+            (None, _) => Room::Now,
+            (Some(_), AHEAD_OF_CHOICE..) => Room::Later,
+            (Some(first), _) => self.rate.map_or(Room::Now, |rate| {
+                let free = self.last.map_or(Nanos::ZERO, |(end, _)| end);
+                let end = issued_at(first).max(free) + rate.time(first.work.bytes());
+                Room::At(end - ABOUT_TO_END)
+            }),
+        }
+    }
+
+    /// Learns from an operation that took so long.
+    fn moved(&mut self, bytes: Bytes, time: Nanos) {
+        if bytes >= MANY {
+            let rate = u128::from(bytes.0) * 1_000_000_000 / u128::from(time.0.max(1));
+            self.rate = u64::try_from(rate).ok().filter(|&rate| rate > 0).map(Bandwidth);
+        }
     }
 }
 
@@ -122,7 +158,8 @@ impl<'a> State<'a> {
             let mine = |&queue: &usize| usize::from(layout.queues[queue].0) == lane;
             let queues = (0..layout.queues.len()).filter(mine).collect();
             let queued = queued(lane);
-            LaneState { queues, queued, performing: None, issued: VecDeque::new(), last: None }
+            let (performing, issued, last, rate) = (None, VecDeque::new(), None, None);
+            LaneState { queues, queued, performing, issued, last, rate, sleeps: false }
         };
         let slots =
             |ring: &pipo_plan::schedule::Ring| vec![SlotUse::default(); usize::from(ring.slots)];
@@ -157,14 +194,41 @@ impl<'a> State<'a> {
         self.failure.get_or_insert(error);
     }
 
-    /// Whether a lane that is idle could start something.
-    pub(super) fn can_start(&self, lane: usize) -> bool {
-        self.lanes[lane].has_room() && self.first_ready(lane).is_some()
+    /// Whether a lane that is idle should look what it can start: at once, or when to look again.
+    pub(super) fn should_look(&self, lane: usize) -> bool {
+        let soon = match self.room(lane) {
+            Room::Now => true,
+            Room::At(_) => !self.lanes[lane].sleeps,
+            Room::Later => false,
+        };
+        soon && self.first_ready(lane).is_some()
+    }
+
+    /// How long a lane that found nothing to start sleeps at most: until there is room for what is ready.
+    pub(super) fn sleep(&mut self, lane: usize, at_most: Duration) -> Duration {
+        let at = match self.room(lane) {
+            Room::At(at) if self.first_ready(lane).is_some() => at,
+            _ => return at_most,
+        };
+        self.lanes[lane].sleeps = true;
+        Duration::from_nanos((at - self.now()).0).min(at_most)
+    }
+
+    /// A lane's thread is awake.
+    pub(super) fn woke(&mut self, lane: usize) {
+        self.lanes[lane].sleeps = false;
+    }
+
+    fn room(&self, lane: usize) -> Room {
+        match self.lanes[lane].room(|started| self.spans[started.span].start) {
+            Room::At(at) if at <= self.now() => Room::Now,
+            room => room,
+        }
     }
 
     /// Begins the operation that a lane has to run next, if there is one.
     pub(super) fn start(&mut self, lane: usize) -> Option<Arc<Started>> {
-        let (queue, id) = self.first_ready(lane).filter(|_| self.lanes[lane].has_room())?;
+        let (queue, id) = self.first_ready(lane).filter(|_| self.room(lane) == Room::Now)?;
         self.queues[queue].pop_front();
         let now = self.now();
         let blame = self.blame(lane, id, now);
@@ -243,6 +307,7 @@ impl<'a> State<'a> {
         let end = self.at(interval.end).max(start);
         let span = &mut self.spans[started.span];
         (span.start, span.end, span.blame) = (start, end, blame);
+        self.lanes[lane].moved(started.work.bytes(), end - start);
         self.end(lane, started.id, end, &started.op);
     }
 
