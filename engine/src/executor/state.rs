@@ -206,12 +206,18 @@ impl<'a> State<'a> {
 
     /// How long a lane that found nothing to start sleeps at most: until there is room for what is ready.
     pub(super) fn sleep(&mut self, lane: usize, at_most: Duration) -> Duration {
-        let at = match self.room(lane) {
-            Room::At(at) if self.first_ready(lane).is_some() => at,
-            _ => return at_most,
-        };
-        self.lanes[lane].sleeps = true;
-        Duration::from_nanos((at - self.now()).0).min(at_most)
+        if self.first_ready(lane).is_none() {
+            return at_most;
+        }
+        match self.room(lane) {
+            // There is room by now.
+            Room::Now => Duration::ZERO,
+            Room::At(at) => {
+                self.lanes[lane].sleeps = true;
+                Duration::from_nanos((at - self.now()).0).min(at_most)
+            }
+            Room::Later => at_most,
+        }
     }
 
     /// A lane's thread is awake.
