@@ -54,8 +54,8 @@ VARIANTS = {
     "ranges": [entry("r8", 64, 8, blocks=132), entry("r16", 64, 16, blocks=132)],
     "ahead": [entry("ahead8", 64, 8, blocks=132), entry("ahead16", 64, 16, blocks=132)],
     "pairs": [
-        entry("pairs8", 64, 8, threads=512, shared=189440, blocks=132),
-        entry("pairs16", 64, 16, threads=512, shared=231424, blocks=132),
+        entry("pairs8", 64, 8, threads=512, shared=189440, cubin="ring", blocks=132),
+        entry("pairs16", 64, 16, threads=512, shared=231424, cubin="ring", blocks=132),
     ],
     "ring": [entry("ring8", 64, 8, shared=189440, blocks=132), entry("ring16", 64, 16, shared=231424, blocks=132)],
 }

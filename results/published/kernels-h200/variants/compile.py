@@ -2,8 +2,9 @@
 
 PIPO_NVRTC_DIR=DIR python3 compile.py [--arch sm_90] [--to target/variants] [NAME...]
 
-A variant is NAME.patch of linear.cu or NAME.cu in its place; `base` is linear.cu as it is. NVRTC 13.0 is where
-`bash scripts/test` puts it, target/nvrtc, unless PIPO_NVRTC_DIR says otherwise. Spills are said, and are an error.
+A variant is NAME.patch of linear.cu, or NAME.cu in place of its `few` and what follows; `base` is linear.cu as it
+is. NVRTC 13.0 is where `bash scripts/test` puts it, target/nvrtc, unless PIPO_NVRTC_DIR says otherwise. Spills are
+said, and are an error.
 """
 
 import argparse
@@ -18,6 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
 PRELUDE, BASE = ROOT / "kernels/src/cuda/prelude.cu", ROOT / "kernels/src/linear.cu"
 LIB = pathlib.Path(os.environ.get("PIPO_NVRTC_DIR", ROOT / "target/nvrtc/nvidia/cu13/lib"))
+FEW = "template <int TILES, int COLUMNS, int DEPTH"
 INT4 = 3  # unit.rs, `code`
 
 
@@ -32,7 +34,8 @@ def source(name):
     if patch.exists():
         command = ["patch", "--quiet", "--output=-", str(BASE), str(patch)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return (own if own.exists() else BASE).read_text()
+    base = BASE.read_text()
+    return base[: base.index(FEW)] + own.read_text() if own.exists() else base
 
 
 def compile(nvrtc, name, arch):

@@ -1,89 +1,9 @@
-// out = x * matrix^T and what follows, for few rows of x: weights are decoded in registers and multiplied by
-// tensor cores, so that the time is that of reading them. One launch has up to three matrices that share x.
-//
-// A block computes 16 * TILES outputs for 8 * COLUMNS rows of x; weights are the left matrix of the product.
-// The inputs go to its 8 warps in chunks of 128, in turn; their sums are added warp by warp. That order
-// depends on the number of inputs alone, so neither the tiling nor the company in a launch changes a bit.
-//
-// Of a chunk, lane 4 g + t holds 32 inputs of the weights' rows g and g + 8 and of row g of x, as 16 words:
-//
-// | format | bytes of a row that it loads | inputs |
-// |---|---|---|
-// | fp16, bf16 | 16 at 64 j + 16 t, j < 4 | 32 j + 8 t ... + 7 |
-// | int8 | 16 at 64 j + 16 t, j < 2 | 64 j + 16 t ... + 15 |
-// | int4 | 16 at 16 t | of group t / 2: 16 (t % 2) ... + 15, and the same 32 further on |
-//
-// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way, and
-// X_DEPTH halves of chunks of x: its first or last two of four loads. The first weights are on their way before
-// the kernel that makes x has ended: they must be there before it, from a copy or a kernel that is waited for.
-
-#define WARPS 8
-#define CHUNK 128
-#define LOADS (FORMAT == INT4 ? 1 : FORMAT == INT8 ? 2 : 4)
-
-// In place of an activation: the result is fp32.
-#define WIDE -1
-
-// A matrix and what becomes of its sums. As the host passes it: every field has eight bytes.
-struct Part {
-    const u8* weights;
-    const u8* scales;
-    const u8* bias;
-    const u16* residual;
-    u8* out;
-    u64 bias_bf16;
-    long long outputs;
-};
-
-struct Parts {
-    Part a, b, c;
-};
-
-// sums += weights * x for a tile and half a chunk.
-template <int COLUMNS>
-__device__ __forceinline__ void add_tile(
-    float (&sums)[COLUMNS][4], const u32 (&low)[8], const u32 (&high)[8], const u32 (&right)[COLUMNS][8]
-) {
-#pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            multiply(sums[c], low[i], high[i], low[i + 1], high[i + 1], right[c][i], right[c][i + 1]);
-        }
-    }
-}
-
-// What follows a sum. Bias and residual are added to fp16 numbers, as if they came in launches of their own.
-__device__ __forceinline__ void finish(float sum, const Part& part, int then, long long place, int output) {
-    float constant = 0;
-    if (part.bias) {
-        const u16 bits = load2(part.bias + 2 * output);
-        constant = part.bias_bf16 ? from_bf16(bits) : from_half(bits);
-    }
-    if (part.residual) constant += from_half(part.residual[place]);
-    if (then == WIDE) {
-        ((float*)part.out)[place] = sum + constant;
-        return;
-    }
-    u16 result;
-    if (part.residual) {
-        result = to_half(sum + from_half(to_half(constant)));
-    } else {
-        result = to_half(sum);
-        if (part.bias) result = to_half(from_half(result) + constant);
-        if (then != 0) result = to_half(activated(then, from_half(result)));
-    }
-    ((u16*)part.out)[place] = result;
-}
-
-
-// Warps fetch what they multiply into rings of their own in shared memory, PAIR chunks of weights and one of x at a
-// time: copies in flight take no registers, whole lines are asked for at once, and nobody waits for another warp.
+// In place of `few` and what follows. One block of each multiprocessor takes an equal share of the tiles, four at a
+// time. Warps fetch what they multiply into rings in shared memory, PAIR chunks of weights and one of x at a time:
+// copies in flight take no registers, whole lines are asked for at once, and no warp waits for all others. With
+// HALVES of 2 there are two warps for each share of the inputs, each of which has half of the outputs: they fetch
+// half of x each, and wait for each other twice a chunk.
 #define PAIR 2
-#define ROWS 64
-#define WEIGHTS (ROWS * PAIR * CHUNK / 2)
-#define SCALES (ROWS * PAIR * 8)
-#define SLOT (WEIGHTS + SCALES)
 #define X_ROW (2 * CHUNK)
 
 __device__ __forceinline__ void fetch16(u32 to, const u8* from) {
@@ -96,7 +16,15 @@ __device__ __forceinline__ void fetched() { asm volatile("cp.async.commit_group;
 template <int LATER>
 __device__ __forceinline__ void wait_but() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
-    __syncwarp();
+}
+// The warps of a share.
+template <int HALVES>
+__device__ __forceinline__ void meet(int share) {
+    if (HALVES == 1) {
+        __syncwarp();
+    } else {
+        asm volatile("bar.sync %0, %1;" ::"r"(share + 1), "n"(32 * HALVES) : "memory");
+    }
 }
 __device__ __forceinline__ void load16(u32 (&words)[4], u32 from) {
     asm("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -138,13 +66,13 @@ __device__ __forceinline__ void decode_half(u32 (&halves)[8], const u32 (&words)
     }
 }
 
-// A chunk of up to four tiles; all four are one stretch of instructions, in which the compiler can let them overlap.
-template <int COLUMNS, bool ALL>
+// A chunk of up to TILES tiles; all are one stretch of instructions, in which the compiler can let them overlap.
+template <int COLUMNS, int TILES, bool ALL>
 __device__ __forceinline__ void multiply_tiles(
-    float (&sums)[4][COLUMNS][4], const u32 (&right)[2][COLUMNS][8], u32 from, u32 scales, int count
+    float (&sums)[TILES][COLUMNS][4], const u32 (&right)[2][COLUMNS][8], u32 from, u32 scales, int count
 ) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < TILES; i++) {
         if (!ALL && i >= count) break;
         u32 words[2][4], scale[2];
 #pragma unroll
@@ -164,11 +92,14 @@ __device__ __forceinline__ void multiply_tiles(
     }
 }
 
-template <int COLUMNS>
+template <int COLUMNS, int HALVES>
 __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then, const Parts& parts) {
     extern __shared__ __align__(128) u8 memory[];
+    // Of a warp: tiles and rows of weights, and bytes of what a slot holds of them.
+    constexpr int TILES = 4 / HALVES, ROWS = 16 * TILES;
+    constexpr int WEIGHTS = ROWS * PAIR * CHUNK / 2, SLOT = WEIGHTS + ROWS * PAIR * 8;
     constexpr int X_SLOT = 8 * COLUMNS * X_ROW;
-    constexpr int MINE = 2 * SLOT + 2 * X_SLOT;
+    constexpr int SHARE = 2 * HALVES * SLOT + 2 * X_SLOT;
     const Part part = parts.a;
     const int outputs = part.outputs;
     const int tiles = (outputs + 15) / 16;
@@ -176,18 +107,20 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
     if (lo >= hi) return;
     const int last = min(16 * hi, outputs);
     const int first_row = blockIdx.x * 8 * COLUMNS;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int warp = threadIdx.x / 32 % WARPS, half_of = threadIdx.x / 32 / WARPS;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int row_bytes = inputs / 2, row_scales = inputs / 16;
     const Share share(warp, inputs / CHUNK);
-    const u32 mine = (u32)__cvta_generic_to_shared(memory) + warp * MINE, mine_x = mine + 2 * SLOT;
-    float* partial = (float*)(memory + WARPS * MINE);
+    const u32 mine_x = (u32)__cvta_generic_to_shared(memory) + warp * SHARE;
+    const u32 mine = mine_x + 2 * X_SLOT + half_of * 2 * SLOT;
+    float* partial = (float*)(memory + WARPS * SHARE);
 
     // Where the next weights and the next x are fetched from: a tile, a stage of the warp, and a chunk of it.
     int tile_w = share.stages > 0 ? lo : hi, stage_w = 0, slot_w = 0;
     auto fetch_weights = [&]() {
         if (tile_w < hi) {
             const int first = share.first(stage_w), count = share.count(stage_w);
-            const int first_output = 16 * tile_w, limit = min(ROWS, last - first_output);
+            const int first_output = 16 * tile_w + ROWS * half_of, limit = min(ROWS, last - first_output);
             const u32 to = mine + slot_w * SLOT;
             const int piece = lane % 8, row = lane / 8;
             if (piece < 4 * count) {
@@ -214,7 +147,7 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
             slot_w ^= 1;
             if (++stage_w == share.stages) {
                 stage_w = 0;
-                tile_w += ROWS / 16;
+                tile_w += 4;
             }
         }
         fetched();
@@ -227,8 +160,8 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
             const int piece = lane % 16;
             const u32 to = mine_x + slot_x * X_SLOT;
 #pragma unroll
-            for (int i = 0; i < 4 * COLUMNS; i++) {
-                const int row = lane / 16 + 2 * i;
+            for (int i = 0; i < 4 * COLUMNS / HALVES; i++) {
+                const int row = lane / 16 + 2 * i + 8 * COLUMNS / HALVES * half_of;
                 const u8* from = x_from + 2 * (long long)min(row, rows - 1 - first_row) * inputs;
                 from += chunk * X_ROW + 16 * piece;
                 fetch16(to + row * X_ROW + 16 * (piece ^ (piece / 8) ^ (row % 2 * 4)), from);
@@ -238,7 +171,7 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
                 chunk_x = 0;
                 if (++stage_x == share.stages) {
                     stage_x = 0;
-                    tile_x += ROWS / 16;
+                    tile_x += 4;
                 }
             }
         }
@@ -256,15 +189,16 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
 
     int slot = 0, x_slot = 0;
 #pragma unroll 1
-    for (int tile = lo; tile < hi; tile += ROWS / 16) {
-        const int count_tiles = min(ROWS / 16, hi - tile);
-        float sums[4][COLUMNS][4] = {};
+    for (int tile = lo; tile < hi; tile += 4) {
+        const int count_tiles = min(TILES, hi - tile - TILES * half_of);
+        float sums[TILES][COLUMNS][4] = {};
 #pragma unroll 1
         for (int stage = 0; stage < share.stages; stage++) {
             const int count = share.count(stage);
 #pragma unroll 1
             for (int c = 0; c < count; c++) {
                 wait_but<2>();
+                meet<HALVES>(warp);
                 u32 right[2][COLUMNS][8];
                 // The lane's inputs of a row of x.
 #pragma unroll
@@ -286,37 +220,39 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
                 }
                 const u32 from = mine + slot * SLOT + g * 128 + 16 * ((4 * c + t) ^ (g % 2 * 4));
                 const u32 scales = mine + slot * SLOT + WEIGHTS + g * 16 + 4 * (2 * c + t / 2);
-                if (count_tiles == 4) {
-                    multiply_tiles<COLUMNS, true>(sums, right, from, scales, 4);
+                if (count_tiles == TILES) {
+                    multiply_tiles<COLUMNS, TILES, true>(sums, right, from, scales, TILES);
                 } else {
-                    multiply_tiles<COLUMNS, false>(sums, right, from, scales, count_tiles);
+                    multiply_tiles<COLUMNS, TILES, false>(sums, right, from, scales, count_tiles);
                 }
-                __syncwarp();
+                meet<HALVES>(warp);
                 x_slot ^= 1;
                 fetch_x();
             }
             slot ^= 1;
             fetch_weights();
         }
-        if (tile + ROWS / 16 >= hi) let_next_start();
+        if (tile + 4 >= hi) let_next_start();
         // Half of the outputs at a time.
         constexpr int WIDTH = 36;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             __syncthreads();
+            if (HALVES == 1 || half == half_of) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
+                for (int i = 0; i < 2; i++) {
 #pragma unroll
-                for (int c = 0; c < COLUMNS; c++) {
+                    for (int c = 0; c < COLUMNS; c++) {
 #pragma unroll
-                    for (int k = 0; k < 4; k++) {
-                        const int row = warp * 8 * COLUMNS + 8 * c + 2 * t + k % 2;
-                        partial[row * WIDTH + 16 * i + g + k / 2 * 8] = sums[2 * half + i][c][k];
+                        for (int k = 0; k < 4; k++) {
+                            const int row = warp * 8 * COLUMNS + 8 * c + 2 * t + k % 2;
+                            partial[row * WIDTH + 16 * i + g + k / 2 * 8] = sums[HALVES == 1 ? 2 * half + i : i][c][k];
+                        }
                     }
                 }
             }
             __syncthreads();
-            for (int i = threadIdx.x; i < 32 * 8 * COLUMNS; i += 32 * WARPS) {
+            for (int i = threadIdx.x; i < 32 * 8 * COLUMNS; i += 32 * WARPS * HALVES) {
                 const int row = first_row + i / 32, output = 16 * tile + 32 * half + i % 32;
                 if (row >= rows || output >= last) continue;
                 float sum = 0;
@@ -328,11 +264,13 @@ __device__ __forceinline__ void ring(const u8* x, int rows, int inputs, int then
     }
 }
 
-#define RING(NAME, COLUMNS) \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) NAME( \
+#define RING(NAME, COLUMNS, HALVES) \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS * HALVES, 1) NAME( \
         const u8* x, int rows, int inputs, int then, const Parts parts \
     ) { \
-        ring<COLUMNS>(x, rows, inputs, then, parts); \
+        ring<COLUMNS, HALVES>(x, rows, inputs, then, parts); \
     }
-RING(ring16, 2)
-RING(ring8, 1)
+RING(ring8, 1, 1)
+RING(ring16, 2, 1)
+RING(pairs8, 1, 2)
+RING(pairs16, 2, 2)
