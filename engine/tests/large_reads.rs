@@ -6,16 +6,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pipo_engine::disk::{BlockReader, Buffered, Cause, ReadError};
-use pipo_engine::import::{Import, Source, import};
 use pipo_engine::run::{Outcome, Request, RunError, run};
 use pipo_engine::store::{BLOCK, Place, Store};
-use pipo_plan::diagnostic::Document;
-use pipo_plan::model::{Model, Part, Precision};
-use pipo_plan::plan::{Batching, Plan, Precisions};
+use pipo_plan::model::Part;
+use pipo_plan::plan::Plan;
 use pipo_plan::strategy::Strategy;
 use pipo_plan::strategy::pipo::Pipo;
 use pipo_plan::units::Bytes;
-use pipo_plan::workload::{Budget, Objective, Workload};
+
+#[path = "fixture/streamed.rs"]
+mod streamed;
 
 const MLP: Place = Place { part: Part::Mlp, layer: 0 };
 
@@ -23,47 +23,21 @@ const MLP: Place = Place { part: Part::Mlp, layer: 0 };
 fn store() -> &'static Store {
     static STORE: OnceLock<(tempfile::TempDir, Store)> = OnceLock::new();
     let make = || {
-        let config = r#"{"model_type": "opt", "hidden_size": 1024, "ffn_dim": 4100,
-            "num_hidden_layers": 1, "num_attention_heads": 8, "vocab_size": 64,
-            "word_embed_proj_dim": 1024, "max_position_embeddings": 64}"#;
-        let model = Model::from_config(&Document::new("config.json", config.to_owned())).unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let target = scratch.path().join("store");
-        let source = Source::Random { model, seed: 1 };
-        import(&Import { source, precision: Precision::Fp16, target: &target }, &mut |_| {})
-            .unwrap();
-        let store = Store::open(&target).unwrap();
+        let store = streamed::store(&scratch, 1, 4100);
         (scratch, store)
     };
     &STORE.get_or_init(make).1
 }
 
 /// Everything from disk, each part in one read of requests of so many bytes.
-fn streamed(request: u64) -> Plan {
+fn plan(request: u64) -> Plan {
     let knobs = Pipo { block: Bytes(64 << 20), read_block: Bytes(request), ..Pipo::default() };
-    Plan {
-        machine: "any".into(),
-        profile: String::new(),
-        seed: 1,
-        workload: Workload {
-            prompt: 2,
-            new_tokens: 3,
-            batch: None,
-            objective: Objective::Throughput,
-            token_within: None,
-        },
-        budget: Budget { gpu: Bytes(1 << 40), host: Bytes(1 << 40), disk: Bytes(1 << 40) },
-        precision: Precisions { weights: Precision::Fp16, kv: Precision::Fp16 },
-        batch: Batching::single(1),
-        strategy: Strategy::Pipo(knobs),
-        model: store().model().clone(),
-        prediction: None,
-        runners_up: Vec::new(),
-    }
+    streamed::plan(store(), Strategy::Pipo(knobs))
 }
 
 fn run_from(request: u64, reader: Option<&dyn BlockReader>) -> Result<Outcome, RunError> {
-    let plan = streamed(request);
+    let plan = plan(request);
     let prompts = [vec![1, 2]];
     let request = Request { threads: 1, reader, ..Request::new(&plan, store(), &prompts) };
     run(&request, &AtomicBool::new(false))

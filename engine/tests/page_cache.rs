@@ -10,20 +10,17 @@ use std::ptr::null_mut;
 use std::sync::atomic::AtomicBool;
 
 use pipo_engine::disk::{BlockReader, Buffered, PAGE};
-use pipo_engine::import::{Import, Source, import};
 use pipo_engine::run::{Request, run};
-use pipo_engine::store::Store;
-use pipo_plan::diagnostic::Document;
 use pipo_plan::memory::{MemoryTable, Overheads};
-use pipo_plan::model::{Model, Precision};
-use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::strategy::accelerate::Accelerate;
 use pipo_plan::strategy::pipo::{FileReads, Pipo};
 use pipo_plan::strategy::{Strategy, lower};
 use pipo_plan::units::Bytes;
-use pipo_plan::workload::{Budget, Objective, Workload};
 use rustix::fs::{Advice, fadvise};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+#[path = "fixture/streamed.rs"]
+mod streamed;
 
 const MIB: usize = 1 << 20;
 
@@ -104,51 +101,16 @@ fn a_file_that_is_read_again_and_again_is_held_to_a_capacity() {
     }
 }
 
-/// Three layers of OPT, 76 MB, beside the build: temporary folders are often in memory.
-fn store() -> (tempfile::TempDir, Store) {
-    let config = r#"{"model_type": "opt", "hidden_size": 1024, "ffn_dim": 4096,
-        "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 64,
-        "word_embed_proj_dim": 1024, "max_position_embeddings": 64}"#;
-    let model = Model::from_config(&Document::new("config.json", config.to_owned())).unwrap();
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let target = folder.path().join("store");
-    let source = Source::Random { model, seed: 1 };
-    import(&Import { source, precision: Precision::Fp16, target: &target }, &mut |_| {}).unwrap();
-    let store = Store::open(&target).unwrap();
-    (folder, store)
-}
-
-/// All weights on disk, read through the page cache.
-fn streamed(store: &Store, strategy: Strategy) -> Plan {
-    Plan {
-        machine: "any".into(),
-        profile: String::new(),
-        seed: 1,
-        workload: Workload {
-            prompt: 2,
-            new_tokens: 3,
-            batch: None,
-            objective: Objective::Throughput,
-            token_within: None,
-        },
-        budget: Budget { gpu: Bytes(1 << 40), host: Bytes(1 << 40), disk: Bytes(1 << 40) },
-        precision: Precisions { weights: Precision::Fp16, kv: Precision::Fp16 },
-        batch: Batching::single(1),
-        strategy,
-        model: store.model().clone(),
-        prediction: None,
-        runners_up: Vec::new(),
-    }
-}
-
 #[test]
 fn a_run_holds_the_page_cache_to_what_its_plan_leaves_of_the_budget() {
-    let (_folder, store) = store();
+    // Three layers of OPT, 76 MB, beside the build: temporary folders are often in memory.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let store = streamed::store(&folder, 3, 4096);
     let mapped = Accelerate { gpu_weights: Bytes::ZERO, host_weights: Bytes::ZERO };
     let buffered =
         Pipo { reads: FileReads::Buffered, host_weights: Bytes::ZERO, ..Pipo::default() };
     for strategy in [Strategy::Accelerate(mapped), Strategy::Pipo(buffered)] {
-        let mut plan = streamed(&store, strategy);
+        let mut plan = streamed::plan(&store, strategy);
         let layout = lower(&plan).unwrap().layout;
         let taken = MemoryTable::new(&layout, Overheads::default()).host();
         let scan = layout.extents.iter().map(|bytes| bytes.0).sum::<u64>();

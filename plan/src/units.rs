@@ -293,6 +293,12 @@ impl Bandwidth {
         exact_in(self.0, BANDWIDTH_UNITS)
     }
 
+    /// The rate at which `bytes` take `time`, rounded down and at least one byte per second.
+    pub fn of(bytes: Bytes, time: Nanos) -> Self {
+        let per_second = u128::from(bytes.0) * 1_000_000_000 / u128::from(time.0.max(1));
+        Self(u64::try_from(per_second).unwrap_or(u64::MAX).max(1))
+    }
+
     /// Time to move `bytes` at this rate, rounded up; zero bandwidth takes [`LIMIT`].
     pub fn time(self, bytes: Bytes) -> Nanos {
         if bytes.0 == 0 {

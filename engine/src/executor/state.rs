@@ -115,8 +115,7 @@ impl LaneState {
     /// Learns from an operation that took so long.
     fn moved(&mut self, bytes: Bytes, time: Nanos) {
         if bytes >= MANY {
-            let rate = u128::from(bytes.0) * 1_000_000_000 / u128::from(time.0.max(1));
-            self.rate = u64::try_from(rate).ok().filter(|&rate| rate > 0).map(Bandwidth);
+            self.rate = Some(Bandwidth::of(bytes, time));
         }
     }
 }

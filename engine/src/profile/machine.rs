@@ -258,8 +258,7 @@ pub(super) fn by<T>(value: T, middle: Middle) -> Figure<T> {
 }
 
 fn rate((bytes, middle): (Bytes, Middle)) -> Bandwidth {
-    let per_second = u128::from(bytes.0) * 1_000_000_000 / u128::from(middle.median.0.max(1));
-    Bandwidth(u64::try_from(per_second).unwrap_or(u64::MAX).max(1))
+    Bandwidth::of(bytes, middle.median)
 }
 
 fn twice(rate: Bandwidth) -> Bandwidth {

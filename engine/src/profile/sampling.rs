@@ -96,9 +96,7 @@ impl Sampler {
         let begin = Instant::now();
         let mut times = Vec::new();
         while times.len() < self.least || (times.len() < MOST && begin.elapsed() < self.patience) {
-            let time = nanos(one()?);
-            times.push(time);
-            self.samples.push(Sample { figure: figure.into(), size: size.into(), time });
+            times.push(self.keep(figure, size, one()?));
         }
         Ok(Middle::of(times))
     }
@@ -114,10 +112,9 @@ impl Sampler {
         let mut times = vec![Vec::new(); sizes.len()];
         for round in 0..=2 * self.least {
             for (index, (size, times)) in sizes.iter().zip(&mut times).enumerate() {
-                let time = nanos(one(index)?);
+                let took = one(index)?;
                 if round > 0 {
-                    times.push(time);
-                    self.samples.push(Sample { figure: figure.into(), size: size.clone(), time });
+                    times.push(self.keep(figure, size, took));
                 }
             }
         }
@@ -146,14 +143,18 @@ impl Sampler {
                 one(index)?;
                 let mut times = Vec::new();
                 for _ in 0..self.least {
-                    let time = nanos(one(index)?);
-                    times.push(time);
-                    self.samples.push(Sample { figure: figure.into(), size: size.clone(), time });
+                    times.push(self.keep(figure, size, one(index)?));
                 }
                 by_core.push(Middle::of(times));
             }
         }
         Ok(by_size.iter().map(|by_core| Middle::between(by_core)).collect())
+    }
+
+    fn keep(&mut self, figure: &str, size: &str, took: Duration) -> Nanos {
+        let time = nanos(took);
+        self.samples.push(Sample { figure: figure.into(), size: size.into(), time });
+        time
     }
 
     pub(super) fn into_samples(self) -> Vec<Sample> {

@@ -96,15 +96,8 @@ impl Link {
         let mut walk = Walk::through(length);
         let sizes = SIZES.map(|size| Bytes(size as u64));
         let times = sampler.on_each_core(figure, &sizes.map(Bytes::exact), |index| {
-            let start = Instant::now();
-            copy(
-                &bench.stream,
-                bench.x,
-                &self.pageable,
-                walk.next(SIZES[index]),
-                SIZES[index],
-                up,
-            )?;
+            let (size, start) = (SIZES[index], Instant::now());
+            copy(&bench.stream, bench.x, &self.pageable, walk.next(size), size, up)?;
             bench.stream.synchronise()?;
             Ok::<_, Fault>(start.elapsed())
         })?;
