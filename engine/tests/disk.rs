@@ -85,11 +85,12 @@ fn both_ways_read_the_same_bytes_from_anywhere() {
             let length = length.min(LENGTH - offset);
             let expected = &bytes[offset..offset + length];
             let mut memory = AlignedBuf::zeroed(skew + length).unwrap();
-            Buffered::open(&path, request)
-                .unwrap()
-                .read(offset as u64, &mut memory[skew..])
-                .unwrap();
-            prop_assert_eq!(&memory[skew..], expected);
+            let reader = Buffered::open(&path, request).unwrap();
+            for reader in [reader.with_request(length / 2 + 1).unwrap(), reader] {
+                memory.fill(0xAA);
+                reader.read(offset as u64, &mut memory[skew..]).unwrap();
+                prop_assert_eq!(&memory[skew..], expected);
+            }
             if let Some(reader) = direct(&path, request) {
                 memory.fill(0xAA);
                 reader.read(offset as u64, &mut memory[skew..]).unwrap();

@@ -26,13 +26,15 @@ pub struct Buffered {
 impl Buffered {
     /// Opens a file that is read in requests of at most `request` bytes.
     pub fn open(path: &Path, request: usize) -> Result<Self, ReadError> {
-        let file = File::open(path).map_err(|error| ReadError {
-            file: path.into(),
-            offset: 0,
-            length: 0,
-            cause: Cause::Io(error),
-        })?;
+        let file = File::open(path).map_err(|error| not_opened(path, error))?;
         Ok(Self { path: path.into(), file, request, kept: None })
+    }
+
+    /// Reads the same open file in requests of another size. Where the system reads ahead of it goes on, whichever
+    /// of the two reads next; what has to go is not counted for the new one.
+    pub fn with_request(&self, request: usize) -> Result<Self, ReadError> {
+        let file = self.file.try_clone().map_err(|error| not_opened(&self.path, error))?;
+        Ok(Self { path: self.path.clone(), file, request, kept: None })
     }
 
     /// Has the system keep no more than so much of what is read through this reader, beyond what is being
@@ -61,6 +63,11 @@ impl Buffered {
             self.forget(start, end - start);
         }
     }
+}
+
+/// Nothing was asked for yet.
+fn not_opened(path: &Path, error: std::io::Error) -> ReadError {
+    ReadError { file: path.into(), offset: 0, length: 0, cause: Cause::Io(error) }
 }
 
 impl BlockReader for Buffered {

@@ -13,7 +13,7 @@ use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, not_direct};
-use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE};
+use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE, ReadError};
 use crate::shape::Shape;
 
 /// Sizes of one request.
@@ -62,6 +62,9 @@ impl DiskTimes {
 /// Threads that read at once.
 const THREADS: usize = 4;
 
+/// One request of several threads.
+const BLOCK: usize = 4 << 20;
+
 /// A memory map is read ahead by so much.
 const READ_AHEAD: usize = 128 << 10;
 
@@ -99,8 +102,16 @@ fn reads(
     let (mapped, mapped_again) = scratch.mapped(sampler)?;
     let free = statvfs(&scratch.folder).map_err(|error| scratch.failed("inspect", error.into()))?;
     let capacity = Bytes(free.f_bavail.saturating_mul(free.f_frsize).max(1));
-    let written = Vec::new();
-    Ok(DiskTimes { direct, together, written, buffered, mapped, mapped_again, request, capacity })
+    Ok(DiskTimes {
+        direct,
+        together,
+        written: Vec::new(),
+        buffered,
+        mapped,
+        mapped_again,
+        request,
+        capacity,
+    })
 }
 
 /// A file to read, and to write where it is ours. A scratch file has no name where the system has a path for open files, so that nothing
@@ -225,29 +236,20 @@ impl Scratch {
 
     /// Several threads at once, 4 MiB a request: what the disk has in all.
     fn together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
-        let reader = self.reader(4 << 20)?;
-        let mut buffers = (0..THREADS).map(|_| buffer()).collect::<Result<Vec<_>, _>>()?;
+        let reader = self.reader(BLOCK)?;
+        let mut buffers = buffers(STRETCH)?;
         sampler.measure("disk.read_total", &DiskTimes::TOGETHER.exact(), || {
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                let reads = buffers.iter_mut().map(|into| {
-                    let (offset, reader) = (self.step(), &reader);
-                    scope.spawn(move || reader.read(offset, into))
-                });
-                let reads: Vec<_> = reads.collect();
-                for read in reads {
-                    read.join().map_err(|_| ProfileError::Memory(STRETCH))??;
-                }
-                Ok::<(), ProfileError>(())
-            })?;
-            Ok(start.elapsed())
+            at_once(buffers.iter_mut().map(|into| {
+                let (offset, reader) = (self.step(), &reader);
+                move || reader.read(offset, into)
+            }))
         })
     }
 
     /// One direct read of a page.
     fn request(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
         let reader = self.reader(PAGE)?;
-        let mut page = AlignedBuf::zeroed(PAGE).ok_or(ProfileError::Memory(PAGE))?;
+        let mut page = room(PAGE)?;
         let mut at = 0;
         sampler.time("software.disk_request", "4KiB", || {
             at = (at + 97 * PAGE as u64) % self.size;
@@ -255,35 +257,37 @@ impl Scratch {
         })
     }
 
-    /// Through a page cache that does not hold what is read.
+    /// Through a page cache that does not hold what is read. Each stretch goes on where the one before ended, of
+    /// which the system keeps only what it has read ahead, as in a run: starting anew with nothing in memory took
+    /// a fifth to a half longer. One open file for all sizes of a request, because the system reads ahead of each.
     fn buffered(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
-        let readers = REQUESTS.map(|request| Buffered::open(&self.path, request));
+        let first = Buffered::open(&self.path, REQUESTS[0])?;
+        let readers = REQUESTS.map(|request| first.with_request(request));
         let readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut into = buffer()?;
-        in_turn(sampler, "disk.buffered_read", |index| {
-            self.forget()?;
-            let start = Instant::now();
-            readers[index].read(self.step(), &mut into)?;
-            Ok(start.elapsed())
-        })
+        self.forget()?;
+        in_turn(sampler, "disk.buffered_read", |index| self.go_on(&readers[index], &mut into))
     }
 
-    /// In requests as a memory map makes them: cold, and then from the page cache. The cold ones go on where the
-    /// one before ended, of which the system keeps only what it has read ahead, as in a run: starting anew with
-    /// nothing in memory took a tenth longer.
+    /// The next stretch, which is forgotten once its time is known.
+    fn go_on(&self, reader: &Buffered, into: &mut [u8]) -> Result<Duration, ProfileError> {
+        let at = self.step();
+        let start = Instant::now();
+        reader.read(at, into)?;
+        let time = start.elapsed();
+        reader.forget(at, STRETCH as u64);
+        Ok(time)
+    }
+
+    /// In requests as a memory map makes them: cold, going on as other reads through the page cache do, and then
+    /// from there.
     fn mapped(&self, sampler: &mut Sampler) -> Result<(Middle, Middle), ProfileError> {
         let reader = Buffered::open(&self.path, READ_AHEAD)?;
         let mut into = buffer()?;
         let exact = DiskTimes::STRETCH.exact();
         self.forget()?;
-        let first = sampler.measure("disk.page_fault_read", &exact, || {
-            let at = self.step();
-            let start = Instant::now();
-            reader.read(at, &mut into)?;
-            let time = start.elapsed();
-            reader.forget(at, STRETCH as u64);
-            Ok::<_, ProfileError>(time)
-        })?;
+        let first =
+            sampler.measure("disk.page_fault_read", &exact, || self.go_on(&reader, &mut into))?;
         let again = sampler.time("disk.page_fault_hit", &exact, || reader.read(0, &mut into))?;
         Ok((first, again))
     }
@@ -314,8 +318,33 @@ fn in_turn(
     Ok(sizes.into_iter().zip(middles).collect())
 }
 
+/// What several threads take when each does one of some reads.
+fn at_once<R>(reads: impl Iterator<Item = R>) -> Result<Duration, ProfileError>
+where
+    R: FnOnce() -> Result<(), ReadError> + Send,
+{
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let reads: Vec<_> = reads.map(|read| scope.spawn(read)).collect();
+        for read in reads {
+            read.join().map_err(|_| ProfileError::Memory(STRETCH))??;
+        }
+        Ok::<(), ProfileError>(())
+    })?;
+    Ok(start.elapsed())
+}
+
 fn buffer() -> Result<AlignedBuf, ProfileError> {
-    AlignedBuf::zeroed(STRETCH).ok_or(ProfileError::Memory(STRETCH))
+    room(STRETCH)
+}
+
+/// One for each of several threads.
+fn buffers(length: usize) -> Result<Vec<AlignedBuf>, ProfileError> {
+    (0..THREADS).map(|_| room(length)).collect()
+}
+
+fn room(length: usize) -> Result<AlignedBuf, ProfileError> {
+    AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length))
 }
 
 /// Past the page cache where that is possible, through it where not.
