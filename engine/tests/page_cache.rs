@@ -109,7 +109,10 @@ fn a_run_holds_the_page_cache_to_what_its_plan_leaves_of_the_budget() {
     let mapped = Accelerate { gpu_weights: Bytes::ZERO, host_weights: Bytes::ZERO };
     let buffered =
         Pipo { reads: FileReads::Buffered, host_weights: Bytes::ZERO, ..Pipo::default() };
-    for strategy in [Strategy::Accelerate(mapped), Strategy::Pipo(buffered)] {
+    let in_turn = Pipo { disk_threads: 2, ..buffered.clone() };
+    let strategies =
+        [Strategy::Accelerate(mapped), Strategy::Pipo(buffered), Strategy::Pipo(in_turn)];
+    for strategy in strategies {
         let mut plan = streamed::plan(&store, strategy);
         let layout = lower(&plan).unwrap().layout;
         let taken = MemoryTable::new(&layout, Overheads::default()).host();

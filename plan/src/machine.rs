@@ -175,6 +175,11 @@ pub struct Disk {
     pub write: Figure<Curve>,
     /// Reads through the page cache of what it does not hold, by block size.
     pub buffered_read: Figure<Curve>,
+    /// Several threads at once through a page cache that does not hold it, blocks of one file in turn, where
+    /// that was measured. Often less than one thread alone reaches, because the system reads ahead of one
+    /// place of a file and there are several; as much as they reach apart where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffered_total: Option<Figure<Bandwidth>>,
     /// One thread faulting in the pages of a memory map that the page cache does not hold.
     pub page_fault_read: Figure<Bandwidth>,
     /// One thread copying out of a memory map that the page cache holds, minor faults included; as fast
@@ -326,8 +331,9 @@ impl Machine {
             all.extend([
                 entry("disk.write", &disk.write),
                 entry("disk.buffered_read", &disk.buffered_read),
-                entry("disk.page_fault_read", &disk.page_fault_read),
             ]);
+            all.extend(disk.buffered_total.as_ref().map(|f| entry("disk.buffered_total", f)));
+            all.push(entry("disk.page_fault_read", &disk.page_fault_read));
             all.extend(disk.page_fault_hit.as_ref().map(|f| entry("disk.page_fault_hit", f)));
             all.extend(disk.direct_to_gpu.as_ref().map(|f| entry("disk.direct_to_gpu", f)));
             all.push(entry("disk.capacity", &disk.capacity));

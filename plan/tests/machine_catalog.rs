@@ -66,6 +66,9 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
         machine.host.attentions.push(AttentionTime { head_dim: 64, ..attention.clone() });
         machine.gpu.attentions.push(attention);
     }
+    let rate = |rate| Some(Figure::new(Bandwidth(rate), "a.b"));
+    let disk = machine.disk.as_mut().unwrap();
+    (disk.read_total, disk.buffered_total) = (rate(3), rate(2));
     let figure = |nanos| Some(Figure::new(Nanos(nanos), "a.b"));
     let gpu = &mut machine.gpu;
     (gpu.gap, gpu.mark, gpu.change) = (figure(1), figure(6), figure(7));

@@ -1,11 +1,11 @@
 //! What must be true of every lowered PIPO plan, checked on the emitted operations themselves.
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be made must stop the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
-use pipo_plan::schedule::{Builder, Layout, Op, OpId, OpKind, Pass, Schedule, Tier, Work};
+use pipo_plan::schedule::{Builder, DiskIo, Layout, Op, OpId, OpKind, Pass, Schedule, Tier, Work};
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
 use pipo_plan::strategy::units::cut;
 use pipo_plan::strategy::{self, Granularity, KvTier, Order, Processor, lower};
@@ -223,6 +223,33 @@ fn one_layer_reads_as_the_paper_draws_it() {
         })
         .collect();
     insta::assert_snapshot!(lines.join("\n"));
+}
+
+/// Only one thread is followed by what the page cache reads ahead.
+#[test]
+fn several_threads_read_through_the_page_cache_in_turn() {
+    let cases = [
+        (FileReads::Direct, 1, DiskIo::Direct),
+        (FileReads::Direct, 4, DiskIo::Direct),
+        (FileReads::Buffered, 1, DiskIo::Buffered),
+        (FileReads::Buffered, 2, DiskIo::BufferedInTurn),
+        (FileReads::Buffered, 4, DiskIo::BufferedInTurn),
+    ];
+    for (reads, disk_threads, expected) in cases {
+        // A cache on disk is written and read again past the page cache, however weights are read.
+        let knobs = Pipo { reads, disk_threads, kv: KvTier::Disk, ..Pipo::default() };
+        let run = run(&plan("opt-1.3b", knobs, Batching::single(1), 2));
+        let mut read = BTreeMap::new();
+        for (_, _, op) in run.ops() {
+            if let Work::DiskRead { io, .. } = run.builder.works[op.work] {
+                read.entry(op.kind).or_insert_with(BTreeSet::new).insert(io);
+            }
+        }
+        let one = |io| BTreeSet::from([io]);
+        let kinds =
+            [(OpKind::ReadWeights, one(expected)), (OpKind::ReadCache, one(DiskIo::Direct))];
+        assert_eq!(read, BTreeMap::from(kinds), "{reads:?} by {disk_threads}");
+    }
 }
 
 #[test]

@@ -55,15 +55,33 @@ impl<'a> CostModel<'a> {
     }
 
     fn transfer(&self, bytes: Bytes, rate: Bandwidth) -> Cost {
+        // What goes faster than all direct reads together (writes into a disk's cache, reads ahead of a
+        // page cache) takes less of the disk for each byte, and must not make room for direct reads.
+        self.one_of_several(bytes, rate, rate.max(disk_capacity(self.machine)))
+    }
+
+    /// A transfer at `rate`, where as many as there may be of its kind reach `together` and no more. Each of
+    /// their bytes takes so much of the disk that all of it is gone at that rate: more than a byte where they
+    /// keep a disk from what it can do, and less where they go faster than direct reads.
+    fn one_of_several(&self, bytes: Bytes, rate: Bandwidth, together: Bandwidth) -> Cost {
         if bytes == Bytes::ZERO {
             return Cost::default();
         }
-        let nanos = rate.time(bytes) + self.machine.software.disk_request.value;
-        // What goes faster than all direct reads together (writes into a disk's cache, reads ahead of a
-        // page cache) takes less of the disk for each byte, and must not make room for direct reads.
-        let whole = disk_capacity(self.machine);
-        let each = if rate > whole { whole.as_f64() / rate.as_f64() } else { 1.0 };
+        let nanos = rate.min(together).time(bytes) + self.machine.software.disk_request.value;
+        let each = disk_capacity(self.machine).as_f64() / together.as_f64();
         Cost::moving(bytes, nanos).drawing(Resource::Disk, each)
+    }
+
+    /// Requests in a row through a page cache by one of several threads: what they reach together may be less
+    /// than one alone does.
+    fn in_turn(&self, bytes: Bytes, request: Bytes, disk: &Disk) -> Cost {
+        let curve = &disk.buffered_read;
+        match &disk.buffered_total {
+            Some(total) => {
+                self.one_of_several(bytes, curve.bandwidth(request.min(bytes)), total.value)
+            }
+            None => self.requests(bytes, request, curve),
+        }
     }
 
     fn read(&self, bytes: Bytes, request: Bytes, io: DiskIo) -> Result<Price, Unsupported> {
@@ -74,12 +92,15 @@ impl<'a> CostModel<'a> {
             DiskIo::Buffered => {
                 self.requests(bytes, request, &disk.buffered_read).drawing(Resource::Dram, 2.0)
             }
+            DiskIo::BufferedInTurn => {
+                self.in_turn(bytes, request, disk).drawing(Resource::Dram, 2.0)
+            }
             DiskIo::PageFault => self.transfer(bytes, disk.page_fault_read.value),
         };
         let copy = self.machine.host.copy.value;
         let (copied, hit) = match io {
             DiskIo::Direct => (None, None),
-            DiskIo::Buffered => (Some(copy), Some(memcpy(bytes, copy))),
+            DiskIo::Buffered | DiskIo::BufferedInTurn => (Some(copy), Some(memcpy(bytes, copy))),
             DiskIo::PageFault => {
                 let mapped = disk.page_fault_hit.as_ref().map_or(copy, |rate| rate.value);
                 (Some(mapped), Some(memcpy(bytes, mapped)))

@@ -95,6 +95,12 @@ fn machine() -> impl Strategy<Value = Machine> {
                 // What a catalogue machine lacks and a profile has.
                 let figure = |part| Some(Figure::new(Nanos(nanos / part), "estimate"));
                 machine.gpu.gap = figure(100);
+                if let Some(disk) = &mut machine.disk {
+                    // From a tenth of what one thread reaches to three times as much.
+                    let best = disk.buffered_read.best().0;
+                    let total = Bandwidth((best / 10 * (1 + nanos % 30)).max(1));
+                    disk.buffered_total = Some(Figure::new(total, "estimate"));
+                }
                 machine.gpu.page_tables = Some(Figure::new(0.1, "estimate"));
                 let software = &mut machine.software;
                 (software.handover, software.lookup) = (figure(10), figure(1));

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use pipo_plan::plan::Plan;
-use pipo_plan::schedule::DiskIo;
 use pipo_plan::strategy::pipo::{FileReads, Pipo};
 use pipo_plan::strategy::stream::MOST_BLOCKS;
 use pipo_plan::strategy::{KvTier, Strategy};
@@ -49,7 +48,7 @@ impl Stand<'_> {
             host_slots: space.host_slots.first().copied().unwrap_or(1),
             read_block: first(&space.read_block),
             disk_threads: space.disk_threads.first().copied().unwrap_or(1),
-            io: io(space.reads.first().copied().unwrap_or_default()),
+            reads: space.reads.first().copied().unwrap_or_default(),
             staged: staged && node.streamed > Bytes::ZERO,
         };
         let writes_cache = self.base.knobs.kv == KvTier::Disk;
@@ -112,7 +111,7 @@ impl Stand<'_> {
                 for &reads in &space.reads {
                     let decided = reads == FileReads::Buffered && all_alike && !writes_cache;
                     if nth == 0 || !decided {
-                        all.push(Transfer { read_block, disk_threads, io: io(reads), ..one });
+                        all.push(Transfer { read_block, disk_threads, reads, ..one });
                     }
                 }
             }
@@ -206,10 +205,7 @@ impl Stand<'_> {
             block: transfer.block,
             read_block: transfer.read_block,
             disk_threads: transfer.disk_threads,
-            reads: match transfer.io {
-                DiskIo::Direct => FileReads::Direct,
-                DiskIo::Buffered | DiskIo::PageFault => FileReads::Buffered,
-            },
+            reads: transfer.reads,
             gpu_weights: node.gpu_weights,
             host_weights: leaf.host_weights,
             host_memory: node.host.memory(),
@@ -217,13 +213,6 @@ impl Stand<'_> {
             ..self.base.knobs.clone()
         };
         self.problem.plan(self.shape.batch, Strategy::Pipo(knobs))
-    }
-}
-
-fn io(reads: FileReads) -> DiskIo {
-    match reads {
-        FileReads::Direct => DiskIo::Direct,
-        FileReads::Buffered => DiskIo::Buffered,
     }
 }
 

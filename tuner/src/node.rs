@@ -182,8 +182,10 @@ impl<'a> Stand<'a> {
         };
         if let Some(disk) = &machine.disk {
             let best = disk.read.best().max(disk.buffered_read.best()).per_nano();
-            // A buffered read that is faster than the whole disk draws less of it for each byte.
-            let whole_disk = self.problem.pricer.capacity(Resource::Disk).max(best);
+            // Buffered reads that are faster than the whole disk draw less of it for each byte: one alone,
+            // or several together.
+            let together = disk.buffered_total.as_ref().map_or(0.0, |rate| rate.value.per_nano());
+            let whole_disk = self.problem.pricer.capacity(Resource::Disk).max(best).max(together);
             let reading = |bytes: f64| {
                 let lanes = Demand::on(LaneKind::DiskRead, bytes / best);
                 lanes.plus(&Demand::of(Resource::Disk, bytes / whole_disk))

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use pipo_plan::schedule::{DiskIo, HostMemory, LaneKind, Work};
+use pipo_plan::schedule::{HostMemory, LaneKind, Work};
+use pipo_plan::strategy::pipo::FileReads;
 use pipo_plan::strategy::residency::Placed;
 use pipo_plan::strategy::stream::blocks;
 use pipo_plan::units::Bytes;
@@ -18,9 +19,16 @@ pub(crate) struct Transfer {
     pub(crate) host_slots: u32,
     pub(crate) read_block: Bytes,
     pub(crate) disk_threads: u32,
-    pub(crate) io: DiskIo,
+    pub(crate) reads: FileReads,
     /// Host weights are pageable, and copied to pinned memory first.
     pub(crate) staged: bool,
+}
+
+impl Transfer {
+    /// The read of one block.
+    fn read(&self, bytes: Bytes) -> Work {
+        Work::DiskRead { bytes, request: self.read_block, io: self.reads.io(self.disk_threads) }
+    }
 }
 
 /// Bytes of one segment that wait in host memory and on disk.
@@ -223,7 +231,7 @@ impl Blocks<'_> {
         }
         for (bytes, times) in sizes(disk, self.transfer.block) {
             asked.add(&self.load(bytes)?, times);
-            let (miss, hit) = self.pricer.cached(LaneKind::DiskRead, &self.read(bytes))?;
+            let (miss, hit) = self.pricer.cached(LaneKind::DiskRead, &self.transfer.read(bytes))?;
             asked.add(&miss, times);
             if let Some(hit) = hit {
                 let saves = miss.less(&hit);
@@ -242,15 +250,11 @@ impl Blocks<'_> {
         self.pricer.demand(LaneKind::HostCopy, &Work::HostCopy { bytes })
     }
 
-    fn read(&self, bytes: Bytes) -> Work {
-        Work::DiskRead { bytes, request: self.transfer.read_block, io: self.transfer.io }
-    }
-
     /// What one block asks on its way into a host slot; nothing where no unit goes that way.
     fn in_flight(&self, largest: Demand) -> Result<Demand, Unsupported> {
         let mut asked = Demand::NOTHING;
         if largest.lane(LaneKind::DiskRead) > 0.0 {
-            let read = self.read(self.transfer.block);
+            let read = self.transfer.read(self.transfer.block);
             asked.add(&self.pricer.demand(LaneKind::DiskRead, &read)?, 1.0);
         }
         if largest.lane(LaneKind::HostCopy) > 0.0 {
@@ -290,8 +294,7 @@ pub(crate) fn disk_time(
 ) -> Result<f64, Unsupported> {
     let mut sum = 0.0;
     for (bytes, times) in sizes(bytes, transfer.block) {
-        let work = Work::DiskRead { bytes, request: transfer.read_block, io: transfer.io };
-        let (miss, hit) = pricer.cached(LaneKind::DiskRead, &work)?;
+        let (miss, hit) = pricer.cached(LaneKind::DiskRead, &transfer.read(bytes))?;
         let least = hit.map_or(miss, |hit| miss.or_less(&hit));
         sum += least.lane(LaneKind::DiskRead) * times;
     }

@@ -5,7 +5,7 @@ use pipo_plan::schedule::{DiskIo, Layout, Tier};
 use pipo_plan::strategy::accelerate::{self, Accelerate};
 use pipo_plan::strategy::flexgen::{self, FlexGen};
 use pipo_plan::strategy::frame::Frame;
-use pipo_plan::strategy::pipo::{self, ExpertLoads, FileReads, HostWeights, Pipo};
+use pipo_plan::strategy::pipo::{self, ExpertLoads, HostWeights, Pipo};
 use pipo_plan::strategy::residency::{Home, Placed};
 use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{Granularity, KvTier, Processor, Strategy};
@@ -93,10 +93,7 @@ impl Knobs {
             let bytes = frame.units[0].bytes;
             placement[0] = vec![Segment { tier, bytes }];
         }
-        let io = match knobs.reads {
-            FileReads::Direct => DiskIo::Direct,
-            FileReads::Buffered => DiskIo::Buffered,
-        };
+        let io = knobs.reads.io(knobs.disk_threads);
         let way = Way { io, request: knobs.read_block };
         let elsewhere = if knobs.kv == KvTier::Disk { Tier::Disk } else { Tier::Pinned };
         let cache = pipo::kv_layers_on_gpu(plan, knobs).into_iter();

@@ -15,6 +15,7 @@ use super::sampling::{Middle, Sampler};
 use super::{ProfileError, not_direct};
 use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE, ReadError};
 use crate::shape::Shape;
+use crate::store::in_memory;
 
 /// Sizes of one request.
 const REQUESTS: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
@@ -30,6 +31,8 @@ pub(super) struct DiskTimes {
     /// Nothing where a file was read that is not ours to write.
     pub(super) written: Vec<(Bytes, Middle)>,
     pub(super) buffered: Vec<(Bytes, Middle)>,
+    /// Several threads that take blocks in turn, through the page cache.
+    pub(super) buffered_together: Middle,
     /// In requests as a memory map makes them, cold and then from the page cache.
     pub(super) mapped: Middle,
     pub(super) mapped_again: Middle,
@@ -55,6 +58,7 @@ impl DiskTimes {
         }
         slowed(&mut self.mapped, Self::STRETCH);
         slowed(&mut self.together, Self::TOGETHER);
+        slowed(&mut self.buffered_together, Self::TOGETHER);
         self
     }
 }
@@ -62,8 +66,12 @@ impl DiskTimes {
 /// Threads that read at once.
 const THREADS: usize = 4;
 
-/// One request of several threads.
+/// One request of several threads, and what each of them takes at a time where they take blocks in turn.
 const BLOCK: usize = 4 << 20;
+
+/// Such blocks begin so much before a multiple of their size: those of a store begin on any page, and where all
+/// begin on such a multiple the system now and then follows several threads as well as one.
+const ASIDE: u64 = 123 * PAGE as u64;
 
 /// A memory map is read ahead by so much.
 const READ_AHEAD: usize = 128 << 10;
@@ -99,6 +107,7 @@ fn reads(
     let together = scratch.together(sampler)?;
     let request = scratch.request(sampler)?;
     let buffered = scratch.buffered(sampler)?;
+    let buffered_together = scratch.buffered_together(sampler)?;
     let (mapped, mapped_again) = scratch.mapped(sampler)?;
     let free = statvfs(&scratch.folder).map_err(|error| scratch.failed("inspect", error.into()))?;
     let capacity = Bytes(free.f_bavail.saturating_mul(free.f_frsize).max(1));
@@ -107,6 +116,7 @@ fn reads(
         together,
         written: Vec::new(),
         buffered,
+        buffered_together,
         mapped,
         mapped_again,
         request,
@@ -277,6 +287,37 @@ impl Scratch {
         let time = start.elapsed();
         reader.forget(at, STRETCH as u64);
         Ok(time)
+    }
+
+    /// The same by several threads, which take one block after the other from a common count: a run's lanes take
+    /// them in turn, and the ring that they fill keeps them together.
+    fn buffered_together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
+        let reader = Buffered::open(&self.path, BLOCK)?;
+        let mut buffers = buffers(BLOCK)?;
+        let all = DiskTimes::TOGETHER;
+        let mut begins = (0..self.size / all.0).map(|round| round * all.0).cycle();
+        self.forget()?;
+        sampler.measure("disk.buffered_total", &all.exact(), || {
+            let begin = begins.next().unwrap_or_default();
+            let taken = AtomicU64::new(0);
+            let next = || {
+                let number = taken.fetch_add(1, Ordering::Relaxed);
+                let border = |number: u64| (number * BLOCK as u64).saturating_sub(ASIDE).min(all.0);
+                Some(border(number)..border(number + 1)).filter(|block| !block.is_empty())
+            };
+            let time = at_once(buffers.iter_mut().map(|into| {
+                let (next, reader) = (&next, &reader);
+                move || {
+                    while let Some(block) = next() {
+                        let into = &mut into[..in_memory(block.end - block.start)];
+                        reader.read(begin + block.start, into)?;
+                    }
+                    Ok(())
+                }
+            }))?;
+            reader.forget(begin, all.0);
+            Ok(time)
+        })
     }
 
     /// In requests as a memory map makes them: cold, going on as other reads through the page cache do, and then

@@ -132,15 +132,16 @@ pub(super) fn with_disk(base: Machine, disk: &DiskTimes) -> Result<Machine, Prof
         Some(before) => before.write,
         None => return Err(ProfileError::NotWritten { machine: machine.name }),
     };
-    let Disk { read, read_total, buffered_read, page_fault_read, page_fault_hit, .. } =
-        disk_figures(disk, write.clone())?;
+    let measured = disk_figures(disk, write.clone())?;
+    let Disk { read, read_total, buffered_read, buffered_total, .. } = measured;
     machine.disk = Some(Disk {
         read: again(read),
         read_total: read_total.map(again),
         write,
         buffered_read: again(buffered_read),
-        page_fault_read: again(page_fault_read),
-        page_fault_hit: page_fault_hit.map(again),
+        buffered_total: buffered_total.map(again),
+        page_fault_read: again(measured.page_fault_read),
+        page_fault_hit: measured.page_fault_hit.map(again),
         direct_to_gpu,
         capacity: Figure::new(disk.capacity, DISK),
     });
@@ -170,6 +171,7 @@ fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileE
         read_total: Some(rate(DiskTimes::TOGETHER, disk.together)),
         write,
         buffered_read: curve(&disk.buffered, Some(stretch))?,
+        buffered_total: Some(rate(DiskTimes::TOGETHER, disk.buffered_together)),
         page_fault_read: rate(stretch, disk.mapped),
         page_fault_hit: Some(rate(stretch, disk.mapped_again)),
         direct_to_gpu: None,

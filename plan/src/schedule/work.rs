@@ -12,8 +12,16 @@ pub enum DiskIo {
     Direct,
     /// Ordinary reads through the page cache.
     Buffered,
+    /// The same by several threads that take blocks of one file in turn.
+    BufferedInTurn,
     /// A memory map touched page by page by one thread.
     PageFault,
+}
+
+impl DiskIo {
+    /// Every way.
+    pub const ALL: [Self; 4] =
+        [Self::Direct, Self::Buffered, Self::BufferedInTurn, Self::PageFault];
 }
 
 /// A read is checked against checksums in pieces of so many bytes, each while the next one is read: whole

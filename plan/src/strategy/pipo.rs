@@ -24,7 +24,7 @@ use super::stream;
 use super::units::Granularity;
 use super::{KvTier, LowerError, Processor};
 use crate::plan::Plan;
-use crate::schedule::{Schedule, Tier};
+use crate::schedule::{DiskIo, Schedule, Tier};
 use crate::units::Bytes;
 
 mod pipeline;
@@ -57,6 +57,18 @@ pub enum FileReads {
     Direct,
     /// Through the page cache, which keeps what host memory is left over.
     Buffered,
+}
+
+impl FileReads {
+    /// How so many threads read the file, blocks in turn. Past the page cache each is on its own; what the system
+    /// reads ahead through it follows one thread, and not several.
+    pub fn io(self, threads: u32) -> DiskIo {
+        match self {
+            Self::Direct => DiskIo::Direct,
+            Self::Buffered if threads > 1 => DiskIo::BufferedInTurn,
+            Self::Buffered => DiskIo::Buffered,
+        }
+    }
 }
 
 /// Where the embedding table is looked up.

@@ -1,11 +1,13 @@
 //! Prices on catalogue machines, against figures worked out by hand from their profiles.
 
-use pipo_plan::machine::{AttentionTime, Figure, KernelTime, Machine, catalog};
+use pipo_plan::machine::{AttentionTime, Curve, Figure, KernelTime, Machine, catalog};
 use pipo_plan::model::Precision;
 use pipo_plan::schedule::{Attention, Compute, DiskIo, HostMemory, LaneKind, Linear, Work};
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, LIMIT, Nanos};
 use pipo_simulator::{Cost, CostModel, Costs, Resource};
 use proptest::prelude::*;
+
+use crate::script::{Item, RECORD, Script};
 
 fn laptop() -> Machine {
     let mut machine = catalog::find("rtx3060-laptop").unwrap();
@@ -339,6 +341,53 @@ fn reads_go_past_or_through_the_page_cache() {
     assert_eq!(unmeasured.hit.unwrap().nanos, machine.host.copy.time(bytes));
 }
 
+/// When each of so many reads ends that begin together, each on a lane of its own.
+fn ends(machine: &Machine, work: &Work, threads: usize) -> Vec<u64> {
+    let model = CostModel::new(machine);
+    let mut script = Script::with_lanes(&vec![LaneKind::DiskRead; threads]);
+    script.capacities = Some(model.capacities());
+    script.prices.push(model.price(work).unwrap());
+    for queue in (0..).take(threads) {
+        script.push(Item { queue, ..Item::default() });
+    }
+    let spans = script.simulate(&RECORD).unwrap().timeline.unwrap().spans;
+    spans.iter().map(|span| span.end.0).collect()
+}
+
+#[test]
+fn several_threads_through_the_page_cache_get_what_they_reach_together() {
+    let mut machine = laptop();
+    machine.software.disk_request.value = Nanos(0);
+    let rate = |giga: f64| Figure::new(format!("{giga}GB/s").parse::<Bandwidth>().unwrap(), "ssd");
+    let (bytes, request) = (Bytes(100_000_000), Bytes(1 << 20));
+    let work = |io| Work::DiskRead { bytes, request, io };
+    let in_turn = work(DiskIo::BufferedInTurn);
+    let disk = machine.disk.as_mut().unwrap();
+    disk.read.value = Curve::flat(rate(2.5).value);
+    disk.buffered_read.value = Curve::flat(rate(2.0).value);
+    disk.read_total = Some(rate(4.0));
+    // Where that was not measured they are as fast as the disk allows, each as one is alone.
+    let price = |machine: &Machine, work: &Work| CostModel::new(machine).price(work).unwrap();
+    assert_eq!(price(&machine, &in_turn), price(&machine, &work(DiskIo::Buffered)));
+    assert_eq!(ends(&machine, &in_turn, 4), [100_000_000; 4]);
+    // Less than one reaches alone, more than that, and more than all direct reads; 100 MB at each rate.
+    for (total, alone, four) in [
+        (1.25, 80_000_000, 320_000_000),
+        (3.2, 50_000_000, 125_000_000),
+        (5.0, 50_000_000, 80_000_000),
+        (16.0, 50_000_000, 50_000_000),
+    ] {
+        machine.disk.as_mut().unwrap().buffered_total = Some(rate(total));
+        let alone = [alone];
+        assert_eq!(price(&machine, &in_turn).cost.nanos.0, alone[0], "{total}");
+        assert_eq!(ends(&machine, &in_turn, 1), alone, "{total}");
+        assert_eq!(ends(&machine, &in_turn, 4), [four; 4], "{total}");
+        // The figure is of nothing else.
+        assert_eq!(ends(&machine, &work(DiskIo::Buffered), 1), [50_000_000]);
+        assert_eq!(ends(&machine, &work(DiskIo::Direct), 4), [100_000_000; 4]);
+    }
+}
+
 #[test]
 fn missing_hardware_is_an_answer_with_a_next_step() {
     let mut machine = laptop();
@@ -360,8 +409,12 @@ fn one_operation_alone_runs_at_full_speed_on_every_catalogue_machine() {
     let bytes = Bytes(64 << 20);
     let request = Bytes(8 << 20);
     let [pinned, pageable] = [HostMemory::Pinned, HostMemory::Pageable];
-    for name in catalog::names() {
-        let machine = catalog::find(name).unwrap();
+    let totals = [None, Some(Bandwidth(1_000_000)), Some(Bandwidth(100_000_000_000))];
+    for (name, total) in catalog::names().flat_map(|name| totals.map(|total| (name, total))) {
+        let mut machine = catalog::find(name).unwrap();
+        if let Some(disk) = &mut machine.disk {
+            disk.buffered_total = total.map(|total| Figure::new(total, "estimate"));
+        }
         let model = CostModel::new(&machine);
         let capacities = model.capacities();
         let works = [
@@ -372,6 +425,7 @@ fn one_operation_alone_runs_at_full_speed_on_every_catalogue_machine() {
             Work::HostCopy { bytes },
             Work::DiskRead { bytes, request, io: DiskIo::Direct },
             Work::DiskRead { bytes, request, io: DiskIo::Buffered },
+            Work::DiskRead { bytes, request, io: DiskIo::BufferedInTurn },
             Work::DiskRead { bytes, request, io: DiskIo::PageFault },
             Work::DiskWrite { bytes, request },
             Work::DiskToGpu { bytes },
@@ -442,7 +496,7 @@ prop_compose! {
         which in 0..11,
         a in prop_oneof![0..10_000_000_u64, any::<u64>()],
         b in prop_oneof![0..10_000_000_u64, any::<u64>()],
-        io in prop::sample::select(vec![DiskIo::Direct, DiskIo::Buffered, DiskIo::PageFault]),
+        io in prop::sample::select(DiskIo::ALL.to_vec()),
         memory in prop::sample::select(vec![HostMemory::Pinned, HostMemory::Pageable]),
         compute in compute(),
     ) -> Work {
@@ -470,8 +524,12 @@ proptest! {
     fn no_size_overflows(
         work in work(),
         name in prop::sample::select(catalog::names().collect::<Vec<_>>()),
+        total in prop::option::of(1..=u64::MAX),
     ) {
-        let machine = catalog::find(name).unwrap();
+        let mut machine = catalog::find(name).unwrap();
+        if let Some(disk) = &mut machine.disk {
+            disk.buffered_total = total.map(|total| Figure::new(Bandwidth(total), "estimate"));
+        }
         if let Ok(price) = CostModel::new(&machine).price(&work) {
             for cost in [Some(price.cost), price.hit].into_iter().flatten() {
                 prop_assert!(cost.nanos <= Nanos(LIMIT));

@@ -1,6 +1,6 @@
 //! The pipeline itself: its lanes and buffers, and the operations of each pass.
 
-use super::{Embedding, FileReads, HostWeights, Pipo, place};
+use super::{Embedding, HostWeights, Pipo, place};
 use crate::schedule::{
     Builder, DiskIo, HostMemory, LaneKind, Layout, OpId, OpKind, Phase, Piece, Program, QueueId,
     RingId, Slot, Tier, Work,
@@ -75,10 +75,6 @@ impl Pipeline {
 
         layout.marks = Marks::new(&frame).count();
         let extents = Extents::new(layout, &placed, knobs.block);
-        let io = match knobs.reads {
-            FileReads::Direct => DiskIo::Direct,
-            FileReads::Buffered => DiskIo::Buffered,
-        };
         let stream = Stream {
             readers,
             stager,
@@ -87,7 +83,7 @@ impl Pipeline {
             gpu_ring,
             block: knobs.block,
             request: knobs.read_block,
-            io,
+            io: knobs.reads.io(knobs.disk_threads),
             extents,
         };
         Self {
