@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use pipo_plan::machine::{Curve, Machine};
+use pipo_plan::machine::{Curve, Disk, Machine};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::{LaneKind, OpKind};
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
@@ -174,8 +174,9 @@ fn faster_disk(machine: &mut Machine) {
         twice_the_rate(&mut curve.value);
     }
     twice(&mut disk.page_fault_read.value);
-    if let Some(direct) = &mut disk.direct_to_gpu {
-        twice(&mut direct.value);
+    let Disk { read_total, buffered_total, direct_to_gpu, .. } = disk;
+    for rate in [read_total, buffered_total, direct_to_gpu].into_iter().flatten() {
+        twice(&mut rate.value);
     }
 }
 

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use pipo_plan::diagnostic::Document;
-use pipo_plan::machine::{Machine, catalog as machines};
+use pipo_plan::machine::{Curve, Figure, Machine, catalog as machines};
 use pipo_plan::model::catalog as models;
 use pipo_plan::plan::Plan;
+use pipo_plan::strategy::pipo::FileReads;
 use pipo_plan::strategy::{Granularity, Processor, Strategy};
-use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_tuner::{Request, Space, TuneError, Tuning, Verdict, evaluate, explain, tune};
 
@@ -195,4 +196,26 @@ fn an_explanation_adds_up() {
     assert!(gain("link") > 0.2, "weights cross the link in every step");
     assert!(gain("GPU memory +2GB") > 0.2, "2 GB more are kept");
     assert!(gain("disk").abs() < 1e-9, "nothing is on disk");
+}
+
+#[test]
+fn a_faster_disk_is_faster_however_many_threads_read_it() {
+    for reads in [FileReads::Direct, FileReads::Buffered] {
+        let mut request = request("opt-13b", "6GB");
+        request.strategies = vec!["pipo".into()];
+        request.budget.host = Bytes(2_000_000_000);
+        request.space.reads = vec![reads];
+        request.space.disk_threads = vec![4];
+        let rate = |mega: u64| Bandwidth(mega * 1_000_000);
+        let disk = request.machine.disk.as_mut().unwrap();
+        disk.read.value = Curve::flat(rate(200));
+        disk.buffered_read.value = Curve::flat(rate(200));
+        // What several threads reach together is what binds, not what each does alone.
+        let total = |mega| Some(Figure::new(rate(mega), "estimate"));
+        (disk.read_total, disk.buffered_total) = (total(300), total(100));
+        let plan = tuned(&request).best.plan;
+        let explanation = explain(&plan, &request.machine).unwrap();
+        let gain = explanation.what_ifs.iter().find(|w| w.change == "disk 2x faster").unwrap().gain;
+        assert!(gain > 0.95, "{reads:?}: {gain}");
+    }
 }
