@@ -13,9 +13,12 @@
 // | int8 | 16 at 64 j + 16 t, j < 2 | 64 j + 16 t ... + 15 |
 // | int4 | 16 at 16 t | of group t / 2: 16 (t % 2) ... + 15, and the same 32 further on |
 //
-// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way, and
-// X_DEPTH halves of chunks of x: its first or last two of four loads. The first weights are on their way before
-// the kernel that makes x has ended: they must be there before it, from a copy or a kernel that is waited for.
+// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way. The
+// first weights are on their way before the kernel that makes x has ended: they must be there before it, from a
+// copy or a kernel that is waited for.
+//
+// x is on its way, too: to the lanes that multiply it (`Direct`), or as it lies in memory and from there through
+// shared memory (`Staged`).
 
 #define WARPS 8
 #define CHUNK 128
@@ -89,26 +92,25 @@ __device__ __forceinline__ void load_part(Stored& stored, const Base& base, u32 
 }
 
 // Half of a lane's inputs as words of halves, unscaled for int8: those of its first or last two loads of x.
-template <int HALF>
-__device__ __forceinline__ void decode(u32 (&halves)[8], const Stored& stored) {
+__device__ __forceinline__ void decode(u32 (&halves)[8], const Stored& stored, int half) {
     if (FORMAT == INT4) {
         const u32 scale = low_twice(stored.scale), minimum = high_twice(stored.scale);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             u32 out[4];
             halves_of_int4(stored.words[0][i], scale, minimum, out);
-            halves[2 * i] = out[2 * HALF];
-            halves[2 * i + 1] = out[2 * HALF + 1];
+            halves[2 * i] = out[2 * half];
+            halves[2 * i + 1] = out[2 * half + 1];
         }
     } else if (FORMAT == INT8) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            halves_of_int8(stored.words[HALF % LOADS][i], halves[2 * i], halves[2 * i + 1]);
+            halves_of_int8(stored.words[half % LOADS][i], halves[2 * i], halves[2 * i + 1]);
         }
     } else {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            halves[i] = halves_of_16_bits<FORMAT>(stored.words[(2 * HALF + i / 4) % LOADS][i % 4]);
+            halves[i] = halves_of_16_bits<FORMAT>(stored.words[(2 * half + i / 4) % LOADS][i % 4]);
         }
     }
 }
@@ -122,26 +124,135 @@ __device__ __forceinline__ int input_of(int chunk, int j) {
     return chunk * CHUNK + input;
 }
 
-// Into the order of the weights.
-__device__ __forceinline__ void arrange(u32 (&halves)[8], const u32 (&words)[2][4]) {
+// And back: the load and the t that eight inputs of a chunk are for, 0 to 15 in the order of x.
+__device__ __forceinline__ int load_of(int eight) {
+    return FORMAT == INT4 ? eight / 4 % 2 * 2 + eight % 2 : FORMAT == INT8 ? eight / 8 * 2 + eight % 2 : eight / 4;
+}
+__device__ __forceinline__ int lane_of(int eight) {
+    return FORMAT == INT4 ? eight / 8 * 2 + eight / 2 % 2 : FORMAT == INT8 ? eight / 2 % 4 : eight % 4;
+}
+
+// Eight inputs of x in the order of the weights.
+__device__ __forceinline__ void arrange(u32 (&words)[4]) {
+    if (FORMAT != INT4) return;
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-        const u32 a = words[i / 4][i % 4], b = words[i / 4][i % 4 + 1];
-        halves[i] = FORMAT == INT4 ? __byte_perm(a, b, 0x5410) : a;
-        halves[i + 1] = FORMAT == INT4 ? __byte_perm(a, b, 0x7632) : b;
+    for (int i = 0; i < 4; i += 2) {
+        const u32 a = words[i], b = words[i + 1];
+        words[i] = __byte_perm(a, b, 0x5410);
+        words[i + 1] = __byte_perm(a, b, 0x7632);
     }
 }
+
+// Rows of x that come to the lanes that multiply them, X_DEPTH halves of a chunk ahead: the first or last two of four
+// loads. Rows beyond the last are the last.
+template <int COLUMNS, int X_DEPTH>
+struct Direct {
+    static constexpr int SHARED = 0;
+
+    const u8* x;
+    int whole;
+    u32 at[COLUMNS];
+    u32 words[X_DEPTH][COLUMNS][2][4] = {};
+
+    __device__ __forceinline__ Direct(const u8* x, int rows, int inputs, int whole, uint4*) : x(x), whole(whole) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            at[c] = 2 * (u32)min(8 * c + (int)threadIdx.x % 32 / 4, rows - 1) * inputs;
+        }
+    }
+
+    __device__ __forceinline__ void load(int chunk, int half) {
+#pragma unroll
+        for (int i = 0; i < 2 * COLUMNS; i++) {
+            const u8* from = x + at[i / 2] + 2 * input_of(chunk, 2 * half + i % 2);
+            load_aligned_if(words[half % X_DEPTH][i / 2][i % 2], from, chunk < whole);
+        }
+    }
+
+    __device__ __forceinline__ void start(int chunk) {
+#pragma unroll
+        for (int half = 0; half < X_DEPTH; half++) load(chunk, half);
+    }
+
+    // Half of what a lane multiplies of a chunk, and more is sent for.
+    __device__ __forceinline__ void take(u32 (&right)[COLUMNS][2][4], int chunk, int half) {
+#pragma unroll
+        for (int i = 0; i < 8 * COLUMNS; i++) right[i / 8][i / 4 % 2][i % 4] = words[half % X_DEPTH][i / 8][i / 4 % 2][i % 4];
+#pragma unroll
+        for (int i = 0; i < 2 * COLUMNS; i++) arrange(right[i / 2][i % 2]);
+        if (X_DEPTH == 2) {
+            load(chunk + WARPS, half);
+        } else {
+            load(chunk + half * WARPS, 1 - half);
+        }
+    }
+};
+
+// Rows of x that come a chunk ahead as they lie in memory, whole lines at a time, and go to the lanes that multiply
+// them through shared memory. What those load themselves takes a line or two for each row in each of four loads, and
+// lines are what a load costs the first-level cache: with 4-bit weights, more than the weights. One row costs little.
+template <int COLUMNS>
+struct Staged {
+    // In 16 bytes, of one of the four loads: one for each lane and eight rows. The rest keeps the banks of the four
+    // apart when eight lanes write what is beside each other in a row.
+    static constexpr int LOAD = 32 * COLUMNS + (FORMAT == INT4 ? 2 : 4);
+    static constexpr int SHARED = 4 * LOAD;
+
+    const u8* x;
+    int last, inputs, whole;
+    uint4* memory;
+    u32 words[4 * COLUMNS][4] = {};
+
+    __device__ __forceinline__ Staged(const u8* x, int rows, int inputs, int whole, uint4* memory)
+        : x(x + threadIdx.x % 16 * 16), last(rows - 1), inputs(inputs), whole(whole), memory(memory) {}
+
+    // Sixteen lanes have the 256 bytes of a row: two rows a load. Rows beyond the last are the last.
+    __device__ __forceinline__ void start(int chunk) {
+#pragma unroll
+        for (int i = 0; i < 4 * COLUMNS; i++) {
+            const u32 row = min(2 * i + (int)threadIdx.x % 32 / 16, last);
+            load_aligned_if(words[i], x + row * (u32)(2 * inputs) + 2 * chunk * CHUNK, chunk < whole);
+        }
+    }
+
+    __device__ __forceinline__ void put() {
+        const int lane = threadIdx.x % 32;
+        uint4* to = memory + load_of(lane % 16) * LOAD + lane / 16 * 4 + lane_of(lane % 16);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 4 * COLUMNS; i++) {
+            arrange(words[i]);
+            to[8 * i] = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+        }
+        __syncwarp();
+    }
+
+    // Half of what a lane multiplies of a chunk, and more is sent for.
+    __device__ __forceinline__ void take(u32 (&right)[COLUMNS][2][4], int chunk, int half) {
+        if (half == 0) {
+            put();
+            start(chunk + WARPS);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * COLUMNS; i++) {
+            const uint4 words = memory[(2 * half + i % 2) * LOAD + i / 2 * 32 + threadIdx.x % 32];
+            u32 (&to)[4] = right[i / 2][i % 2];
+            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+        }
+    }
+};
 
 // sums += weights * x for a tile and half a chunk.
 template <int COLUMNS>
 __device__ __forceinline__ void add_tile(
-    float (&sums)[COLUMNS][4], const u32 (&low)[8], const u32 (&high)[8], const u32 (&right)[COLUMNS][8]
+    float (&sums)[COLUMNS][4], const u32 (&low)[8], const u32 (&high)[8], const u32 (&right)[COLUMNS][2][4]
 ) {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            multiply(sums[c], low[i], high[i], low[i + 1], high[i + 1], right[c][i], right[c][i + 1]);
+            const u32 (&x)[4] = right[c][i / 4];
+            multiply(sums[c], low[i], high[i], low[i + 1], high[i + 1], x[i % 4], x[i % 4 + 1]);
         }
     }
 }
@@ -169,10 +280,13 @@ __device__ __forceinline__ void finish(float sum, const Part& part, int then, lo
     ((u16*)part.out)[place] = result;
 }
 
-template <int TILES, int COLUMNS, int DEPTH, int X_DEPTH, bool ALIGNED>
+template <int TILES, int COLUMNS, int DEPTH, bool ALIGNED, class X>
 __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then, const Parts& parts) {
-    // Four more numbers in a row keep the lanes of a warp from each other's banks.
-    __shared__ float partial[WARPS][8 * COLUMNS][16 * TILES + 4];
+    // x on its way to the lanes, and then sums; four more numbers in a row of those keep the lanes of a warp from
+    // each other's banks.
+    typedef float Partial[8 * COLUMNS][16 * TILES + 4];
+    constexpr int SUMS = WARPS * (int)sizeof(Partial) / 16;
+    __shared__ uint4 shared[WARPS * X::SHARED > SUMS ? WARPS * X::SHARED : SUMS];
     const Part part = blockIdx.z == 0 ? parts.a : blockIdx.z == 1 ? parts.b : parts.c;
     const int outputs = part.outputs;
     const int first_row = blockIdx.x * 8 * COLUMNS, first_output = blockIdx.y * 16 * TILES;
@@ -193,45 +307,27 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
         at[i / 2][i % 2] = (u32)min(8 * i + g, outputs - 1 - first_output) * row_bytes;
     }
     x += 2 * (long long)first_row * inputs;
-    u32 x_at[COLUMNS];
-#pragma unroll
-    for (int c = 0; c < COLUMNS; c++) x_at[c] = 2 * (u32)min(8 * c + g, rows - 1 - first_row) * inputs;
 
     float sums[TILES][COLUMNS][4] = {};
     Stored stored[DEPTH][TILES][2] = {};
-    u32 words[X_DEPTH][COLUMNS][2][4] = {};
-    // Half a chunk of x.
-    auto load_x = [&](u32 (&words)[COLUMNS][2][4], int chunk, int half) {
-#pragma unroll
-        for (int i = 0; i < 2 * COLUMNS; i++) {
-            const u8* from = x + x_at[i / 2] + 2 * input_of(chunk, 2 * half + i % 2);
-            load_aligned_if(words[i / 2][i % 2], from, chunk < whole);
-        }
-    };
+    X ahead(x, rows - first_row, inputs, whole, shared + warp * X::SHARED);
     auto add_chunk = [&](Stored (&stored)[TILES][2], int chunk) {
-        const int ahead = chunk + DEPTH * WARPS;
-        u32 right[COLUMNS][8];
+        const int next = chunk + DEPTH * WARPS;
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[0][c]);
-        load_x(words[0], X_DEPTH == 2 ? chunk + WARPS : chunk, X_DEPTH == 2 ? 0 : 1);
+        for (int half = 0; half < 2; half++) {
+            u32 right[COLUMNS][2][4];
+            ahead.take(right, chunk, half);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            u32 low[8], high[8];
-            decode<0>(low, stored[tile][0]);
-            decode<0>(high, stored[tile][1]);
-            add_tile<COLUMNS>(sums[tile], low, high, right);
-        }
+            for (int tile = 0; tile < TILES; tile++) {
+                u32 low[8], high[8];
+                decode(low, stored[tile][0], half);
+                decode(high, stored[tile][1], half);
+                if (half == 1) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[X_DEPTH - 1][c]);
-        load_x(words[X_DEPTH - 1], chunk + WARPS, X_DEPTH - 1);
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            u32 low[8], high[8];
-            decode<1>(low, stored[tile][0]);
-            decode<1>(high, stored[tile][1]);
-#pragma unroll
-            for (int i = 0; i < 2; i++) load(stored[tile][i], base, at[tile][i], ahead, ahead < whole);
-            add_tile<COLUMNS>(sums[tile], low, high, right);
+                    for (int i = 0; i < 2; i++) load(stored[tile][i], base, at[tile][i], next, next < whole);
+                }
+                add_tile<COLUMNS>(sums[tile], low, high, right);
+            }
         }
     };
     int chunk = warp;
@@ -243,8 +339,7 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
         }
         // Weights are nobody's result: they are on their way before the kernel that makes x has ended.
         wait_for_earlier();
-#pragma unroll
-        for (int half = 0; half < X_DEPTH; half++) load_x(words[half], chunk, half);
+        ahead.start(chunk);
 #pragma unroll 1
         for (; chunk + (DEPTH - 1) * WARPS < whole; chunk += DEPTH * WARPS) {
 #pragma unroll
@@ -263,32 +358,30 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
     for (; chunk < chunks; chunk += WARPS) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            u32 right[COLUMNS][8];
+            u32 right[COLUMNS][2][4];
 #pragma unroll
             for (int i = 0; i < 2 * COLUMNS; i++) {
                 const int offset = 2 * input_of(chunk, 2 * half + i % 2);
-                load_words<4, ALIGNED>(words[0][i / 2][i % 2], x + x_at[i / 2], offset, 2 * inputs);
+                const u8* row = x + 2 * (u32)min(8 * (i / 2) + g, rows - 1 - first_row) * inputs;
+                load_words<4, ALIGNED>(right[i / 2][i % 2], row, offset, 2 * inputs);
+                arrange(right[i / 2][i % 2]);
             }
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++) arrange(right[c], words[0][c]);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
                 u32 low[8], high[8];
                 load_part<ALIGNED>(stored[0][tile][0], base, at[tile][0], chunk);
                 load_part<ALIGNED>(stored[0][tile][1], base, at[tile][1], chunk);
-                if (half == 0) {
-                    decode<0>(low, stored[0][tile][0]);
-                    decode<0>(high, stored[0][tile][1]);
-                } else {
-                    decode<1>(low, stored[0][tile][0]);
-                    decode<1>(high, stored[0][tile][1]);
-                }
+                decode(low, stored[0][tile][0], half);
+                decode(high, stored[0][tile][1], half);
                 add_tile<COLUMNS>(sums[tile], low, high, right);
             }
         }
     }
 
     let_next_start();
+    // No warp is still reading x where another is about to put its sums.
+    if (X::SHARED) __syncthreads();
+    Partial* partial = (Partial*)shared;
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
@@ -311,22 +404,35 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
     }
 }
 
-#define FEW(NAME, TILES, COLUMNS, DEPTH, X_DEPTH, ALIGNED, BLOCKS)                                           \
+#define FEW(NAME, TILES, COLUMNS, DEPTH, ALIGNED, X, BLOCKS)                                                 \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) NAME(                                   \
         const u8* x, int rows, int inputs, int then, const Parts parts                                       \
     ) {                                                                                                      \
-        few<TILES, COLUMNS, DEPTH, X_DEPTH, ALIGNED>(x, rows, inputs, then, parts);                          \
+        few<TILES, COLUMNS, DEPTH, ALIGNED, X>(x, rows, inputs, then, parts);                                \
     }
 
 // A multiprocessor has room for two blocks, which hide each other's latency, where the assembler then needs no
 // memory for what should be in registers. What is on its way is chosen by measurement, on an H200.
-#define HALVES (LOADS == 1 ? 1 : 2)
 #define TWO (__CUDA_ARCH__ >= 1000 && LOADS > 2 ? 1 : 2)
 
-FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 2), HALVES, true, TWO)
-FEW(few_32_8, 2, 1, 1, HALVES, true, (LOADS > 2 ? 1 : 2))
-FEW(few_32_16, 2, 2, (LOADS > 1 ? 1 : 2), HALVES, true, 1)
-#if LOADS <= 2
-FEW(few_64_16, 4, 2, 1, HALVES, true, 1)
+#if FORMAT == INT4
+typedef Direct<1, 1> One;
+FEW(one_16, 1, 1, 2, true, One, 2)
+FEW(one_32, 2, 1, 1, true, One, 2)
+FEW(few_16_8, 1, 1, 1, true, Staged<1>, 2)
+FEW(few_32_8, 2, 1, 1, true, Staged<1>, 2)
+FEW(few_32_16, 2, 2, 1, true, Staged<2>, 1)
+FEW(few_48_16, 3, 2, 1, true, Staged<2>, 1)
+FEW(few_64_16, 4, 2, 1, true, Staged<2>, 1)
+#else
+typedef Direct<1, 2> Eight;
+typedef Direct<2, 2> Sixteen;
+FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 2), true, Eight, TWO)
+FEW(few_32_8, 2, 1, 1, true, Eight, (LOADS > 2 ? 1 : 2))
+FEW(few_32_16, 2, 2, 1, true, Sixteen, 1)
+#if LOADS == 2
+FEW(few_64_16, 4, 2, 1, true, Sixteen, 1)
 #endif
-FEW(few_unaligned, 1, 2, 1, 2, false, 1)
+#endif
+typedef Direct<2, 1> Any;
+FEW(few_unaligned, 1, 2, 1, false, Any, 1)

@@ -178,7 +178,7 @@ pub struct Disk {
     /// Several threads at once through a page cache that does not hold it, blocks of one file in turn, where
     /// that was measured. Often less than one thread alone reaches, because the system reads ahead of one
     /// place of a file and there are several; as much as they reach apart where absent. `pipo profile` has four
-    /// threads. Two may reach more, and are then predicted too slow: 1.9 GB/s where four reached 1.1 and one 2.2.
+    /// threads, and two count as one: they reached 1.9 GB/s where four reached 1.1 and one 2.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffered_total: Option<Figure<Bandwidth>>,
     /// One thread faulting in the pages of a memory map that the page cache does not hold.

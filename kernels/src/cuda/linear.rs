@@ -157,6 +157,58 @@ impl Linear<'_> {
     }
 }
 
+/// A kernel that decodes weights in registers, and what a block of it computes: outputs, for rows of `x`. More
+/// outputs read `x` less often, fewer give every multiprocessor of a large GPU a block of a small matrix.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    kernel: &'static str,
+    outputs: usize,
+    rows: usize,
+}
+
+impl Block {
+    const ANY: Self = Self::of("few_unaligned", 16, 16);
+
+    const fn of(kernel: &'static str, outputs: usize, rows: usize) -> Self {
+        Self { kernel, outputs, rows }
+    }
+
+    /// For matrices that one launch computes, by their outputs.
+    fn of_format(format: Format, rows: usize, outputs: &[usize]) -> Self {
+        let all = outputs.iter().sum();
+        match (format, rows, all) {
+            (Format::Int4, ..) => Self::of_int4(rows, outputs),
+            (_, ..=8, ..6144) => Self::of("few_16_8", 16, 8),
+            (_, ..=8, _) => Self::of("few_32_8", 32, 8),
+            (Format::Int8, _, 8192..) => Self::of("few_64_16", 64, 16),
+            _ => Self::of("few_32_16", 32, 16),
+        }
+    }
+
+    /// A block of 4-bit weights takes as long as it has tiles of 16 outputs, and about one more. What counts is how
+    /// often each multiprocessor has one, or two where two fit. An H200 has 132, on which this was measured.
+    fn of_int4(rows: usize, outputs: &[usize]) -> Self {
+        const MULTIPROCESSORS: usize = 132;
+        const ONE: [Block; 2] = [Block::of("one_32", 32, 8), Block::of("one_16", 16, 8)];
+        const EIGHT: [Block; 2] = [Block::of("few_32_8", 32, 8), Block::of("few_16_8", 16, 8)];
+        const MORE: [Block; 3] = [
+            Block::of("few_64_16", 64, 16),
+            Block::of("few_48_16", 48, 16),
+            Block::of("few_32_16", 32, 16),
+        ];
+        let (at_once, blocks): (_, &[Self]) = match rows {
+            0 | 1 => (2, &ONE),
+            2..=8 => (2, &EIGHT),
+            _ => (1, &MORE),
+        };
+        let time = |block: &&Self| {
+            let count: usize = outputs.iter().map(|outputs| outputs.div_ceil(block.outputs)).sum();
+            count.div_ceil(at_once * MULTIPROCESSORS) * (block.outputs / 16 + 1)
+        };
+        blocks.iter().min_by_key(time).copied().unwrap_or(Self::ANY)
+    }
+}
+
 impl Kernels {
     /// Bytes of spare memory with which a product is fastest; with fewer it is computed in tiles, or
     /// with weights decoded as they are used.
@@ -197,20 +249,17 @@ impl Kernels {
     /// Decodes weights in registers, for products that join the first.
     fn decoding(&self, stream: Stream, first: &Linear, all: &[Linear]) -> Result<(), CudaError> {
         let (x, rows, layout) = (first.x, first.rows, first.matrix.layout());
-        let each = || all.iter().map(|linear| linear.matrix.layout().outputs);
-        let stored = matches!(layout.format, Format::Int8 | Format::Int4);
-        // More outputs in a block read x less often, fewer give every multiprocessor of a large GPU a
-        // block of a small matrix. The sums are the same either way.
-        let (name, outputs, columns) = match (first.aligned(), rows, each().sum::<usize>()) {
-            (false, _, _) => ("few_unaligned", 16, 16),
-            (true, ..=8, ..6144) => ("few_16_8", 16, 8),
-            (true, ..=8, _) => ("few_32_8", 32, 8),
-            (true, _, 8192..) if stored => ("few_64_16", 64, 16),
-            (true, _, _) => ("few_32_16", 32, 16),
+        let each: Vec<usize> = all.iter().map(|linear| linear.matrix.layout().outputs).collect();
+        // The sums are the same whatever the block.
+        let block = if first.aligned() {
+            Block::of_format(layout.format, rows, &each)
+        } else {
+            Block::ANY
         };
-        let tiles = each().max().unwrap_or(0).div_ceil(outputs);
-        let grid = [rows.div_ceil(columns), tiles, all.len()];
-        let launch = Launch { unit: Unit::Linear(layout.format), name, grid, threads: 256 };
+        let tiles = each.iter().copied().max().unwrap_or(0).div_ceil(block.outputs);
+        let grid = [rows.div_ceil(block.rows), tiles, all.len()];
+        let launch =
+            Launch { unit: Unit::Linear(layout.format), name: block.kernel, grid, threads: 256 };
         let mut arguments = vec![
             x.address(),
             int("the rows", rows)?,
@@ -286,5 +335,35 @@ impl Kernels {
             int("the outputs", outputs)?,
         ];
         self.launch(stream, launch, &arguments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was fastest of all, measured on an H200 with 4-bit weights.
+    #[test]
+    fn int4_blocks_are_those_that_were_fastest() {
+        let cases = [
+            (8, 1024, "few_16_8"),
+            (8, 4096, "few_16_8"),
+            (8, 5120, "few_32_8"),
+            (8, 8192, "few_32_8"),
+            (8, 28672, "few_32_8"),
+            (16, 1024, "few_32_16"),
+            (16, 4096, "few_32_16"),
+            (16, 5120, "few_48_16"),
+            (16, 8192, "few_64_16"),
+            (16, 12288, "few_48_16"),
+            (16, 14336, "few_64_16"),
+            (16, 28672, "few_64_16"),
+        ];
+        for (rows, outputs, kernel) in cases {
+            assert_eq!(Block::of_int4(rows, &[outputs]).kernel, kernel, "{rows} x {outputs}");
+        }
+        // Three matrices of one launch, and a row alone.
+        assert_eq!(Block::of_int4(16, &[4096; 3]).kernel, "few_48_16");
+        assert_eq!(Block::of_int4(1, &[4096]).kernel, "one_16");
     }
 }

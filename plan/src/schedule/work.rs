@@ -12,7 +12,7 @@ pub enum DiskIo {
     Direct,
     /// Ordinary reads through the page cache.
     Buffered,
-    /// The same by several threads that take blocks of one file in turn.
+    /// The same by more than two threads that take blocks of one file in turn.
     BufferedInTurn,
     /// A memory map touched page by page by one thread.
     PageFault,
