@@ -17,8 +17,8 @@
 // first weights are on their way before the kernel that makes x has ended: they must be there before it, from a
 // copy or a kernel that is waited for.
 //
-// x is on its way, too: to the lanes that multiply it (`Direct`), or as it lies in memory and from there through
-// shared memory (`Staged`).
+// x is on its way, too: to the lanes that multiply it (`Direct`), or as it lies in memory and to them through shared
+// memory (`Staged`).
 
 #define WARPS 8
 #define CHUNK 128
@@ -115,13 +115,13 @@ __device__ __forceinline__ void decode(u32 (&halves)[8], const Stored& stored, i
     }
 }
 
-// The same inputs of a row of x: where those of the j-th load start.
-__device__ __forceinline__ int input_of(int chunk, int j) {
+// The same inputs of a row of x: where those of the j-th load start, as far as it depends on j and on the lane.
+__device__ __forceinline__ constexpr int input_of_load(int j) {
+    return FORMAT == INT4 ? j / 2 * 32 + j % 2 * 8 : FORMAT == INT8 ? j / 2 * 64 + j % 2 * 8 : j * 32;
+}
+__device__ __forceinline__ int input_of_lane() {
     const int t = threadIdx.x % 4;
-    const int input = FORMAT == INT4 ? t / 2 * 64 + t % 2 * 16 + j / 2 * 32 + j % 2 * 8
-                      : FORMAT == INT8 ? j / 2 * 64 + t * 16 + j % 2 * 8
-                                       : j * 32 + t * 8;
-    return chunk * CHUNK + input;
+    return FORMAT == INT4 ? t / 2 * 64 + t % 2 * 16 : FORMAT == INT8 ? t * 16 : t * 8;
 }
 
 // And back: the load and the t that eight inputs of a chunk are for, 0 to 15 in the order of x.
@@ -143,8 +143,8 @@ __device__ __forceinline__ void arrange(u32 (&words)[4]) {
     }
 }
 
-// Rows of x that come to the lanes that multiply them, X_DEPTH halves of a chunk ahead: the first or last two of four
-// loads. Rows beyond the last are the last.
+// Rows of x that come to the lanes that multiply them, X_DEPTH halves of a chunk ahead: the first or last two of their
+// four loads. Rows beyond the last are the last.
 template <int COLUMNS, int X_DEPTH>
 struct Direct {
     static constexpr int SHARED = 0;
@@ -154,36 +154,42 @@ struct Direct {
     u32 at[COLUMNS];
     u32 words[X_DEPTH][COLUMNS][2][4] = {};
 
-    __device__ __forceinline__ Direct(const u8* x, int rows, int inputs, int whole, uint4*) : x(x), whole(whole) {
+    __device__ __forceinline__ Direct(const u8* x, int rows, int inputs, int whole, uint4*)
+        : x(x), whole(whole) {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            at[c] = 2 * (u32)min(8 * c + (int)threadIdx.x % 32 / 4, rows - 1) * inputs;
+            const u32 row = min(8 * c + (int)threadIdx.x % 32 / 4, rows - 1);
+            at[c] = 2 * (row * inputs + input_of_lane());
         }
     }
 
-    __device__ __forceinline__ void load(int chunk, int half) {
+    __device__ __forceinline__ void load(int chunk, int half, bool wanted) {
 #pragma unroll
         for (int i = 0; i < 2 * COLUMNS; i++) {
-            const u8* from = x + at[i / 2] + 2 * input_of(chunk, 2 * half + i % 2);
-            load_aligned_if(words[half % X_DEPTH][i / 2][i % 2], from, chunk < whole);
+            const u8* from = x + (at[i / 2] + 2 * chunk * CHUNK) + 2 * input_of_load(2 * half + i % 2);
+            load_aligned_if(words[half % X_DEPTH][i / 2][i % 2], from, wanted);
         }
     }
 
     __device__ __forceinline__ void start(int chunk) {
 #pragma unroll
-        for (int half = 0; half < X_DEPTH; half++) load(chunk, half);
+        for (int half = 0; half < X_DEPTH; half++) load(chunk, half, chunk < whole);
     }
 
     // Half of what a lane multiplies of a chunk, and more is sent for.
     __device__ __forceinline__ void take(u32 (&right)[COLUMNS][2][4], int chunk, int half) {
 #pragma unroll
-        for (int i = 0; i < 8 * COLUMNS; i++) right[i / 8][i / 4 % 2][i % 4] = words[half % X_DEPTH][i / 8][i / 4 % 2][i % 4];
+        for (int i = 0; i < 2 * COLUMNS; i++) {
+            u32 (&to)[4] = right[i / 2][i % 2];
 #pragma unroll
-        for (int i = 0; i < 2 * COLUMNS; i++) arrange(right[i / 2][i % 2]);
-        if (X_DEPTH == 2) {
-            load(chunk + WARPS, half);
+            for (int word = 0; word < 4; word++) to[word] = words[half % X_DEPTH][i / 2][i % 2][word];
+            arrange(to);
+        }
+        const int next = chunk + WARPS;
+        if (X_DEPTH == 1 && half == 0) {
+            load(chunk, 1, true);
         } else {
-            load(chunk + half * WARPS, 1 - half);
+            load(next, X_DEPTH == 2 ? half : 0, next < whole);
         }
     }
 };
@@ -193,25 +199,31 @@ struct Direct {
 // lines are what a load costs the first-level cache: with 4-bit weights, more than the weights. One row costs little.
 template <int COLUMNS>
 struct Staged {
-    // In 16 bytes, of one of the four loads: one for each lane and eight rows. The rest keeps the banks of the four
+    // In 16 bytes, of one of the four loads: one for each lane, for eight rows. The rest keeps the banks of the four
     // apart when eight lanes write what is beside each other in a row.
     static constexpr int LOAD = 32 * COLUMNS + (FORMAT == INT4 ? 2 : 4);
     static constexpr int SHARED = 4 * LOAD;
 
     const u8* x;
-    int last, inputs, whole;
+    int whole;
+    u32 at[4 * COLUMNS];
     uint4* memory;
     u32 words[4 * COLUMNS][4] = {};
 
     __device__ __forceinline__ Staged(const u8* x, int rows, int inputs, int whole, uint4* memory)
-        : x(x + threadIdx.x % 16 * 16), last(rows - 1), inputs(inputs), whole(whole), memory(memory) {}
+        : x(x), whole(whole), memory(memory) {
+        // Sixteen lanes have the 256 bytes of a row: two rows a load. Rows beyond the last are the last.
+#pragma unroll
+        for (int i = 0; i < 4 * COLUMNS; i++) {
+            const u32 row = min(2 * i + (int)threadIdx.x % 32 / 16, rows - 1);
+            at[i] = 2 * (row * inputs + threadIdx.x % 16 * 8);
+        }
+    }
 
-    // Sixteen lanes have the 256 bytes of a row: two rows a load. Rows beyond the last are the last.
     __device__ __forceinline__ void start(int chunk) {
 #pragma unroll
         for (int i = 0; i < 4 * COLUMNS; i++) {
-            const u32 row = min(2 * i + (int)threadIdx.x % 32 / 16, last);
-            load_aligned_if(words[i], x + row * (u32)(2 * inputs) + 2 * chunk * CHUNK, chunk < whole);
+            load_aligned_if(words[i], x + (at[i] + 2 * chunk * CHUNK), chunk < whole);
         }
     }
 
@@ -361,7 +373,7 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
             u32 right[COLUMNS][2][4];
 #pragma unroll
             for (int i = 0; i < 2 * COLUMNS; i++) {
-                const int offset = 2 * input_of(chunk, 2 * half + i % 2);
+                const int offset = 2 * (chunk * CHUNK + input_of_lane() + input_of_load(2 * half + i % 2));
                 const u8* row = x + 2 * (u32)min(8 * (i / 2) + g, rows - 1 - first_row) * inputs;
                 load_words<4, ALIGNED>(right[i / 2][i % 2], row, offset, 2 * inputs);
                 arrange(right[i / 2][i % 2]);
@@ -417,10 +429,15 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
 
 #if FORMAT == INT4
 typedef Direct<1, 1> One;
+#if __CUDA_ARCH__ >= 1000
+typedef One Eight;
+#else
+typedef Staged<1> Eight;
+#endif
 FEW(one_16, 1, 1, 2, true, One, 2)
 FEW(one_32, 2, 1, 1, true, One, 2)
 FEW(few_16_8, 1, 1, 1, true, Staged<1>, 2)
-FEW(few_32_8, 2, 1, 1, true, Staged<1>, 2)
+FEW(few_32_8, 2, 1, 1, true, Eight, 2)
 FEW(few_32_16, 2, 2, 1, true, Staged<2>, 1)
 FEW(few_48_16, 3, 2, 1, true, Staged<2>, 1)
 FEW(few_64_16, 4, 2, 1, true, Staged<2>, 1)
