@@ -251,11 +251,8 @@ impl Kernels {
         let (x, rows, layout) = (first.x, first.rows, first.matrix.layout());
         let each: Vec<usize> = all.iter().map(|linear| linear.matrix.layout().outputs).collect();
         // The sums are the same whatever the block.
-        let block = if first.aligned() {
-            Block::of_format(layout.format, rows, &each)
-        } else {
-            Block::ANY
-        };
+        let block =
+            if first.aligned() { Block::of_format(layout.format, rows, &each) } else { Block::ANY };
         let tiles = each.iter().copied().max().unwrap_or(0).div_ceil(block.outputs);
         let grid = [rows.div_ceil(block.rows), tiles, all.len()];
         let launch =
