@@ -23,7 +23,8 @@ import torch
 def entry(
     kernel, outputs_per_block, columns, threads=256, cluster=1, shared=0, cubin=None, rows=None, outputs=0, blocks=0
 ):
-    """A kernel and its launch: `columns` are rows of x of a block, `cluster` is in y, `shared` is dynamic.
+    """A kernel and its launch: `columns` are rows of x of a block, `cluster` is in y, `shared` is dynamic, or
+    says what it is for so many inputs.
 
     It is taken for `rows` (first, last; 1-8 or 9-16 by its columns, unless said) and for at least `outputs`
     outputs. `blocks` is a fixed number of blocks in y, for a kernel that goes through its tiles itself.
@@ -32,7 +33,12 @@ def entry(
     return dict(locals())
 
 
-# What linear.rs launches: of a variant's entries, the first that fits a shape.
+def scales(inputs):
+    """Bytes of those of 64 outputs, 16 more for each."""
+    return 64 * (inputs // 16 + 16)
+
+
+# What linear.rs launched for linear.cu: of a variant's entries, the first that fits a shape.
 BASE = [
     entry("few_32_8", 32, 8, outputs=6144),
     entry("few_16_8", 16, 8),
@@ -56,6 +62,25 @@ VARIANTS = {
     "pairs": [
         entry("pairs8", 64, 8, threads=512, shared=189440, cubin="ring", blocks=132),
         entry("pairs16", 64, 16, threads=512, shared=231424, cubin="ring", blocks=132),
+    ],
+    "now": [
+        entry("one_32", 32, 8, rows=(1, 1), outputs=4225),
+        entry("one_16", 16, 8, rows=(1, 1)),
+        entry("few_32_8", 32, 8, rows=(2, 8), outputs=4225),
+        entry("few_16_8", 16, 8, rows=(2, 8)),
+        entry("few_64_16", 64, 16, outputs=6337),
+        entry("few_48_16", 48, 16, outputs=4225),
+        entry("few_32_16", 32, 16),
+    ],
+    "shared": [entry("s8", 64, 8, threads=512, shared=34816), entry("s16", 64, 16, threads=512, shared=67584)],
+    "shared-ranges": [entry("sr16", 64, 16, threads=512, shared=67584, cubin="shared", blocks=132)],
+    "shared-scales": [
+        entry("sc8", 64, 8, threads=512, shared=lambda inputs: 34816 + scales(inputs), cubin="shared"),
+        entry("sc16", 64, 16, threads=512, shared=lambda inputs: 67584 + scales(inputs), cubin="shared"),
+    ],
+    "wide-4-deep": [entry("w4_4", 64, 16, threads=512, shared=50688, cubin="wide")],
+    "wide-4-deep-scales": [
+        entry("w4_4s", 64, 16, threads=512, shared=lambda inputs: 50688 + scales(inputs), cubin="wide")
     ],
     "ring": [entry("ring8", 64, 8, shared=189440, blocks=132), entry("ring16", 64, 16, shared=231424, blocks=132)],
 }
@@ -141,7 +166,8 @@ class Functions:
 class Variant:
     """A variant for one shape."""
 
-    def __init__(self, functions, stream, name, e, outputs, rows):
+    def __init__(self, functions, stream, name, e, outputs, inputs, rows):
+        e = {**e, "shared": e["shared"](inputs) if callable(e["shared"]) else e["shared"]}
         self.name, self.kernel, self.times = name, e["kernel"], []
         self.function = functions.get(e["cubin"] or name, e)
         up = lambda n, step: -(-n // step)
@@ -310,7 +336,7 @@ def main():
                     if e is None:
                         continue
                     try:
-                        variant = Variant(functions, stream, name, e, outputs, rows)
+                        variant = Variant(functions, stream, name, e, outputs, inputs, rows)
                         out.view(torch.int16).fill_(-1)
                         for parameters in all_parameters[:CHECKED]:
                             variant.launch(parameters.address)

@@ -1,9 +1,9 @@
-"""Compiles variants of kernels/src/linear.cu for int4 as kernels/src/cuda/compile.rs does: NAME.cubin for each.
+"""Compiles variants of linear.cu for int4 as kernels/src/cuda/compile.rs does: NAME.cubin for each.
 
 PIPO_NVRTC_DIR=DIR python3 compile.py [--arch sm_90] [--to target/variants] [NAME...]
 
 A variant is NAME.patch of linear.cu, or NAME.cu in place of its `few` and what follows; `base` is linear.cu as it
-is. NVRTC 13.0 is where `bash scripts/test` puts it, target/nvrtc, unless PIPO_NVRTC_DIR says otherwise. Spills are
+is, and `now` is kernels/src/linear.cu. NVRTC 13.0 is where `bash scripts/test` puts it, target/nvrtc, unless PIPO_NVRTC_DIR says otherwise. Spills are
 said, and are an error.
 """
 
@@ -17,10 +17,12 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
-PRELUDE, BASE = ROOT / "kernels/src/cuda/prelude.cu", ROOT / "kernels/src/linear.cu"
+PRELUDE, BASE = ROOT / "kernels/src/cuda/prelude.cu", HERE / "linear.cu"
+NOW = ROOT / "kernels/src/linear.cu"
 LIB = pathlib.Path(os.environ.get("PIPO_NVRTC_DIR", ROOT / "target/nvrtc/nvidia/cu13/lib"))
 FEW = "template <int TILES, int COLUMNS, int DEPTH"
 INT4 = 3  # unit.rs, `code`
+ARCHITECTURES = {"wide": "sm_90a"}  # Whatever is asked for.
 
 
 def load():
@@ -30,12 +32,14 @@ def load():
 
 def source(name):
     """Of a variant."""
+    if name == "now":
+        return NOW.read_text()
     patch, own = HERE / f"{name}.patch", HERE / f"{name}.cu"
     if patch.exists():
         command = ["patch", "--quiet", "--output=-", str(BASE), str(patch)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     base = BASE.read_text()
-    return base[: base.index(FEW)] + own.read_text() if own.exists() else base
+    return base[: base.index(FEW)] + own.read_text() if own.exists() and own != BASE else base
 
 
 def compile(nvrtc, name, arch):
@@ -83,12 +87,13 @@ def main():
     parser.add_argument("--to", type=pathlib.Path, default=ROOT / "target/variants")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
-    sources = ["base"] + sorted(path.stem for path in HERE.iterdir() if path.suffix in (".cu", ".patch"))
+    files = (path for path in HERE.iterdir() if path.suffix in (".cu", ".patch") and path != BASE)
+    sources = ["base", "now"] + sorted(path.stem for path in files)
     arguments.to.mkdir(parents=True, exist_ok=True)
     nvrtc, bad = load(), False
     print(f"{'variant':20} {'kernel':20} {'regs':>4} {'smem':>6} {'stack':>5}")
     for name in arguments.names or sources:
-        image, log = compile(nvrtc, name, arguments.arch)
+        image, log = compile(nvrtc, name, ARCHITECTURES.get(name, arguments.arch))
         cubin = arguments.to / f"{name}.cubin"
         if image is None:
             cubin.unlink(missing_ok=True)
