@@ -109,7 +109,7 @@ fn a_run_holds_the_page_cache_to_what_its_plan_leaves_of_the_budget() {
     let mapped = Accelerate { gpu_weights: Bytes::ZERO, host_weights: Bytes::ZERO };
     let buffered =
         Pipo { reads: FileReads::Buffered, host_weights: Bytes::ZERO, ..Pipo::default() };
-    let in_turn = Pipo { disk_threads: 2, ..buffered.clone() };
+    let in_turn = Pipo { disk_threads: 4, ..buffered.clone() };
     let strategies =
         [Strategy::Accelerate(mapped), Strategy::Pipo(buffered), Strategy::Pipo(in_turn)];
     for strategy in strategies {
