@@ -78,6 +78,14 @@ VARIANTS = {
         entry("sc8", 64, 8, threads=512, shared=lambda inputs: 34816 + scales(inputs), cubin="shared"),
         entry("sc16", 64, 16, threads=512, shared=lambda inputs: 67584 + scales(inputs), cubin="shared"),
     ],
+    "halves": [
+        entry("h8", 32, 8, cluster=2, shared=26624, cubin="halves"),
+        entry("h16", 32, 16, cluster=2, shared=52224, cubin="halves"),
+    ],
+    "halves-scales": [
+        entry("hs8", 32, 8, cluster=2, shared=lambda inputs: 26624 + scales(inputs), cubin="halves"),
+        entry("hs16", 32, 16, cluster=2, shared=lambda inputs: 52224 + scales(inputs), cubin="halves"),
+    ],
     "wide-4-deep": [entry("w4_4", 64, 16, threads=512, shared=50688, cubin="wide")],
     "wide-4-deep-scales": [
         entry("w4_4s", 64, 16, threads=512, shared=lambda inputs: 50688 + scales(inputs), cubin="wide")
