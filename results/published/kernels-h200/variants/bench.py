@@ -38,7 +38,7 @@ def scales(inputs):
     return 64 * (inputs // 16 + 16)
 
 
-# What linear.rs launched for linear.cu: of a variant's entries, the first that fits a shape.
+# What linear.rs launched of `base`: of a variant's entries, the first that fits a shape.
 BASE = [
     entry("few_32_8", 32, 8, outputs=6144),
     entry("few_16_8", 16, 8),

@@ -2,8 +2,8 @@
 
 PIPO_NVRTC_DIR=DIR python3 compile.py [--arch sm_90] [--to target/variants] [NAME...]
 
-A variant is NAME.patch of linear.cu, or NAME.cu in place of its `few` and what follows; `base` is linear.cu as it
-is, and `now` is kernels/src/linear.cu. NVRTC 13.0 is where `bash scripts/test` puts it, target/nvrtc, unless PIPO_NVRTC_DIR says otherwise. Spills are
+`now` is kernels/src/linear.cu as it is, `base` as it was before them all. A variant is NAME.patch of that, NAME.cu in
+place of its `few` and what follows, or NAME.patch of such a file, whichever its first line names. NVRTC 13.0 is where `bash scripts/test` puts it, target/nvrtc, unless PIPO_NVRTC_DIR says otherwise. Spills are
 said, and are an error.
 """
 
@@ -14,11 +14,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
-PRELUDE, BASE = ROOT / "kernels/src/cuda/prelude.cu", HERE / "linear.cu"
-NOW = ROOT / "kernels/src/linear.cu"
+PRELUDE, NOW = ROOT / "kernels/src/cuda/prelude.cu", ROOT / "kernels/src/linear.cu"
+BASE = "b49d26e:kernels/src/linear.cu"
 LIB = pathlib.Path(os.environ.get("PIPO_NVRTC_DIR", ROOT / "target/nvrtc/nvidia/cu13/lib"))
 FEW = "template <int TILES, int COLUMNS, int DEPTH"
 INT4 = 3  # unit.rs, `code`
@@ -34,12 +35,22 @@ def source(name):
     """Of a variant."""
     if name == "now":
         return NOW.read_text()
+    base = output(["git", "-C", str(ROOT), "show", BASE])
     patch, own = HERE / f"{name}.patch", HERE / f"{name}.cu"
-    if patch.exists():
-        command = ["patch", "--quiet", "--output=-", str(BASE), str(patch)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    base = BASE.read_text()
-    return base[: base.index(FEW)] + own.read_text() if own.exists() and own != BASE else base
+    if not patch.exists():
+        return base[: base.index(FEW)] + own.read_text() if own.exists() else base
+    text = patch.read_text()
+    of = HERE / text.split()[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".cu") as file:
+        file.write(of.read_text() if of.exists() else base)
+        file.flush()
+        patched = output(["patch", "--quiet", "--output=-", file.name, str(patch)])
+    return base[: base.index(FEW)] + patched if of.exists() else patched
+
+
+def output(command):
+    """What it prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def compile(nvrtc, name, arch):
@@ -87,7 +98,7 @@ def main():
     parser.add_argument("--to", type=pathlib.Path, default=ROOT / "target/variants")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
-    files = (path for path in HERE.iterdir() if path.suffix in (".cu", ".patch") and path != BASE)
+    files = (path for path in HERE.iterdir() if path.suffix in (".cu", ".patch"))
     sources = ["base", "now"] + sorted(path.stem for path in files)
     arguments.to.mkdir(parents=True, exist_ok=True)
     nvrtc, bad = load(), False
