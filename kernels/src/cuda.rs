@@ -62,6 +62,7 @@ pub type Stream = cudarc::driver::sys::CUstream;
 #[derive(Debug)]
 pub struct Kernels {
     architecture: Architecture,
+    multiprocessors: u32,
     loaded: Mutex<BTreeMap<Unit, launch::Loaded>>,
     blas: Option<Mutex<blas::Blas>>,
 }
@@ -69,14 +70,21 @@ pub struct Kernels {
 impl Kernels {
     /// Kernels for the context that is current on this thread.
     ///
+    /// `multiprocessors` are those that kernels run on, all of the device's or fewer: products are cut into blocks
+    /// that keep them busy. No result depends on them.
+    ///
     /// `scratch_for_cublas` is all the memory that cuBLAS may use; 32 MiB is what it wants on recent
     /// GPUs, and it must not be freed before the kernels are. Nothing is compiled yet: the first use of
     /// each kernel does that, or [`Kernels::prepare`].
-    pub fn load(architecture: Architecture, scratch_for_cublas: Region) -> Result<Self, CudaError> {
+    pub fn load(
+        architecture: Architecture,
+        multiprocessors: u32,
+        scratch_for_cublas: Region,
+    ) -> Result<Self, CudaError> {
         launch::driver_present()?;
         compile::nvrtc_present()?;
         let blas = blas::Blas::new(scratch_for_cublas)?.map(Mutex::new);
-        Ok(Self { architecture, loaded: Mutex::default(), blas })
+        Ok(Self { architecture, multiprocessors, loaded: Mutex::default(), blas })
     }
 
     /// Compiles and loads everything that a model with such weights, cache and heads may use, so that no

@@ -50,7 +50,9 @@ impl Arithmetic {
     ) -> Result<Self, RunError> {
         let (plan, store) = (request.plan, request.store);
         let style = knobs.frame.style;
-        let kernels = Kernels::load(context.architecture()?, apart.blas).map_err(Fault::from)?;
+        let sms = context.multiprocessors(&request.shape)?;
+        let kernels =
+            Kernels::load(context.architecture()?, sms, apart.blas).map_err(Fault::from)?;
         let mut formats = vec![format(style.weights)];
         // Copies that are decoded first, and the router, are in 16 bits whatever the weights are in.
         if !style.fused || plan.model.experts.is_some() && style.weights.is_quantised() {

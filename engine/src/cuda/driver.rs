@@ -8,6 +8,7 @@ use pipo_plan::units::Bytes;
 
 use crate::executor::Fault;
 use crate::run::RunError;
+use crate::shape::Shape;
 
 mod event;
 mod memory;
@@ -112,8 +113,11 @@ impl Context {
         Architecture::of(major, minor).map_err(|error| Fault(error.to_string()))
     }
 
-    /// Streaming multiprocessors.
-    pub(crate) fn multiprocessors(&self) -> Result<u32, Fault> {
+    /// Streaming multiprocessors that kernels run on: all of the device's, or those of a shape.
+    pub(crate) fn multiprocessors(&self, shape: &Shape) -> Result<u32, Fault> {
+        if let Some(sms) = shape.sms {
+            return Ok(sms);
+        }
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         // SAFETY: the device is one the driver named.
         let count = unsafe { result::device::get_attribute(self.device, attribute) };

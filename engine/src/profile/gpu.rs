@@ -142,7 +142,8 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
     let [weights, x, out, spare, blas] =
         [ARENA, ROOM, ROOM, ROOM / 2, 32 << 20].map(|bytes| arena.take(Bytes(bytes)));
     let (weights, x) = (weights?, x?);
-    let kernels = Kernels::load(context.architecture()?, blas?).map_err(Fault::from)?;
+    let sms = context.multiprocessors(&settings.shape)?;
+    let kernels = Kernels::load(context.architecture()?, sms, blas?).map_err(Fault::from)?;
     let formats = Precision::ALL.map(format);
     for dim in [64, 128] {
         kernels.prepare(&formats, Format::Fp16, dim).map_err(Fault::from)?;
@@ -181,7 +182,7 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu,
         memory,
         // What was measured on is a plan's to have, but for the scratch of libraries.
         context: in_use - Bytes(arena.all().bytes()) + Bytes(32 << 20),
-        sms: settings.shape.sms.map_or_else(|| context.multiprocessors(), Ok)?,
+        sms,
         h2d: at_most(settings.shape.link, h2d?),
         d2h: at_most(settings.shape.link, d2h?),
         pageable_h2d: at_most(settings.shape.link, pageable_h2d?),

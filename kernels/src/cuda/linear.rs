@@ -174,10 +174,10 @@ impl Block {
     }
 
     /// For matrices that one launch computes, by their outputs.
-    fn of_format(format: Format, rows: usize, outputs: &[usize]) -> Self {
+    fn of_format(format: Format, rows: usize, outputs: &[usize], multiprocessors: usize) -> Self {
         let all = outputs.iter().sum();
         match (format, rows, all) {
-            (Format::Int4, ..) => Self::of_int4(rows, outputs),
+            (Format::Int4, ..) => Self::of_int4(rows, outputs, multiprocessors),
             (_, ..=8, ..6144) => Self::of("few_16_8", 16, 8),
             (_, ..=8, _) => Self::of("few_32_8", 32, 8),
             (Format::Int8, _, 8192..) => Self::of("few_64_16", 64, 16),
@@ -185,10 +185,9 @@ impl Block {
         }
     }
 
-    /// A block of 4-bit weights takes as long as it has tiles of 16 outputs, and about one more. What counts is how
-    /// often each multiprocessor has one, or two where two fit. An H200 has 132, on which this was measured.
-    fn of_int4(rows: usize, outputs: &[usize]) -> Self {
-        const MULTIPROCESSORS: usize = 132;
+    /// A block of 4-bit weights takes as long as it has tiles of 16 outputs, and about one more (measured on an H200).
+    /// What counts is how often each multiprocessor has one, or two where two fit.
+    fn of_int4(rows: usize, outputs: &[usize], multiprocessors: usize) -> Self {
         const ONE: [Block; 2] = [Block::of("one_32", 32, 8), Block::of("one_16", 16, 8)];
         const EIGHT: [Block; 2] = [Block::of("few_32_8", 32, 8), Block::of("few_16_8", 16, 8)];
         const MORE: [Block; 3] = [
@@ -203,7 +202,7 @@ impl Block {
         };
         let time = |block: &&Self| {
             let count: usize = outputs.iter().map(|outputs| outputs.div_ceil(block.outputs)).sum();
-            count.div_ceil(at_once * MULTIPROCESSORS) * (block.outputs / 16 + 1)
+            count.div_ceil(at_once * multiprocessors.max(1)) * (block.outputs / 16 + 1)
         };
         blocks.iter().min_by_key(time).copied().unwrap_or(Self::ANY)
     }
@@ -251,8 +250,11 @@ impl Kernels {
         let (x, rows, layout) = (first.x, first.rows, first.matrix.layout());
         let each: Vec<usize> = all.iter().map(|linear| linear.matrix.layout().outputs).collect();
         // The sums are the same whatever the block.
-        let block =
-            if first.aligned() { Block::of_format(layout.format, rows, &each) } else { Block::ANY };
+        let block = if first.aligned() {
+            Block::of_format(layout.format, rows, &each, self.multiprocessors as usize)
+        } else {
+            Block::ANY
+        };
         let tiles = each.iter().copied().max().unwrap_or(0).div_ceil(block.outputs);
         let grid = [rows.div_ceil(block.rows), tiles, all.len()];
         let launch =
@@ -357,10 +359,22 @@ mod tests {
             (16, 28672, "few_64_16"),
         ];
         for (rows, outputs, kernel) in cases {
-            assert_eq!(Block::of_int4(rows, &[outputs]).kernel, kernel, "{rows} x {outputs}");
+            assert_eq!(Block::of_int4(rows, &[outputs], 132).kernel, kernel, "{rows} x {outputs}");
         }
         // Three matrices of one launch, and a row alone.
-        assert_eq!(Block::of_int4(16, &[4096; 3]).kernel, "few_48_16");
-        assert_eq!(Block::of_int4(1, &[4096]).kernel, "one_16");
+        assert_eq!(Block::of_int4(16, &[4096; 3], 132).kernel, "few_48_16");
+        assert_eq!(Block::of_int4(1, &[4096], 132).kernel, "one_16");
+    }
+
+    /// With few multiprocessors every choice takes many rounds, and large blocks the fewest; with none that are
+    /// known there still is one.
+    #[test]
+    fn int4_blocks_are_large_where_multiprocessors_are_few() {
+        for multiprocessors in [0, 1, 8] {
+            for (rows, kernel) in [(1, "one_32"), (8, "few_32_8"), (16, "few_64_16")] {
+                let found = Block::of_int4(rows, &[4096], multiprocessors).kernel;
+                assert_eq!(found, kernel, "{rows} rows, {multiprocessors} multiprocessors");
+            }
+        }
     }
 }

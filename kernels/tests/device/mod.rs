@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::CUdevice_attribute::{
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
 };
 use cudarc::driver::sys::{self, CUresult};
 use half::f16;
@@ -51,7 +52,7 @@ impl Device {
         if !unsafe { sys::is_culib_present() } {
             return Err("there is no driver of an NVIDIA GPU".into());
         }
-        let (mut device, mut major, mut minor) = (0, 0, 0);
+        let (mut device, mut major, mut minor, mut multiprocessors) = (0, 0, 0, 0);
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
         let mut name = [0_u8; 64];
         // SAFETY: the driver is there, and writes where it may.
@@ -63,6 +64,7 @@ impl Device {
             }
             ok(sys::cuDeviceGetAttribute(&raw mut major, MAJOR, device));
             ok(sys::cuDeviceGetAttribute(&raw mut minor, MINOR, device));
+            ok(sys::cuDeviceGetAttribute(&raw mut multiprocessors, MULTIPROCESSORS, device));
             ok(sys::cuDeviceGetName(name.as_mut_ptr().cast(), 63, device));
             ok(sys::cuDevicePrimaryCtxRetain(&raw mut context, device));
             ok(sys::cuCtxSetCurrent(context));
@@ -70,8 +72,9 @@ impl Device {
         }
         let scratch = Buffer::new(SCRATCH);
         let architecture = Architecture::of(major.cast_unsigned(), minor.cast_unsigned());
-        let kernels =
-            architecture.and_then(|architecture| Kernels::load(architecture, scratch.region()));
+        let kernels = architecture.and_then(|architecture| {
+            Kernels::load(architecture, multiprocessors.cast_unsigned(), scratch.region())
+        });
         // It must live as long as the kernels, which is until the end.
         std::mem::forget(scratch);
         let name = name.split(|&c| c == 0).next().unwrap_or_default();
