@@ -202,6 +202,7 @@ impl Block {
         };
         let time = |block: &&Self| {
             let count: usize = outputs.iter().map(|outputs| outputs.div_ceil(block.outputs)).sum();
+            let count = count.saturating_mul(rows.div_ceil(block.rows));
             count.div_ceil(at_once * multiprocessors.max(1)) * (block.outputs / 16 + 1)
         };
         blocks.iter().min_by_key(time).copied().unwrap_or(Self::ANY)
@@ -366,10 +367,11 @@ mod tests {
         assert_eq!(Block::of_int4(1, &[4096], 132).kernel, "one_16");
     }
 
-    /// With few multiprocessors every choice takes many rounds, and large blocks the fewest; with none that are
-    /// known there still is one.
+    /// With few multiprocessors, or rows for more than one block, every choice takes several rounds, and large blocks
+    /// the least time; with no multiprocessors that are known there still is a choice.
     #[test]
-    fn int4_blocks_are_large_where_multiprocessors_are_few() {
+    fn int4_blocks_are_large_where_there_are_many_for_each_multiprocessor() {
+        assert_eq!(Block::of_int4(32, &[4096], 132).kernel, "few_64_16");
         for multiprocessors in [0, 1, 8] {
             for (rows, kernel) in [(1, "one_32"), (8, "few_32_8"), (16, "few_64_16")] {
                 let found = Block::of_int4(rows, &[4096], multiprocessors).kernel;
