@@ -124,14 +124,6 @@ __device__ __forceinline__ int input_of_lane() {
     return FORMAT == INT4 ? t / 2 * 64 + t % 2 * 16 : FORMAT == INT8 ? t * 16 : t * 8;
 }
 
-// And back: the load and the t that eight inputs of a chunk are for, 0 to 15 in the order of x.
-__device__ __forceinline__ int load_of(int eight) {
-    return FORMAT == INT4 ? eight / 4 % 2 * 2 + eight % 2 : FORMAT == INT8 ? eight / 8 * 2 + eight % 2 : eight / 4;
-}
-__device__ __forceinline__ int lane_of(int eight) {
-    return FORMAT == INT4 ? eight / 8 * 2 + eight / 2 % 2 : FORMAT == INT8 ? eight / 2 % 4 : eight % 4;
-}
-
 // Eight inputs of x in the order of the weights.
 __device__ __forceinline__ void arrange(u32 (&words)[4]) {
     if (FORMAT != INT4) return;
@@ -197,11 +189,12 @@ struct Direct {
 // Rows of x that come a chunk ahead as they lie in memory, whole lines at a time, and go to the lanes that multiply
 // them through shared memory. What those load themselves takes a line or two for each row in each of four loads, and
 // lines are what a load costs the first-level cache: with 4-bit weights, more than the weights. One row costs little.
+// For 4-bit weights alone, the order of whose inputs it knows: at 16 rows fp16 lost up to 13 % by it (on an H200).
 template <int COLUMNS>
 struct Staged {
     // In 16 bytes, of one of the four loads: one for each lane, for eight rows. The rest keeps the banks of the four
     // apart when eight lanes write what is beside each other in a row.
-    static constexpr int LOAD = 32 * COLUMNS + (FORMAT == INT4 ? 2 : 4);
+    static constexpr int LOAD = 32 * COLUMNS + 2;
     static constexpr int SHARED = 4 * LOAD;
 
     const u8* x;
@@ -209,6 +202,11 @@ struct Staged {
     u32 at[4 * COLUMNS];
     uint4* memory;
     u32 words[4 * COLUMNS][4] = {};
+
+    // The load and the t that eight inputs of a chunk are for, 0 to 15 in the order of x: the inverse of
+    // `input_of_load` and `input_of_lane`.
+    static __device__ __forceinline__ int load_of(int eight) { return eight / 4 % 2 * 2 + eight % 2; }
+    static __device__ __forceinline__ int lane_of(int eight) { return eight / 8 * 2 + eight / 2 % 2; }
 
     __device__ __forceinline__ Staged(const u8* x, int rows, int inputs, int whole, uint4* memory)
         : x(x), whole(whole), memory(memory) {

@@ -187,10 +187,9 @@ impl Curve {
     }
 }
 
-/// The rate at which `bytes` take `time`, rounded down but never to zero.
+/// The rate at which `bytes` take `time`, and no more than a profile may say.
 fn per_second(bytes: Bytes, time: Nanos) -> Bandwidth {
-    let rate = u128::from(bytes.0) * 1_000_000_000 / u128::from(time.0.max(1));
-    Bandwidth(u64::try_from(rate).unwrap_or(LIMIT).clamp(1, LIMIT))
+    Bandwidth::of(bytes, time).min(Bandwidth(LIMIT))
 }
 
 impl Serialize for Curve {
