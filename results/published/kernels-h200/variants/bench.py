@@ -63,6 +63,7 @@ VARIANTS = {
         entry("pairs8", 64, 8, threads=512, shared=189440, cubin="ring", blocks=132),
         entry("pairs16", 64, 16, threads=512, shared=231424, cubin="ring", blocks=132),
     ],
+    # What linear.rs chooses for the shapes below.
     "now": [
         entry("one_32", 32, 8, rows=(1, 1), outputs=4225),
         entry("one_16", 16, 8, rows=(1, 1)),
