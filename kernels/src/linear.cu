@@ -13,12 +13,13 @@
 // | int8 | 16 at 64 j + 16 t, j < 2 | 64 j + 16 t ... + 15 |
 // | int4 | 16 at 16 t | of group t / 2: 16 (t % 2) ... + 15, and the same 32 further on |
 //
-// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way. The
-// first weights are on their way before the kernel that makes x has ended: they must be there before it, from a
-// copy or a kernel that is waited for.
+// A tile's registers are loaded again as soon as they are decoded, so DEPTH chunks are always on their way. x is on
+// its way, too: to the lanes that multiply it (`Direct`), or to shared memory (`Copied`).
 //
-// x is on its way, too: to the lanes that multiply it (`Direct`), or as it lies in memory and to them through shared
-// memory (`Staged`).
+// The first weights are on their way before the kernel that makes x has ended, and the next product's before this one
+// waits for x: where each multiprocessor has room for two blocks, those of the next launch begin as those of this one
+// end. So weights must come from a copy that the stream waits for. Where a kernel makes them, the product is launched
+// without starting early (`DeviceMatrix::made_by_kernel`).
 
 #define WARPS 8
 #define CHUNK 128
@@ -49,44 +50,48 @@ struct Stored {
     u32 scale;
 };
 
-// The matrix from a block's first row on, at what a lane has of it; its rows are offsets from there.
-struct Base {
-    const u8* weights;
-    const u8* scales;
-    int bytes;
-    int groups;
-};
-
 #define CHUNK_BYTES (64 * LOADS)
 #define CHUNK_SCALES 8
 
-// A whole chunk of an aligned row, if there is one.
-__device__ __forceinline__ void load(Stored& stored, const Base& base, u32 row, int chunk, bool wanted) {
-#pragma unroll
-    for (int j = 0; j < LOADS; j++) {
-        load_constant_if(stored.words[j], base.weights + row + chunk * CHUNK_BYTES + 64 * j, wanted);
+// What a lane loads next: where its part of a chunk starts in the first of its rows, and the bytes of a row. Its other
+// rows are eight further on each. Their addresses are products, made anew for every chunk: kept, they would take the
+// registers of weights.
+struct Next {
+    const u8* weights;
+    const u8* scales;
+    u32 row_bytes;
+
+    __device__ __forceinline__ void advance() {
+        weights += WARPS * CHUNK_BYTES;
+        scales += WARPS * CHUNK_SCALES;
     }
+};
+
+// A whole chunk of an aligned row, if there is one.
+__device__ __forceinline__ void load(Stored& stored, const Next& next, int eights, bool wanted) {
     if (FORMAT == INT4) {
         u32 word[1] = {stored.scale};
         // A group has 32 bytes of weights and 4 of scales.
-        load_constant_if(word, base.scales + row / 8 + chunk * CHUNK_SCALES, wanted);
+        load_constant_if(word, next.scales + (u64)next.row_bytes * eights, wanted);
         stored.scale = word[0];
+    }
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        load_constant_if(stored.words[j], next.weights + (u64)next.row_bytes * (8 * eights) + 64 * j, wanted);
     }
 }
 
-// Any chunk of any row.
+// Any chunk of any row. `weights` and `scales` are where the lane's part of it starts, and `bytes` and `groups` what
+// is left of the row from there.
 template <bool ALIGNED>
-__device__ __forceinline__ void load_part(Stored& stored, const Base& base, u32 row, int chunk) {
-    const int t = threadIdx.x % 4;
+__device__ __forceinline__ void load_part(
+    Stored& stored, const u8* weights, const u8* scales, int bytes, int groups
+) {
 #pragma unroll
-    for (int j = 0; j < LOADS; j++) {
-        const int offset = chunk * CHUNK_BYTES + 64 * j;
-        load_words<4, ALIGNED>(stored.words[j], base.weights + row, offset, base.bytes - 16 * t);
-    }
+    for (int j = 0; j < LOADS; j++) load_words<4, ALIGNED>(stored.words[j], weights, 64 * j, bytes);
     if (FORMAT == INT4) {
         u32 word[1];
-        const u8* scales = base.scales + row / 8;
-        load_words<1, ALIGNED>(word, scales, chunk * CHUNK_SCALES, 4 * (base.groups - t / 2));
+        load_words<1, ALIGNED>(word, scales, 0, 4 * groups);
         stored.scale = word[0];
     }
 }
@@ -186,68 +191,68 @@ struct Direct {
     }
 };
 
-// Rows of x that come a chunk ahead as they lie in memory, whole lines at a time, and go to the lanes that multiply
-// them through shared memory. What those load themselves takes a line or two for each row in each of four loads, and
-// lines are what a load costs the first-level cache: with 4-bit weights, more than the weights. One row costs little.
-// For 4-bit weights alone, the order of whose inputs it knows: at 16 rows fp16 lost up to 13 % by it (on an H200).
-template <int COLUMNS>
-struct Staged {
-    // In 16 bytes, of one of the four loads: one for each lane, for eight rows. The rest keeps the banks of the four
-    // apart when eight lanes write what is beside each other in a row.
-    static constexpr int LOAD = 32 * COLUMNS + 2;
-    static constexpr int SHARED = 4 * LOAD;
+// Rows of x that go to shared memory as they lie in memory, a chunk ahead, without passing through registers. What
+// lanes load for themselves takes a line or two for each row in each of four loads, and lines are what a load costs
+// the first-level cache: with 4-bit weights, more than the weights. One row costs little. With one buffer the next
+// chunk is sent for when half of this one is multiplied, with two before that. For 4-bit weights alone, the order of
+// whose inputs it knows: at 16 rows fp16 lost up to 13 % by a like way (on an H200).
+template <int COLUMNS, int BUFFERS>
+struct Copied {
+    // In 16 bytes.
+    static constexpr int ROW = CHUNK / 8, BUFFER = 8 * COLUMNS * ROW;
+    static constexpr int SHARED = BUFFERS * BUFFER;
 
+    // Where the lane's part of the next chunk starts, the buffers that are written and read, and how far off the other
+    // one is.
     const u8* x;
-    int whole;
-    u32 at[4 * COLUMNS];
-    uint4* memory;
-    u32 words[4 * COLUMNS][4] = {};
+    u32 to, from, other = 16 * BUFFER;
+    int whole, last, row_bytes;
 
-    // The load and the t that eight inputs of a chunk are for, 0 to 15 in the order of x: the inverse of
-    // `input_of_load` and `input_of_lane`.
-    static __device__ __forceinline__ int load_of(int eight) { return eight / 4 % 2 * 2 + eight % 2; }
-    static __device__ __forceinline__ int lane_of(int eight) { return eight / 8 * 2 + eight / 2 % 2; }
-
-    __device__ __forceinline__ Staged(const u8* x, int rows, int inputs, int whole, uint4* memory)
-        : x(x), whole(whole), memory(memory) {
-        // Sixteen lanes have the 256 bytes of a row: two rows a load. Rows beyond the last are the last.
-#pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; i++) {
-            const u32 row = min(2 * i + (int)threadIdx.x % 32 / 16, rows - 1);
-            at[i] = 2 * (row * inputs + threadIdx.x % 16 * 8);
-        }
+    // Eight inputs of a row. Lanes that write, or read, at once find their sixteen bytes in different banks.
+    static __device__ __forceinline__ u32 place(int row, int eight) {
+        return 16 * (row * ROW + (eight ^ eight / 8 ^ row % 2 * 4));
     }
 
+    __device__ __forceinline__ Copied(const u8* x, int rows, int inputs, int whole, uint4* memory)
+        : x(x + threadIdx.x / 32 * 2 * CHUNK + threadIdx.x % 16 * 16), to(address_of_shared(memory)), from(to),
+          whole(whole), last(rows - 1), row_bytes(2 * inputs) {}
+
+    // Sixteen lanes have the 256 bytes of a row: two rows a copy. Rows beyond the last are the last.
     __device__ __forceinline__ void start(int chunk) {
+        if (chunk < whole) {
+            const int second = (int)threadIdx.x % 32 / 16;
 #pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; i++) {
-            load_aligned_if(words[i], x + (at[i] + 2 * chunk * CHUNK), chunk < whole);
+            for (int i = 0; i < 4 * COLUMNS; i++) {
+                const u32 row = min(2 * i + second, last);
+                copy_to_shared(to + place(second, threadIdx.x % 16) + 32 * i * ROW, x + row * (u32)row_bytes);
+            }
         }
-    }
-
-    __device__ __forceinline__ void put() {
-        const int lane = threadIdx.x % 32;
-        uint4* to = memory + load_of(lane % 16) * LOAD + lane / 16 * 4 + lane_of(lane % 16);
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; i++) {
-            arrange(words[i]);
-            to[8 * i] = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
-        }
-        __syncwarp();
+        x += 2 * WARPS * CHUNK;
     }
 
     // Half of what a lane multiplies of a chunk, and more is sent for.
     __device__ __forceinline__ void take(u32 (&right)[COLUMNS][2][4], int chunk, int half) {
         if (half == 0) {
-            put();
-            start(chunk + WARPS);
+            wait_for_copies();
+            __syncwarp();
+            if (BUFFERS == 2) {
+                to += other;
+                start(chunk + WARPS);
+            }
         }
 #pragma unroll
         for (int i = 0; i < 2 * COLUMNS; i++) {
-            const uint4 words = memory[(2 * half + i % 2) * LOAD + i / 2 * 32 + threadIdx.x % 32];
-            u32 (&to)[4] = right[i / 2][i % 2];
-            to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+            const int eight = (input_of_lane() + input_of_load(2 * half + i % 2)) / 8;
+            load_shared(right[i / 2][i % 2], from + place(threadIdx.x % 32 / 4, eight) + i / 2 * 128 * ROW);
+            arrange(right[i / 2][i % 2]);
+        }
+        if (half == 0) return;
+        if (BUFFERS == 2) {
+            from += other;
+            other = -other;
+        } else {
+            __syncwarp();
+            start(chunk + WARPS);
         }
     }
 };
@@ -290,39 +295,87 @@ __device__ __forceinline__ void finish(float sum, const Part& part, int then, lo
     ((u16*)part.out)[place] = result;
 }
 
-template <int TILES, int COLUMNS, int DEPTH, bool ALIGNED, class X>
-__device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then, const Parts& parts) {
-    // x on its way to the lanes, and then sums; four more numbers in a row of those keep the lanes of a warp from
-    // each other's banks.
+// What the warps of a block have summed. Four more numbers in a row keep the lanes of a warp from each other's banks.
+template <int TILES, int COLUMNS>
+struct Sums {
     typedef float Partial[8 * COLUMNS][16 * TILES + 4];
-    constexpr int SUMS = WARPS * (int)sizeof(Partial) / 16;
-    __shared__ uint4 shared[WARPS * X::SHARED > SUMS ? WARPS * X::SHARED : SUMS];
+    static constexpr int SHARED = WARPS * (int)sizeof(Partial) / 16;
+
+    // Those of outputs from `first` on, of which the block writes those from `own` on.
+    static __device__ __forceinline__ void write(
+        uint4* shared, const float (&sums)[TILES][COLUMNS][4], const Part& part, int rows, int then, int first, int own
+    ) {
+        const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const int outputs = part.outputs;
+        Partial* partial = (Partial*)shared;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    partial[warp][8 * c + 2 * t + i % 2][16 * tile + g + i / 2 * 8] = sums[tile][c][i];
+                }
+            }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < 16 * TILES * 8 * COLUMNS; i += 32 * WARPS) {
+            const int row = blockIdx.x * 8 * COLUMNS + i / (16 * TILES), output = first + i % (16 * TILES);
+            if (row >= rows || output < own || output >= outputs) continue;
+            float sum = 0;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) sum += partial[w][i / (16 * TILES)][i % (16 * TILES)];
+            if (FORMAT == INT8) sum *= from_half(load2(part.scales + 2 * (long long)output));
+            finish(sum, part, then, (long long)row * outputs + output, output);
+        }
+    }
+};
+
+__device__ __forceinline__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Aligned rows of whole chunks, and at least as many outputs as a block has.
+template <int TILES, int COLUMNS, int DEPTH, class X>
+__device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then, const Parts& parts) {
+    // x on its way to the lanes, and then sums.
+    __shared__ __align__(128) uint4 shared[larger(WARPS * X::SHARED, Sums<TILES, COLUMNS>::SHARED)];
     const Part part = blockIdx.z == 0 ? parts.a : blockIdx.z == 1 ? parts.b : parts.c;
     const int outputs = part.outputs;
-    const int first_row = blockIdx.x * 8 * COLUMNS, first_output = blockIdx.y * 16 * TILES;
-    if (first_output >= outputs) return;
+    const int first_row = blockIdx.x * 8 * COLUMNS, own = blockIdx.y * 16 * TILES;
+    if (own >= outputs) return;
+    // A block that would reach beyond the last output begins earlier, and leaves what is another's alone.
+    const int first = min(own, outputs - 16 * TILES);
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const int groups = (inputs + 63) / 64;
-    const int row_bytes = FORMAT == INT4 ? 32 * groups : FORMAT == INT8 ? inputs : 2 * inputs;
-    const int chunks = (inputs + CHUNK - 1) / CHUNK, whole = ALIGNED ? inputs / CHUNK : 0;
-
-    // Rows beyond the last are computed as the last is, and not written.
-    const Base base = {
-        part.weights + (long long)first_output * row_bytes + 16 * t,
-        part.scales + 4 * ((long long)first_output * groups + t / 2), row_bytes, groups
+    const int row_bytes = FORMAT == INT4 ? inputs / 2 : FORMAT == INT8 ? inputs : 2 * inputs;
+    const int chunks = inputs / CHUNK;
+    const long long row = first + g;
+    Next next = {
+        part.weights + row * row_bytes + warp * CHUNK_BYTES + 16 * t,
+        part.scales + row * (row_bytes / 8) + warp * CHUNK_SCALES + t / 2 * 4, (u32)row_bytes
     };
-    u32 at[TILES][2];
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; i++) {
-        at[i / 2][i % 2] = (u32)min(8 * i + g, outputs - 1 - first_output) * row_bytes;
-    }
-    x += 2 * (long long)first_row * inputs;
 
     float sums[TILES][COLUMNS][4] = {};
     Stored stored[DEPTH][TILES][2] = {};
-    X ahead(x, rows - first_row, inputs, whole, shared + warp * X::SHARED);
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++) {
+#pragma unroll
+        for (int i = 0; i < 2 * TILES; i++) {
+            load(stored[d][i / 2][i % 2], next, i, warp + d * WARPS < chunks);
+        }
+        if (d < DEPTH - 1) next.advance();
+    }
+    X ahead(x + 2 * (long long)first_row * inputs, rows - first_row, inputs, chunks, shared + warp * X::SHARED);
+    let_next_start();
+    // Half of what follows them comes to the second level meanwhile: more delays what is on its way.
+    constexpr int BEGUN = DEPTH * WARPS * CHUNK_BYTES, FOLLOWING = WARPS / 2 * CHUNK_BYTES;
+    if (FORMAT == INT4 && threadIdx.x < 16 * TILES && BEGUN + FOLLOWING <= row_bytes) {
+        prefetch(part.weights + (long long)(first + (int)threadIdx.x) * row_bytes + BEGUN, FOLLOWING);
+    }
+    wait_for_earlier();
+    ahead.start(warp);
+
     auto add_chunk = [&](Stored (&stored)[TILES][2], int chunk) {
-        const int next = chunk + DEPTH * WARPS;
+        const bool more = chunk + DEPTH * WARPS < chunks;
+        next.advance();
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 right[COLUMNS][2][4];
@@ -334,120 +387,100 @@ __device__ __forceinline__ void few(const u8* x, int rows, int inputs, int then,
                 decode(high, stored[tile][1], half);
                 if (half == 1) {
 #pragma unroll
-                    for (int i = 0; i < 2; i++) load(stored[tile][i], base, at[tile][i], next, next < whole);
+                    for (int i = 0; i < 2; i++) load(stored[tile][i], next, 2 * tile + i, more);
                 }
                 add_tile<COLUMNS>(sums[tile], low, high, right);
             }
         }
     };
     int chunk = warp;
-    if (ALIGNED) {
-#pragma unroll
-        for (int i = 0; i < 2 * TILES * DEPTH; i++) {
-            const int tile = i / 2 % TILES, d = i / 2 / TILES, first = warp + d * WARPS;
-            load(stored[d][tile][i % 2], base, at[tile][i % 2], first, first < whole);
-        }
-        // Weights are nobody's result: they are on their way before the kernel that makes x has ended.
-        wait_for_earlier();
-        ahead.start(chunk);
 #pragma unroll 1
-        for (; chunk + (DEPTH - 1) * WARPS < whole; chunk += DEPTH * WARPS) {
+    for (; chunk + (DEPTH - 1) * WARPS < chunks; chunk += DEPTH * WARPS) {
 #pragma unroll
-            for (int d = 0; d < DEPTH; d++) add_chunk(stored[d], chunk + d * WARPS);
-        }
-#pragma unroll
-        for (int d = 0; d < DEPTH - 1; d++) {
-            if (chunk >= whole) break;
-            add_chunk(stored[d], chunk);
-            chunk += WARPS;
-        }
-    } else {
-        wait_for_earlier();
+        for (int d = 0; d < DEPTH; d++) add_chunk(stored[d], chunk + d * WARPS);
     }
-    // Chunks that are not whole: the last one, or all of them.
-    for (; chunk < chunks; chunk += WARPS) {
+#pragma unroll
+    for (int d = 0; d < DEPTH - 1; d++) {
+        if (chunk >= chunks) break;
+        add_chunk(stored[d], chunk);
+        chunk += WARPS;
+    }
+
+    // No warp is still reading x where another is about to put its sums.
+    if (X::SHARED) __syncthreads();
+    Sums<TILES, COLUMNS>::write(shared, sums, part, rows, then, first, own);
+}
+
+// Any rows, one chunk of them after another: 16 outputs for 16 rows of x.
+template <bool ALIGNED>
+__device__ __forceinline__ void any(const u8* x, int rows, int inputs, int then, const Parts& parts) {
+    constexpr int COLUMNS = 2;
+    __shared__ uint4 shared[Sums<1, COLUMNS>::SHARED];
+    const Part part = blockIdx.z == 0 ? parts.a : blockIdx.z == 1 ? parts.b : parts.c;
+    const int outputs = part.outputs;
+    const int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * 16;
+    if (first >= outputs) return;
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int groups = (inputs + 63) / 64;
+    const int row_bytes = FORMAT == INT4 ? 32 * groups : FORMAT == INT8 ? inputs : 2 * inputs;
+
+    wait_for_earlier();
+    float sums[1][COLUMNS][4] = {};
+    for (int chunk = warp; chunk * CHUNK < inputs; chunk += WARPS) {
+        Stored stored[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            // Rows beyond the last are computed as the last is, and not written.
+            const long long row = min(first + 8 * i + g, outputs - 1);
+            const int start = chunk * CHUNK_BYTES + 16 * t, group = 2 * chunk + t / 2;
+            const u8* weights = part.weights + row * row_bytes + start;
+            const u8* scales = part.scales + 4 * (row * groups + group);
+            load_part<ALIGNED>(stored[i], weights, scales, row_bytes - start, groups - group);
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            u32 right[COLUMNS][2][4];
+            u32 low[8], high[8], right[COLUMNS][2][4];
 #pragma unroll
             for (int i = 0; i < 2 * COLUMNS; i++) {
                 const int offset = 2 * (chunk * CHUNK + input_of_lane() + input_of_load(2 * half + i % 2));
-                const u8* row = x + 2 * (u32)min(8 * (i / 2) + g, rows - 1 - first_row) * inputs;
+                const u8* row = x + 2 * (long long)min(first_row + 8 * (i / 2) + g, rows - 1) * inputs;
                 load_words<4, ALIGNED>(right[i / 2][i % 2], row, offset, 2 * inputs);
                 arrange(right[i / 2][i % 2]);
             }
-#pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                u32 low[8], high[8];
-                load_part<ALIGNED>(stored[0][tile][0], base, at[tile][0], chunk);
-                load_part<ALIGNED>(stored[0][tile][1], base, at[tile][1], chunk);
-                decode(low, stored[0][tile][0], half);
-                decode(high, stored[0][tile][1], half);
-                add_tile<COLUMNS>(sums[tile], low, high, right);
-            }
+            decode(low, stored[0], half);
+            decode(high, stored[1], half);
+            add_tile<COLUMNS>(sums[0], low, high, right);
         }
     }
-
     let_next_start();
-    // No warp is still reading x where another is about to put its sums.
-    if (X::SHARED) __syncthreads();
-    Partial* partial = (Partial*)shared;
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                partial[warp][8 * c + 2 * t + i % 2][16 * tile + g + i / 2 * 8] = sums[tile][c][i];
-            }
-        }
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < 16 * TILES * 8 * COLUMNS; i += 32 * WARPS) {
-        const int row = first_row + i / (16 * TILES), output = first_output + i % (16 * TILES);
-        if (row >= rows || output >= outputs) continue;
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += partial[w][i / (16 * TILES)][i % (16 * TILES)];
-        if (FORMAT == INT8) sum *= from_half(load2(part.scales + 2 * (long long)output));
-        finish(sum, part, then, (long long)row * outputs + output, output);
-    }
+    Sums<1, COLUMNS>::write(shared, sums, part, rows, then, first, first);
 }
 
-#define FEW(NAME, TILES, COLUMNS, DEPTH, ALIGNED, X, BLOCKS)                                                 \
+#define KERNEL(NAME, BLOCKS, CALL)                                                                           \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) NAME(                                   \
         const u8* x, int rows, int inputs, int then, const Parts parts                                       \
     ) {                                                                                                      \
-        few<TILES, COLUMNS, DEPTH, ALIGNED, X>(x, rows, inputs, then, parts);                                \
+        CALL(x, rows, inputs, then, parts);                                                                  \
     }
 
-// A multiprocessor has room for two blocks, which hide each other's latency, where the assembler then needs no
-// memory for what should be in registers. What is on its way is chosen by measurement, on an H200.
+// What a block of each has is chosen by measurement, on an H200: where each multiprocessor has room for two, they
+// hide each other's latency.
 #define TWO (__CUDA_ARCH__ >= 1000 && LOADS > 2 ? 1 : 2)
 
 #if FORMAT == INT4
-typedef Direct<1, 1> One;
-#if __CUDA_ARCH__ >= 1000
-typedef One Eight;
+KERNEL(few_16_1, 2, (few<1, 1, 2, Direct<1, 1>>))
+KERNEL(few_32_1, 2, (few<2, 1, 1, Direct<1, 1>>))
+KERNEL(few_16_8, 2, (few<1, 1, 2, Copied<1, 2>>))
+KERNEL(few_32_8, 2, (few<2, 1, 1, Copied<1, 2>>))
+KERNEL(few_16_16, 2, (few<1, 2, 1, Copied<2, 1>>))
+KERNEL(few_32_16, 2, (few<2, 2, 1, Copied<2, 1>>))
 #else
-typedef Staged<1> Eight;
-#endif
-FEW(one_16, 1, 1, 2, true, One, 2)
-FEW(one_32, 2, 1, 1, true, One, 2)
-FEW(few_16_8, 1, 1, 1, true, Staged<1>, 2)
-FEW(few_32_8, 2, 1, 1, true, Eight, 2)
-FEW(few_32_16, 2, 2, 1, true, Staged<2>, 1)
-FEW(few_48_16, 3, 2, 1, true, Staged<2>, 1)
-FEW(few_64_16, 4, 2, 1, true, Staged<2>, 1)
-#else
-typedef Direct<1, 2> Eight;
-typedef Direct<2, 2> Sixteen;
-FEW(few_16_8, 1, 1, (LOADS > 2 ? 1 : 2), true, Eight, TWO)
-FEW(few_32_8, 2, 1, 1, true, Eight, (LOADS > 2 ? 1 : 2))
-FEW(few_32_16, 2, 2, 1, true, Sixteen, 1)
+KERNEL(few_16_8, TWO, (few<1, 1, (LOADS > 2 ? 1 : 2), Direct<1, 2>>))
+KERNEL(few_32_8, (LOADS > 2 ? 1 : 2), (few<2, 1, 1, Direct<1, 2>>))
+KERNEL(few_32_16, 1, (few<2, 2, 1, Direct<2, 2>>))
 #if LOADS == 2
-FEW(few_64_16, 4, 2, 1, true, Sixteen, 1)
+KERNEL(few_64_16, 1, (few<4, 2, 1, Direct<2, 2>>))
 #endif
 #endif
-typedef Direct<2, 1> Any;
-FEW(few_unaligned, 1, 2, 1, false, Any, 1)
+KERNEL(any_aligned, 1, any<true>)
+KERNEL(any_unaligned, 1, any<false>)

@@ -152,6 +152,8 @@ fn products() {
             (512, 1024),
             (1032, 320),
             (64, 4096),
+            (40, 1280),
+            (4200, 384),
         ];
         let mut random = Random(1);
         let mut worst = [0.0_f64; 4];
@@ -275,6 +277,100 @@ fn products_together_are_products_apart() {
                     kernels.activate(s, kind, out, rows * outputs[i]).unwrap();
                     let what = format!("{format}, {rows} rows, {inputs} inputs, matrix {i}");
                     assert!(read(out) == read(together[i].region()), "{what}");
+                }
+            }
+        }
+    });
+}
+
+/// A product starts before the kernels before it have ended, and takes weights ahead; still it reads what they made:
+/// the same bits as with a wait after each.
+#[test]
+fn products_read_what_the_ones_before_them_made() {
+    device::with(|gpu| {
+        let mut random = Random(12);
+        for (format, width) in Unit::FORMATS.into_iter().flat_map(|f| [(f, 256), (f, 4096)]) {
+            let matrices = [0, 1].map(|_| {
+                let values = random.numbers(width * width, 0.5 / (width as f32).sqrt());
+                Buffer::of(&quantise(format, &values, width, width).unwrap().0)
+            });
+            let matrices = matrices
+                .each_ref()
+                .map(|stored| DeviceMatrix::new(format, width, width, stored.region()).unwrap());
+            for rows in [1, 8, 16] {
+                let x = halves(&random.numbers(rows * width, 1.0));
+                let chain = |wait: bool| {
+                    let all = Buffer::new(2 * rows * width * 21);
+                    all.write(0, &x);
+                    let bytes = (2 * rows * width) as u64;
+                    let step = |i: u64| all.region().slice(i * bytes, bytes).unwrap();
+                    for i in 0..20 {
+                        let linear = Linear {
+                            x: step(i),
+                            rows,
+                            matrix: &matrices[(i % 2) as usize],
+                            bias: None,
+                            then: Then::Add(step(i)),
+                            out: step(i + 1),
+                            out_type: Out::Fp16,
+                            spare: Region::EMPTY,
+                        };
+                        gpu.kernels.linear(gpu.stream, &linear).unwrap();
+                        if wait {
+                            gpu.wait();
+                        }
+                    }
+                    gpu.wait();
+                    read(all.region())
+                };
+                let expected = chain(true);
+                for _ in 0..5 {
+                    assert!(chain(false) == expected, "{format}, {width} inputs, {rows} rows");
+                }
+            }
+        }
+    });
+}
+
+/// Two matrices are decoded in turn to where products read them: none reads what was there before.
+#[test]
+fn products_wait_for_matrices_that_kernels_decode() {
+    device::with(|gpu| {
+        let mut random = Random(13);
+        for (outputs, inputs) in [(64, 1024), (512, 2048), (4096, 4096)] {
+            let values = [0, 1].map(|_| random.numbers(outputs * inputs, 0.3));
+            let stored = values.each_ref().map(|values| {
+                Buffer::of(&quantise(Format::Int4, values, outputs, inputs).unwrap().0)
+            });
+            let matrices = stored.each_ref().map(|stored| {
+                DeviceMatrix::new(Format::Int4, outputs, inputs, stored.region()).unwrap()
+            });
+            for rows in [1, 8, 16] {
+                let x = Buffer::of(&halves(&random.numbers(rows * inputs, 1.0)));
+                let product = |matrix: &DeviceMatrix, out: Region| {
+                    let (then, out_type, spare) = (Then::Store, Out::Fp16, Region::EMPTY);
+                    let x = x.region();
+                    let linear = Linear { x, rows, matrix, bias: None, then, out, out_type, spare };
+                    gpu.kernels.linear(gpu.stream, &linear).unwrap();
+                };
+                let bytes = 2 * rows * outputs;
+                let expected = matrices.each_ref().map(|matrix| {
+                    let (dense, out) = (Buffer::new(2 * outputs * inputs), Buffer::new(bytes));
+                    let dense = gpu.kernels.dequantise(gpu.stream, matrix, dense.region()).unwrap();
+                    gpu.wait();
+                    product(&dense, out.region());
+                    gpu.wait();
+                    read(out.region())
+                });
+                let (dense, out) = (Buffer::new(2 * outputs * inputs), Buffer::new(40 * bytes));
+                for i in 0..40 {
+                    let (matrix, dense) = (&matrices[i % 2], dense.region());
+                    let dense = gpu.kernels.dequantise(gpu.stream, matrix, dense).unwrap();
+                    product(&dense, out.region().slice((i * bytes) as u64, bytes as u64).unwrap());
+                }
+                gpu.wait();
+                for (i, found) in read(out.region()).chunks(bytes).enumerate() {
+                    assert!(found == expected[i % 2], "{outputs} x {inputs}, {rows} rows, {i}");
                 }
             }
         }

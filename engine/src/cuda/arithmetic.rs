@@ -350,8 +350,7 @@ impl<'a> Step<'a> {
         }
         let bytes = 2 * (layout.outputs * layout.inputs) as u64;
         let dense = self.arithmetic().dense.slice(0, bytes)?;
-        self.kernels().dequantise(self.stream.raw(), &matrix, dense)?;
-        Ok(DeviceMatrix::new(Format::Fp16, layout.outputs, layout.inputs, dense)?)
+        Ok(self.kernels().dequantise(self.stream.raw(), &matrix, dense)?)
     }
 
     /// Hidden states of the tokens.

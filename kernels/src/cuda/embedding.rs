@@ -7,7 +7,7 @@ use super::operand::{DeviceMatrix, Region};
 use super::unit::{Unit, code, int};
 use super::{CudaError, Kernels, Stream};
 use crate::error;
-use crate::format::Format;
+use crate::format::{Format, Layout};
 
 impl Kernels {
     /// Writes the row of each token: `tokens` are `count` `u32`, `out` is fp16, count x the table's
@@ -73,14 +73,18 @@ impl Kernels {
         self.launch(stream, launch, &arguments)
     }
 
-    /// Writes a matrix as fp16, outputs x inputs.
+    /// Writes a matrix as fp16, outputs x inputs, to the start of `out`, and returns that.
     pub fn dequantise(
         &self,
         stream: Stream,
         matrix: &DeviceMatrix,
         out: Region,
-    ) -> Result<(), CudaError> {
-        self.dequantise_rows(stream, matrix, 0..matrix.layout().outputs, out)
+    ) -> Result<DeviceMatrix, CudaError> {
+        let &Layout { outputs, inputs, .. } = matrix.layout();
+        self.dequantise_rows(stream, matrix, 0..outputs, out)?;
+        let bytes = Layout::new(Format::Fp16, outputs, inputs)?.bytes() as u64;
+        let decoded = DeviceMatrix::new(Format::Fp16, outputs, inputs, out.slice(0, bytes)?)?;
+        Ok(decoded.made_by_kernel())
     }
 
     /// Writes some rows of a matrix as fp16.

@@ -55,6 +55,26 @@ impl Kernels {
         launch: Launch,
         arguments: &[u64],
     ) -> Result<(), CudaError> {
+        self.launch_when(stream, launch, arguments, self.architecture.starts_early())
+    }
+
+    /// The same, after all earlier kernels of the stream have ended: for what reads of theirs before it waits.
+    pub(super) fn launch_after(
+        &self,
+        stream: Stream,
+        launch: Launch,
+        arguments: &[u64],
+    ) -> Result<(), CudaError> {
+        self.launch_when(stream, launch, arguments, false)
+    }
+
+    fn launch_when(
+        &self,
+        stream: Stream,
+        launch: Launch,
+        arguments: &[u64],
+        early: bool,
+    ) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
@@ -70,7 +90,7 @@ impl Kernels {
         let tail = |index: usize| arguments[index..].as_ptr().cast_mut().cast();
         let mut pointers: Vec<*mut c_void> = (0..arguments.len()).map(tail).collect();
         let [x, y, z] = grid;
-        let mut early = sys::CUlaunchAttribute {
+        let mut starts_early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
@@ -84,13 +104,13 @@ impl Kernels {
             blockDimZ: 1,
             sharedMemBytes: 0,
             hStream: stream,
-            attrs: &raw mut early,
-            numAttrs: u32::from(self.architecture.starts_early()),
+            attrs: &raw mut starts_early,
+            numAttrs: u32::from(early),
         };
         // SAFETY: the function belongs to a module that stays loaded as long as `self`. The callers
         // pass every parameter of the kernel, checked that the regions hold what it touches, and who
-        // made the regions answers for their memory. Every kernel waits for the one before it where it
-        // may start early. The driver copies arguments and attributes before it returns.
+        // made the regions answers for their memory. A kernel that may start early waits for the one
+        // before it, and reads nothing that a kernel makes before that. The driver copies arguments and attributes before it returns.
         let result = unsafe {
             let parameters = pointers.as_mut_ptr();
             sys::cuLaunchKernelEx(&raw const config, function, parameters, ptr::null_mut())

@@ -100,11 +100,16 @@ impl Linear<'_> {
         if let Then::Add(residual) = self.then { Some(residual) } else { None }
     }
 
-    /// Whether rows and weights can be read 16 bytes at a time.
-    fn aligned(&self) -> bool {
+    /// How rows and weights can be read.
+    fn rows_are(&self) -> Rows {
         let layout = self.matrix.layout();
         let step = if layout.format == Format::Int8 { 16 } else { 8 };
-        self.x.aligned() && self.matrix.region().aligned() && layout.inputs.is_multiple_of(step)
+        let regions = self.x.aligned() && self.matrix.region().aligned();
+        match layout.inputs {
+            inputs if !regions || !inputs.is_multiple_of(step) => Rows::Any,
+            inputs if !inputs.is_multiple_of(CHUNK) => Rows::Aligned,
+            _ => Rows::Chunks,
+        }
     }
 
     /// Outputs of a tile for cuBLAS, or none where weights are decoded in registers.
@@ -129,7 +134,7 @@ impl Linear<'_> {
         let (one, two) = (self.matrix.layout(), other.matrix.layout());
         (self.x, self.rows, self.out_type) == (other.x, other.rows, other.out_type)
             && (one.format, one.inputs) == (two.format, two.inputs)
-            && self.aligned() == other.aligned()
+            && self.rows_are() == other.rows_are()
             && self.function() == other.function()
     }
 
@@ -157,6 +162,19 @@ impl Linear<'_> {
     }
 }
 
+/// How rows of `x` and of a matrix can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// 16 bytes at a time, in whole chunks.
+    Chunks,
+    /// 16 bytes at a time.
+    Aligned,
+    Any,
+}
+
+/// Inputs of which the kernels take whole numbers ahead, as linear.cu has it.
+const CHUNK: usize = 128;
+
 /// A kernel that decodes weights in registers, and what a block of it computes: outputs, for rows of `x`. More
 /// outputs read `x` less often, fewer give every multiprocessor of a large GPU a block of a small matrix.
 #[derive(Debug, Clone, Copy)]
@@ -167,45 +185,43 @@ struct Block {
 }
 
 impl Block {
-    const ANY: Self = Self::of("few_unaligned", 16, 16);
+    const ALIGNED: Self = Self::of("any_aligned", 16, 16);
+    const ANY: Self = Self::of("any_unaligned", 16, 16);
 
     const fn of(kernel: &'static str, outputs: usize, rows: usize) -> Self {
         Self { kernel, outputs, rows }
     }
 
-    /// For matrices that one launch computes, by their outputs.
-    fn of_format(format: Format, rows: usize, outputs: &[usize], multiprocessors: usize) -> Self {
+    /// For matrices that one launch computes, by their outputs, where rows can be read in whole chunks. None of them
+    /// has fewer outputs than the block.
+    fn of_chunks(format: Format, rows: usize, outputs: &[usize], multiprocessors: usize) -> Self {
         let all = outputs.iter().sum();
-        match (format, rows, all) {
+        let least = outputs.iter().copied().min().unwrap_or(0);
+        let block = match (format, rows, all) {
             (Format::Int4, ..) => Self::of_int4(rows, outputs, multiprocessors),
             (_, ..=8, ..6144) => Self::of("few_16_8", 16, 8),
             (_, ..=8, _) => Self::of("few_32_8", 32, 8),
             (Format::Int8, _, 8192..) => Self::of("few_64_16", 64, 16),
             _ => Self::of("few_32_16", 32, 16),
-        }
+        };
+        if least < block.outputs { Self::ALIGNED } else { block }
     }
 
     /// A block of 4-bit weights takes as long as it has tiles of 16 outputs, and about one more (measured on an H200).
-    /// What counts is how often each multiprocessor has one, or two where two fit.
+    /// What counts is how often each multiprocessor has two.
     fn of_int4(rows: usize, outputs: &[usize], multiprocessors: usize) -> Self {
-        const ONE: [Block; 2] = [Block::of("one_32", 32, 8), Block::of("one_16", 16, 8)];
-        const EIGHT: [Block; 2] = [Block::of("few_32_8", 32, 8), Block::of("few_16_8", 16, 8)];
-        const MORE: [Block; 3] = [
-            Block::of("few_64_16", 64, 16),
-            Block::of("few_48_16", 48, 16),
-            Block::of("few_32_16", 32, 16),
-        ];
-        let (at_once, blocks): (_, &[Self]) = match rows {
-            0 | 1 => (2, &ONE),
-            2..=8 => (2, &EIGHT),
-            _ => (1, &MORE),
+        let blocks = match rows {
+            0 | 1 => [Self::of("few_32_1", 32, 8), Self::of("few_16_1", 16, 8)],
+            2..=8 => [Self::of("few_32_8", 32, 8), Self::of("few_16_8", 16, 8)],
+            _ => [Self::of("few_32_16", 32, 16), Self::of("few_16_16", 16, 16)],
         };
-        let time = |block: &&Self| {
+        let fits = |block: &Self| outputs.iter().all(|outputs| *outputs >= block.outputs);
+        let time = |block: &Self| {
             let count: usize = outputs.iter().map(|outputs| outputs.div_ceil(block.outputs)).sum();
             let count = count.saturating_mul(rows.div_ceil(block.rows));
-            count.div_ceil(at_once * multiprocessors.max(1)) * (block.outputs / 16 + 1)
+            count.div_ceil(2 * multiprocessors.max(1)) * (block.outputs / 16 + 1)
         };
-        blocks.iter().min_by_key(time).copied().unwrap_or(Self::ANY)
+        blocks.into_iter().filter(fits).min_by_key(time).unwrap_or(Self::ALIGNED)
     }
 }
 
@@ -251,10 +267,12 @@ impl Kernels {
         let (x, rows, layout) = (first.x, first.rows, first.matrix.layout());
         let each: Vec<usize> = all.iter().map(|linear| linear.matrix.layout().outputs).collect();
         // The sums are the same whatever the block.
-        let block = if first.aligned() {
-            Block::of_format(layout.format, rows, &each, self.multiprocessors as usize)
-        } else {
-            Block::ANY
+        let block = match first.rows_are() {
+            Rows::Chunks => {
+                Block::of_chunks(layout.format, rows, &each, self.multiprocessors as usize)
+            }
+            Rows::Aligned => Block::ALIGNED,
+            Rows::Any => Block::ANY,
         };
         let tiles = each.iter().copied().max().unwrap_or(0).div_ceil(block.outputs);
         let grid = [rows.div_ceil(block.rows), tiles, all.len()];
@@ -271,6 +289,9 @@ impl Kernels {
             arguments.extend(linear.part());
         }
         arguments.resize(4 + 7 * TOGETHER, 0);
+        if all.iter().any(|linear| linear.matrix.is_made_by_kernel()) {
+            return self.launch_after(stream, launch, &arguments);
+        }
         self.launch(stream, launch, &arguments)
     }
 
@@ -342,40 +363,44 @@ impl Kernels {
 mod tests {
     use super::*;
 
-    /// What was fastest of all, measured on an H200 with 4-bit weights.
+    /// What was fastest of both, measured on an H200 with 4-bit weights.
     #[test]
     fn int4_blocks_are_those_that_were_fastest() {
-        let cases = [
-            (8, 1024, "few_16_8"),
-            (8, 4096, "few_16_8"),
-            (8, 5120, "few_32_8"),
-            (8, 8192, "few_32_8"),
-            (8, 28672, "few_32_8"),
-            (16, 1024, "few_32_16"),
-            (16, 4096, "few_32_16"),
-            (16, 5120, "few_48_16"),
-            (16, 8192, "few_64_16"),
-            (16, 12288, "few_48_16"),
-            (16, 14336, "few_64_16"),
-            (16, 28672, "few_64_16"),
-        ];
-        for (rows, outputs, kernel) in cases {
-            assert_eq!(Block::of_int4(rows, &[outputs], 132).kernel, kernel, "{rows} x {outputs}");
+        for rows in [1, 8, 16] {
+            for outputs in [4096, 5120, 8192, 12288, 14336, 28672] {
+                let expected = if outputs == 4096 { 16 } else { 32 };
+                let found = Block::of_int4(rows, &[outputs], 132);
+                assert_eq!(found.outputs, expected, "{rows} x {outputs}");
+                assert_eq!(found.rows, if rows <= 8 { 8 } else { 16 }, "{rows} x {outputs}");
+            }
         }
-        // Three matrices of one launch, and a row alone.
-        assert_eq!(Block::of_int4(16, &[4096; 3], 132).kernel, "few_48_16");
-        assert_eq!(Block::of_int4(1, &[4096], 132).kernel, "one_16");
+        // Three matrices of one launch.
+        assert_eq!(Block::of_int4(16, &[4096; 3], 132).kernel, "few_32_16");
     }
 
     /// With few multiprocessors, or rows for more than one block, every choice takes several rounds, and large blocks
     /// the least time; with no multiprocessors that are known there still is a choice.
     #[test]
     fn int4_blocks_are_large_where_there_are_many_for_each_multiprocessor() {
-        assert_eq!(Block::of_int4(32, &[4096], 132).kernel, "few_64_16");
+        assert_eq!(Block::of_int4(32, &[4096], 132).kernel, "few_32_16");
         for multiprocessors in [0, 1, 8] {
-            for (rows, kernel) in [(1, "one_32"), (8, "few_32_8"), (16, "few_64_16")] {
+            for (rows, kernel) in [(1, "few_32_1"), (8, "few_32_8"), (16, "few_32_16")] {
                 let found = Block::of_int4(rows, &[4096], multiprocessors).kernel;
                 assert_eq!(found, kernel, "{rows} rows, {multiprocessors} multiprocessors");
+            }
+        }
+    }
+
+    /// A block never has more outputs than a matrix: it would begin before the first.
+    #[test]
+    fn small_matrices_have_small_blocks() {
+        for format in [Format::Fp16, Format::Bf16, Format::Int8, Format::Int4] {
+            for rows in [1, 2, 8, 9, 16, 64] {
+                for outputs in [1, 15, 16, 17, 31, 32, 47, 63, 64, 100] {
+                    let block = Block::of_chunks(format, rows, &[8192, outputs], 132);
+                    let fits = block.outputs <= outputs || block.kernel == Block::ALIGNED.kernel;
+                    assert!(fits, "{format}, {rows} rows, {outputs} outputs: {}", block.kernel);
+                }
             }
         }
     }

@@ -73,10 +73,12 @@ impl Region {
 pub struct DeviceMatrix {
     layout: Layout,
     region: Region,
+    made_by_kernel: bool,
 }
 
 impl DeviceMatrix {
-    /// Reads a region as a matrix; an error unless it has exactly the bytes that one takes.
+    /// Reads a region as a matrix; an error unless it has exactly the bytes that one takes. They come from a copy,
+    /// which the stream waits for.
     pub fn new(
         format: Format,
         outputs: usize,
@@ -94,7 +96,19 @@ impl DeviceMatrix {
             layout.bytes(),
         )?;
         device_format("the matrix", format)?;
-        Ok(Self { layout, region })
+        Ok(Self { layout, region, made_by_kernel: false })
+    }
+
+    /// The same, made by a kernel of the stream that reads it: [`Kernels::dequantise`](super::Kernels::dequantise)
+    /// says so itself. Products read other matrices before earlier kernels have ended.
+    #[must_use]
+    pub fn made_by_kernel(self) -> Self {
+        Self { made_by_kernel: true, ..self }
+    }
+
+    /// Whether it is.
+    pub(super) fn is_made_by_kernel(&self) -> bool {
+        self.made_by_kernel
     }
 
     /// Where its rows lie.

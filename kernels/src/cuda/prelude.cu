@@ -80,8 +80,10 @@ __device__ __forceinline__ void wait_for_earlier() {
 #endif
 }
 
-// The next one may start as soon as every block has said this or ended. Said at the start, the next one's blocks
-// would crowd wherever there is room, and leave other multiprocessors idle.
+// The next one may start as soon as every block has said this or ended. Where multiprocessors have room left for its
+// blocks, they crowd there: said at the start, it is for kernels that leave none. A kernel that says it before it
+// waits lets the next one start before those before it have ended: what that reads before waiting must not be made by
+// a kernel at all.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -164,6 +166,41 @@ __device__ __forceinline__ void load_constant_if(u32 (&words)[N], const u8* from
     }
 }
 
+// --- shared memory
+
+__device__ __forceinline__ u32 address_of_shared(const void* memory) { return (u32)__cvta_generic_to_shared(memory); }
+
+// Sixteen bytes of what other kernels write: they are on their way until they are waited for, where there is such a
+// way. Through the first level: past it, every multiprocessor's request for the same line goes to the second level.
+__device__ __forceinline__ void copy_to_shared(u32 to, const u8* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#else
+    u32 words[4];
+    load_aligned(words, from);
+    asm volatile(
+        "st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+        : "memory"
+    );
+#endif
+}
+
+// Until all that this thread has sent for is there.
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void load_shared(u32 (&words)[4], u32 from) {
+    asm volatile(
+        "ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+        : "r"(from)
+        : "memory"
+    );
+}
+
 // N words of a row, zeros beyond its `end`; both in bytes. FAST rows start and end at multiples of N words.
 template <int N, bool FAST>
 __device__ __forceinline__ void load_words(u32 (&words)[N], const u8* row, int offset, int end) {
@@ -177,6 +214,14 @@ __device__ __forceinline__ void load_words(u32 (&words)[N], const u8* row, int o
             if (offset + i < end) words[i / 4] |= (u32)row[offset + i] << (i % 4 * 8);
         }
     }
+}
+
+// Bytes of what no kernel writes come to the second level, where it can be asked for them at once; both are multiples
+// of 16.
+__device__ __forceinline__ void prefetch(const u8* from, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
 }
 
 // Pairs of halves from words of fp16 or bf16, in their order.
