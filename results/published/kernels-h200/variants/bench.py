@@ -65,13 +65,18 @@ VARIANTS = {
     ],
     # What linear.rs chooses for the shapes below.
     "now": [
-        entry("one_32", 32, 8, rows=(1, 1), outputs=4225),
-        entry("one_16", 16, 8, rows=(1, 1)),
+        entry("few_32_1", 32, 8, rows=(1, 1), outputs=4225),
+        entry("few_16_1", 16, 8, rows=(1, 1)),
         entry("few_32_8", 32, 8, rows=(2, 8), outputs=4225),
         entry("few_16_8", 16, 8, rows=(2, 8)),
-        entry("few_64_16", 64, 16, outputs=6337),
-        entry("few_48_16", 48, 16, outputs=4225),
-        entry("few_32_16", 32, 16),
+        entry("few_32_16", 32, 16, outputs=4225),
+        entry("few_16_16", 16, 16),
+    ],
+    "slots": [
+        entry("q2", 32, 8, shared=18432, outputs=4225),
+        entry("q1", 16, 8, shared=16384),
+        entry("p2", 32, 16, shared=32768, outputs=4225),
+        entry("p1", 16, 16, shared=32768),
     ],
     "shared": [entry("s8", 64, 8, threads=512, shared=34816), entry("s16", 64, 16, threads=512, shared=67584)],
     "shared-ranges": [entry("sr16", 64, 16, threads=512, shared=67584, cubin="shared", blocks=132)],
