@@ -12,11 +12,7 @@
 // `whole`: a block of 4 warps has 64 rows, and every warp passes all that its rows see.
 // `split`: a block has 16 rows and a part of the context, which its warps take in turn; where there are several
 // such parts, `combine` adds them up.
-// `split_few`: the same for 8 rows at most, with both products turned round, so that no half of them is empty:
-//
-//   scores (16 positions x 8 rows) = keys * q^T (dim x 8),   sums (dim x 8) += values^T * weights (16 x 8)
-//
-// Here lane 4 g + t holds of q the row g.
+// `split_few`, in attention/few.cu: the same for 8 rows at most.
 
 #define WARPS 4
 #define ROWS 16
@@ -180,6 +176,13 @@ __device__ __forceinline__ Run run_of(const Cache& cache, int start, int stop) {
     return {cache.weights + start * cache.weights_step, cache.scales + start * cache.scales_step, stop - 1 - start};
 }
 
+// Those so many positions further on.
+__device__ __forceinline__ void advance(Run& run, const Cache& cache, int positions) {
+    run.weights += positions * cache.weights_step;
+    run.scales += positions * cache.scales_step;
+    run.last -= positions;
+}
+
 // The scale of an int8 row, or the scale and minimum of an int4 group.
 __device__ __forceinline__ u32 load_scale(const Cache& cache, const Run& run, u32 position, int group) {
     const u8* from = run.scales + position * (u64)(u32)cache.scales_step;
@@ -192,14 +195,19 @@ __device__ __forceinline__ u32 load_scale(const Cache& cache, const Run& run, u3
 // The j-th load of a position's keys.
 __device__ __forceinline__ void load_key(Key& key, const Cache& cache, const Run& run, int position, int j, int t) {
     const u32 inside = min(position, run.last);
-    const int offset = (16 * j + 4 * t) * KEY_WORDS;
-    load_row(key.words, run.weights + inside * (u64)(u32)cache.weights_step, offset, cache.row);
+    const u8* row = run.weights + inside * (u64)(u32)cache.weights_step;
+    const int lane = 4 * t * KEY_WORDS, offset = 16 * j * KEY_WORDS;
+    if (FORMAT == INT4) {
+        // A group is there or not, whichever part of it a lane has.
+        load_row(key.words, row + lane, offset, cache.row);
+    } else {
+        load_row(key.words, row, offset + lane, cache.row);
+    }
     key.scale[0] = load_scale(cache, run, inside, j);
 }
 
-__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, int start, int stop) {
+__device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache& cache, const Run& run) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const Run run = run_of(cache, start, stop);
 #pragma unroll
     for (int n = 0; n < 2; n++) {
 #pragma unroll
@@ -207,9 +215,8 @@ __device__ __forceinline__ void load_keys(Key (&keys)[2][KEY_LOADS], const Cache
     }
 }
 
-__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, int start, int stop, int half) {
+__device__ __forceinline__ void load_values(Value (&values)[4], const Cache& cache, const Run& run, int half) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const Run run = run_of(cache, start, stop);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const u32 inside = min(2 * t + i % 2 + i / 2 * 8, run.last);
@@ -261,11 +268,11 @@ __device__ __forceinline__ void pass(
         }
     }
     Key ahead[2][KEY_LOADS];
-    if (ROOMY && begin < stop) load_keys(ahead, keys, begin, stop);
+    if (ROOMY && begin < stop) load_keys(ahead, keys, run_of(keys, begin, stop));
 #pragma unroll 1
     for (int start = begin; start < stop; start += step) {
         Value value[4];
-        if (ROOMY) load_values(value, values, start, stop, half);
+        if (ROOMY) load_values(value, values, run_of(values, start, stop), half);
         float scores[2][4] = {};
 #pragma unroll UNROLL
         for (int j = 0; j < KEY_LOADS; j++) {
@@ -295,7 +302,7 @@ __device__ __forceinline__ void pass(
                 }
             }
         }
-        if (ROOMY) load_keys(ahead, keys, start + step < stop ? start + step : start, stop);
+        if (ROOMY) load_keys(ahead, keys, run_of(keys, start + step < stop ? start + step : start, stop));
         float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -336,7 +343,7 @@ __device__ __forceinline__ void pass(
         for (int i = 0; i < 4; i++) {
             weights[i] = to_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
         }
-        if (!ROOMY) load_values(value, values, start, stop, half);
+        if (!ROOMY) load_values(value, values, run_of(values, start, stop), half);
 #pragma unroll
         for (int j = 0; j < RUNS; j++) {
             u32 halves[4][4];
@@ -376,7 +383,8 @@ __device__ __forceinline__ void clear(State& state) {
 // The plane of a sequence that starts at `plane`, for one head.
 __device__ __forceinline__ Cache cache_of(const u8* plane, long long scales, int dim, int heads, int head) {
     Cache cache;
-    cache.groups = (dim + 63) / 64;
+    // Aligned rows of up to 128 dimensions have a unit of their own, by groups.
+    cache.groups = ALIGNED && WIDTH <= 128 ? WIDTH / 64 : (dim + 63) / 64;
     cache.row = FORMAT == INT4 ? 32 * cache.groups : FORMAT == INT8 ? dim : 2 * dim;
     const int scales_row = FORMAT == INT4 ? 4 * cache.groups : FORMAT == INT8 ? 2 : 0;
     cache.weights = plane + (long long)head * cache.row;
@@ -545,153 +553,4 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) split(
     }
     __syncthreads();
     write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, first_row, part, parts);
-}
-
-#define FEW 8
-
-// An 8 x 8 matrix of halves turned round: lane 4 g + t gives row g, columns 2 t and 2 t + 1, and gets column g.
-__device__ __forceinline__ u32 transposed(u32 word) {
-    u32 out;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
-    return out;
-}
-
-// Blocks for which a multiprocessor must have room, zero where the assembler finds that itself without spilling.
-#if __CUDA_ARCH__ >= 1200
-#define FEW_BLOCKS (!ROOMY && ALIGNED ? 1 : FORMAT == INT4 && WIDTH == 128 ? 3 : 0)
-#else
-#define FEW_BLOCKS (!ROOMY && ALIGNED ? 1 : 0)
-#endif
-
-extern "C" __global__ void __launch_bounds__(32 * WARPS, FEW_BLOCKS) split_few(
-    const u8* q, u8* out, float* partial, const u8* cache, long long plane, long long scales, int kv_heads,
-    int group, int dim, int first, int positions, int window, float scale, int first_part, int length
-) {
-    wait_for_earlier();
-    __shared__ float tops[WARPS][FEW];
-    __shared__ float sums[WARPS][FEW];
-    __shared__ Mixed<FEW> mixed;
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const int rows = positions * group;
-    const long long lines = (long long)gridDim.z * kv_heads * rows;
-    const Shape shape = {group, dim, first, positions, window, kv_heads, scale, lines};
-    const int head = blockIdx.x % kv_heads, half = blockIdx.x / kv_heads, part = blockIdx.y, parts = gridDim.y;
-    const int sequence = blockIdx.z;
-    const u8* base = cache + sequence * 2 * plane;
-    const Cache keys = cache_of(base, scales, dim, kv_heads, head);
-    const Cache values = cache_of(base + plane, scales, dim, kv_heads, head);
-    const int start = (first_part + part) * length;
-    const int stop = min(start + length, first + positions);
-    // Steps before what the first row sees are left out; which warp takes which step stays the same.
-    int begin = start + warp * STEP;
-    const int sees = first_seen(shape, 0);
-    if (begin < sees) begin += (sees - begin + WARPS * STEP - 1) / (WARPS * STEP) * (WARPS * STEP);
-
-    const float factor = scale * 1.4426950408889634f;
-    Key key[2][KEY_LOADS];
-    if (ROOMY && begin < stop) load_keys(key, keys, begin, stop);
-    u32 right[KEY_LOADS][INNER / KEY_LOADS];
-    const u8* q_row = q + 2 * row_place(shape, sequence, head, min(g, rows - 1));
-#pragma unroll
-    for (int j = 0; j < KEY_LOADS; j++) load_q(right[j], q_row, 2 * dim, j, t);
-    // The positions of the rows 2 t and 2 t + 1.
-    const int seen[2] = {first + min(2 * t, rows - 1) / group, first + min(2 * t + 1, rows - 1) / group};
-    float top[2] = {-INFINITE, -INFINITE}, sum[2] = {0, 0}, mix[OUT / 16][4] = {};
-
-#pragma unroll 1
-    for (int at = begin; at < stop; at += WARPS * STEP) {
-        Value value[4];
-        if (!ROOMY) load_keys(key, keys, at, stop);
-        if (ROOMY) load_values(value, values, at, stop, half);
-        float scores[4] = {};
-#pragma unroll
-        for (int j = 0; j < KEY_LOADS; j++) {
-            u32 low[INNER / KEY_LOADS], high[INNER / KEY_LOADS];
-            decode_key(low, key[0][j]);
-            decode_key(high, key[1][j]);
-#pragma unroll
-            for (int w = 0; w < INNER / KEY_LOADS; w += 2) {
-                multiply(scores, low[w], high[w], low[w + 1], high[w + 1], right[j][w], right[j][w + 1]);
-            }
-        }
-        // The next keys are on their way while these are weighed; at the end, the same again.
-        if (ROOMY) load_keys(key, keys, at + WARPS * STEP < stop ? at + WARPS * STEP : at, stop);
-        if (!ROOMY) load_values(value, values, at, stop, half);
-        float keep[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            float largest = top[i];
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                const int position = at + 8 * n + g;
-                const bool visible = position <= seen[i] && seen[i] - position < window;
-                scores[2 * n + i] = visible ? scores[2 * n + i] * factor : -INFINITE;
-                largest = fmaxf(largest, scores[2 * n + i]);
-            }
-#pragma unroll
-            for (int lane = 4; lane < 32; lane *= 2) {
-                largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, lane));
-            }
-            const float from = largest == -INFINITE ? 0 : largest;
-            keep[i] = power_of_two(top[i] - from);
-            top[i] = largest;
-#pragma unroll
-            for (int n = 0; n < 2; n++) scores[2 * n + i] = power_of_two(scores[2 * n + i] - from);
-            sum[i] = sum[i] * keep[i] + (scores[i] + scores[2 + i]);
-        }
-        if (__any_sync(0xffffffff, keep[0] != 1 || keep[1] != 1)) {
-#pragma unroll
-            for (int d = 0; d < OUT / 16; d++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) mix[d][i] *= keep[i % 2];
-            }
-        }
-        const u32 weights[2] = {
-            transposed(to_halves(scores[0], scores[1])), transposed(to_halves(scores[2], scores[3]))
-        };
-#pragma unroll
-        for (int j = 0; j < RUNS; j++) {
-            u32 halves[4][4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) decode_value(halves[i], value[i], j);
-#pragma unroll
-            for (int m = 0; m < 4; m++) {
-                multiply(
-                    mix[4 * j + m], __byte_perm(halves[0][m], halves[1][m], 0x5410),
-                    __byte_perm(halves[0][m], halves[1][m], 0x7632),
-                    __byte_perm(halves[2][m], halves[3][m], 0x5410),
-                    __byte_perm(halves[2][m], halves[3][m], 0x7632), weights[0], weights[1]
-                );
-            }
-        }
-    }
-    let_next_start();
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-        for (int lane = 4; lane < 32; lane *= 2) sum[i] += __shfl_xor_sync(0xffffffff, sum[i], lane);
-        if (g == 0) {
-            tops[warp][2 * t + i] = top[i];
-            sums[warp][2 * t + i] = sum[i];
-        }
-    }
-    __syncthreads();
-    float share[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float largest = -INFINITE;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, tops[w][2 * t + i]);
-        share[i] = power_of_two(top[i] - (largest == -INFINITE ? 0 : largest));
-    }
-#pragma unroll
-    for (int d = 0; d < OUT / 16; d++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int column = value_dim(d / 4, g, d % 4 * 2 + i / 2);
-            mixed[warp][2 * t + i % 2][column] = mix[d][i] * share[i % 2];
-        }
-    }
-    __syncthreads();
-    write_part(shape, tops, sums, mixed, out, partial, sequence, head, half, 0, part, parts);
 }

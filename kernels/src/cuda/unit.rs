@@ -110,7 +110,9 @@ impl Unit {
             Self::Router => include_str!("../router.cu"),
             Self::Sample => include_str!("../sample.cu"),
             Self::Linear(_) => include_str!("../linear.cu"),
-            Self::Attention { .. } => include_str!("../attention.cu"),
+            Self::Attention { .. } => {
+                concat!(include_str!("../attention.cu"), include_str!("../attention/few.cu"))
+            }
         };
         format!("{PRELUDE}\n{body}")
     }
