@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test whose data cannot be made has failed")]
 #![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 
+pub(crate) mod values;
+
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
