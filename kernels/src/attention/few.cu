@@ -31,6 +31,15 @@ __device__ __forceinline__ u32 transposed(u32 word) {
 // Sums of a lane's two rows for a block's dimensions.
 typedef float Mix[OUT / 16][4];
 
+// What is left of them where a larger score has come.
+__device__ __forceinline__ void shrink(Mix& mix, const float (&share)[2]) {
+#pragma unroll
+    for (int d = 0; d < OUT / 16; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) mix[d][i] *= share[i % 2];
+    }
+}
+
 #if FORMAT == INT4
 
 #define NIBBLE 5.9604644775390625e-8f // 2^-24
@@ -131,11 +140,7 @@ struct Mixture {
     float minimums[RUNS][2] = {};
 
     __device__ __forceinline__ void keep(const float (&share)[2]) {
-#pragma unroll
-        for (int d = 0; d < OUT / 16; d++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) mix[d][i] *= share[i % 2];
-        }
+        shrink(mix, share);
 #pragma unroll
         for (int j = 0; j < RUNS; j++) {
 #pragma unroll
@@ -237,13 +242,7 @@ struct Values {
 struct Mixture {
     Mix mix = {};
 
-    __device__ __forceinline__ void keep(const float (&share)[2]) {
-#pragma unroll
-        for (int d = 0; d < OUT / 16; d++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) mix[d][i] *= share[i % 2];
-        }
-    }
+    __device__ __forceinline__ void keep(const float (&share)[2]) { shrink(mix, share); }
 
     __device__ __forceinline__ void add(const Values& values, const float (&weights)[4]) {
         const u32 right[2] = {
