@@ -11,6 +11,7 @@ use crate::cost::{Capacities, Costs};
 use crate::error::SimulationError;
 use crate::meter::{Meter, Summary};
 use crate::page_cache::{HitShare, PageCache, Residency};
+use crate::scheduler::Scheduler;
 use crate::share::{self, Flow};
 use crate::slots::Slots;
 use crate::window::Window;
@@ -77,6 +78,9 @@ struct Engine<'a> {
     calendar: Vec<Nanos>,
     /// What each lane's operation draws.
     flows: Vec<Flow>,
+    scheduler: Scheduler,
+    /// Share of its speed that each lane's operation has cores for.
+    limits: Vec<f64>,
     rates: Vec<f64>,
     /// Whether a flow has started or ended since resources were last divided.
     flows_changed: bool,
@@ -119,6 +123,8 @@ impl<'a> Engine<'a> {
             lanes,
             calendar: vec![IDLE; layout.lanes.len()],
             flows: vec![Flow::NONE; layout.lanes.len()],
+            scheduler: Scheduler::new(costs.capacities().cores()),
+            limits: vec![1.0; layout.lanes.len()],
             rates: vec![1.0; layout.lanes.len()],
             flows_changed: false,
             slowed: false,
@@ -136,9 +142,13 @@ impl<'a> Engine<'a> {
             self.admit_passes()?;
             self.start_ready()?;
             self.divide_resources()?;
-            let next = self.calendar.iter().copied().min().unwrap_or(IDLE);
+            let mut next = self.calendar.iter().copied().min().unwrap_or(IDLE);
             if next == IDLE {
                 break;
+            }
+            if let Some(turn) = self.scheduler.next_turn().filter(|turn| *turn <= next) {
+                next = turn;
+                self.flows_changed = true;
             }
             self.meter.advance(next.saturating_sub(self.now));
             self.now = next;
@@ -209,7 +219,8 @@ impl<'a> Engine<'a> {
         let stood_idle = idle_since < self.now;
         let handover = if stood_idle { self.handover } else { Nanos::ZERO };
         let solo = late + variant.nanos + handover;
-        let running = Running::new(id, place, (self.now, late), solo, span);
+        let waits = variant.flow.cores() > 0.0;
+        let running = Running::new(id, place, (self.now, late), solo, (span, waits));
         if running.earliest > LAST {
             return Err(SimulationError::TooLong { op: id });
         }
@@ -246,6 +257,8 @@ impl<'a> Engine<'a> {
         if !std::mem::take(&mut self.flows_changed) {
             return Ok(());
         }
+        self.scheduler.assign(&self.flows, self.now, &mut self.limits);
+        self.begin_with_cores();
         if share::fits(&self.flows, &self.capacity) {
             if !std::mem::take(&mut self.slowed) {
                 return Ok(());
@@ -253,7 +266,7 @@ impl<'a> Engine<'a> {
             self.rates.fill(1.0);
         } else {
             self.slowed = true;
-            share::fill(&self.flows, &self.capacity, &mut self.rates);
+            share::fill(&self.flows, &self.limits, &self.capacity, &mut self.rates);
         }
         for ((lane, &rate), end) in self.lanes.iter_mut().zip(&self.rates).zip(&mut self.calendar) {
             let Some(running) = &mut lane.running else { continue };
@@ -265,6 +278,21 @@ impl<'a> Engine<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What has waited for a core begins when it has one.
+    fn begin_with_cores(&mut self) {
+        for (lane, limit) in self.lanes.iter_mut().zip(&self.limits) {
+            let Some(running) = &mut lane.running else { continue };
+            if !running.waits || *limit <= 0.0 {
+                continue;
+            }
+            running.waits = false;
+            running.start = running.start.max(self.now);
+            if let Some(spans) = &mut self.spans {
+                spans[running.span].start = running.start;
+            }
+        }
     }
 
     /// Ends everything that is due now.

@@ -39,6 +39,7 @@ mod error;
 mod meter;
 mod page_cache;
 mod phases;
+mod scheduler;
 mod share;
 mod slots;
 mod window;

@@ -1,5 +1,5 @@
-//! Max-min fair division of what operations share: host cores first, then bandwidths by progressive
-//! filling.
+//! Max-min fair division of the bandwidths that operations share, by progressive filling, once it is known what part
+//! of its speed each has host cores for.
 
 use crate::cost::{Capacities, Cost, Resource};
 
@@ -39,9 +39,14 @@ impl Flow {
         self.payload > 0.0 || self.cores > 0.0
     }
 
-    /// Threads that want to run: each gets an equal part of the cores.
-    fn threads(&self) -> f64 {
+    /// Threads that want to run: each gets an equal part of the cores in the long run.
+    pub(crate) fn threads(&self) -> f64 {
         self.cores.ceil()
+    }
+
+    /// Host cores that they keep busy at full speed.
+    pub(crate) fn cores(&self) -> f64 {
+        self.cores
     }
 }
 
@@ -65,28 +70,23 @@ pub(crate) fn fits(flows: &[Flow], capacity: &Capacities) -> bool {
 
 /// Writes each flow's share of its own full speed, at most 1, into `rates`.
 ///
-/// Cores are divided first, because a thread that does not run moves nothing; then all payload rates
+/// `limits` are the shares that host cores allow, because a thread that does not run moves nothing. All payload rates
 /// rise together from zero. A flow stops at the speed that its cores allow, or when a resource that it
 /// draws on is used up. No flow could then go faster without slowing one that is not faster than
 /// itself: the max-min fair division, and the only one. Each round stops at least one flow. Cores that
 /// a flow leaves idle because a bandwidth stops it are not given to others.
-pub(crate) fn fill(flows: &[Flow], capacity: &Capacities, rates: &mut [f64]) {
+pub(crate) fn fill(flows: &[Flow], limits: &[f64], capacity: &Capacities, rates: &mut [f64]) {
     const RISING: f64 = -1.0;
-    let per_thread = core_share(flows, capacity.cores());
-    let limit = |flow: &Flow| {
-        let granted = per_thread * flow.threads();
-        if granted < flow.cores { granted / flow.cores } else { 1.0 }
-    };
-    for (rate, flow) in rates.iter_mut().zip(flows) {
-        *rate = if flow.payload > 0.0 { RISING } else { limit(flow) };
+    for ((rate, flow), limit) in rates.iter_mut().zip(flows).zip(limits) {
+        *rate = if flow.payload > 0.0 { RISING } else { *limit };
     }
     let mut slack = *capacity.rates();
     let mut level = 0.0;
     while rates.iter().any(|&r| r < 0.0) {
         let mut pull = [0.0; Resource::COUNT];
         let mut step = f64::MAX;
-        for (flow, _) in flows.iter().zip(&*rates).filter(|(_, r)| **r < 0.0) {
-            step = step.min(flow.payload * limit(flow) - level);
+        for ((flow, limit), _) in flows.iter().zip(limits).zip(&*rates).filter(|(_, r)| **r < 0.0) {
+            step = step.min(flow.payload * limit - level);
             for (sum, draw) in pull.iter_mut().zip(flow.draw) {
                 *sum += draw;
             }
@@ -100,10 +100,10 @@ pub(crate) fn fill(flows: &[Flow], capacity: &Capacities, rates: &mut [f64]) {
         }
         let used_up: [bool; Resource::COUNT] =
             std::array::from_fn(|r| slack[r] <= capacity.rates()[r] * TOLERANCE);
-        for (flow, rate) in flows.iter().zip(&mut *rates).filter(|(_, r)| **r < 0.0) {
-            let limit = limit(flow);
+        let rising = flows.iter().zip(limits).zip(&mut *rates).filter(|(_, r)| **r < 0.0);
+        for ((flow, limit), rate) in rising {
             if level >= flow.payload * limit * (1.0 - TOLERANCE) {
-                *rate = limit;
+                *rate = *limit;
             } else if flow.draw.iter().zip(used_up).any(|(&draw, gone)| draw > 0.0 && gone) {
                 *rate = level / flow.payload;
             }
@@ -113,7 +113,7 @@ pub(crate) fn fill(flows: &[Flow], capacity: &Capacities, rates: &mut [f64]) {
 
 /// The part of a core that each thread gets which wants at least so much: those that want less leave the
 /// rest to the others, as the scheduler of an operating system does.
-fn core_share(flows: &[Flow], cores: f64) -> f64 {
+pub(crate) fn core_share(flows: &[Flow], cores: f64) -> f64 {
     let mut share = 0.0;
     loop {
         let wants_less = |flow: &&Flow| flow.cores <= share * flow.threads();
@@ -152,7 +152,7 @@ mod tests {
 
     fn shares(flows: &[Flow], capacity: &Capacities) -> Vec<f64> {
         let mut rates = vec![0.0; flows.len()];
-        fill(flows, capacity, &mut rates);
+        fill(flows, &vec![1.0; flows.len()], capacity, &mut rates);
         rates
     }
 
@@ -196,32 +196,31 @@ mod tests {
     }
 
     #[test]
-    fn threads_get_equal_parts_of_the_cores_and_leave_what_they_do_not_want() {
+    fn parts_of_cores_are_equal_but_for_those_who_want_less() {
         let busy = |cores| Flow::of(&Cost { cores, ..Cost::default() });
-        let two = Capacities::UNLIMITED.with_cores(2.0);
-        let flows = [busy(1.0), busy(1.0), Flow::NONE];
-        assert!(fits(&flows, &two));
-        assert_close(&shares(&flows, &two), &[1.0, 1.0, 1.0]);
-        // Two threads of one computation beside a third one: each gets two thirds of a core.
-        assert_close(&shares(&[busy(2.0), busy(1.0)], &two), &[2.0 / 3.0, 2.0 / 3.0]);
+        let part = |flows: &[Flow]| core_share(flows, 2.0);
+        assert!(part(&[busy(1.0), busy(0.5), Flow::NONE]) >= 1.0);
+        // Two threads of one computation beside a third one.
+        assert_close(&[part(&[busy(2.0), busy(1.0)])], &[2.0 / 3.0]);
         // A reader that needs a fifth of a core gets it; the other three share the rest.
         let flows = [busy(0.2), busy(2.0), busy(1.0)];
-        assert!(!fits(&flows, &two));
-        assert_close(&shares(&flows, &two), &[1.0, 0.6, 0.6]);
+        assert!(!fits(&flows, &Capacities::UNLIMITED.with_cores(2.0)));
+        assert_close(&[part(&flows)], &[0.6]);
     }
 
     #[test]
     fn what_is_short_of_cores_and_of_bandwidth_is_stopped_by_the_scarcer() {
-        let copy = |cores| {
-            let mut flow = flow(10.0, [0.0, 0.0, 2.0, 0.0]);
-            flow.cores = cores;
-            flow
+        let copies = [flow(10.0, [0.0, 0.0, 2.0, 0.0]); 2];
+        let limited = |limits: [f64; 2], memory| {
+            let mut rates = [0.0; 2];
+            fill(&copies, &limits, &capacities([1.0, 1.0, memory, 1.0]), &mut rates);
+            rates
         };
-        let one = capacities([1.0, 1.0, 30.0, 1.0]).with_cores(1.0);
         // Half a core each allows 5, 10 each of the memory's 30.
-        assert_close(&shares(&[copy(1.0), copy(1.0)], &one), &[0.5, 0.5]);
-        let one = capacities([1.0, 1.0, 12.0, 1.0]).with_cores(1.0);
-        assert_close(&shares(&[copy(1.0), copy(1.0)], &one), &[0.3, 0.3]);
+        assert_close(&limited([0.5, 0.5], 30.0), &[0.5, 0.5]);
+        assert_close(&limited([0.5, 0.5], 12.0), &[0.3, 0.3]);
+        // Who has no core leaves the memory to the other.
+        assert_close(&limited([1.0, 0.0], 12.0), &[0.6, 0.0]);
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use pipo_plan::schedule::OpId;
 use pipo_plan::units::{Bytes, LIMIT, Nanos};
 
+use super::LAST;
 use crate::cost::{Cost, Price, Resource};
 use crate::page_cache::HitShare;
 use crate::share::Flow;
@@ -26,6 +27,8 @@ pub(super) struct Running {
     rate: f64,
     /// Where its span is recorded.
     pub(super) span: usize,
+    /// Whether it needs a core and has not had one.
+    pub(super) waits: bool,
 }
 
 impl Running {
@@ -35,13 +38,24 @@ impl Running {
         place: Place,
         (now, late): (Nanos, Nanos),
         solo: Nanos,
-        span: usize,
+        (span, waits): (usize, bool),
     ) -> Self {
         let (remaining, earliest) = (solo.as_f64(), now + solo);
-        Self { op, place, start: now + late, earliest, remaining, since: now, rate: 1.0, span }
+        Self {
+            op,
+            place,
+            start: now + late,
+            earliest,
+            remaining,
+            since: now,
+            rate: 1.0,
+            span,
+            waits,
+        }
     }
 
-    /// Changes the speed and returns the new end; none if the speed is the old one.
+    /// Changes the speed and returns the new end; none if the speed is the old one. An operation that does not run
+    /// ends at [`LAST`] as far as is known.
     ///
     /// The comparison is bitwise: an operation that nothing slows must end at its start plus its solo
     /// time to the nanosecond, and so must never be estimated anew. Rounding is upwards, except for
@@ -53,6 +67,9 @@ impl Running {
         self.remaining -= self.rate * now.saturating_sub(self.since).as_f64();
         self.since = now;
         self.rate = rate;
+        if rate <= 0.0 {
+            return Some(LAST);
+        }
         let left = Nanos::ceil(self.remaining / rate * (1.0 - 1e-12));
         Some((now + left).max(self.earliest))
     }

@@ -109,18 +109,35 @@ fn utilisation_is_a_union() {
     assert_eq!(summary.nvml_busy, Nanos(1250), "1000 fully, then a quarter of the other 1000");
 }
 
-#[test]
-fn three_lanes_on_two_cores_get_two_thirds_each_until_one_has_ended() {
+/// Starts and ends of one operation on each of three lanes, each of which wants one of two cores.
+fn on_two_cores(nanos: [u64; 3]) -> (Vec<(u64, u64)>, Vec<Nanos>) {
     let mut script = Script::with_lanes(&[LaneKind::Gpu, LaneKind::H2d, LaneKind::HostCopy]);
     script.capacities = Some(Capacities::UNLIMITED.with_cores(2.0));
-    for (queue, nanos) in [(0, 600), (1, 200), (2, 600)] {
+    for (queue, nanos) in (0..).zip(nanos) {
         let price = script.price(Cost::fixed(Nanos(nanos)).on_cores(1.0));
         script.push(Item { queue, price, ..Item::default() });
     }
-    let timeline = script.simulate(&RECORD).unwrap().timeline.unwrap();
-    let ends: Vec<u64> = timeline.spans.iter().map(|span| span.end.0).collect();
-    // The short one ends at 300, when the others have done 200; both then have a core of their own.
-    assert_eq!(ends, [700, 300, 700]);
+    let outcome = script.simulate(&RECORD).unwrap();
+    let mut spans = outcome.timeline.unwrap().spans;
+    spans.sort_unstable_by_key(|span| span.op);
+    (spans.iter().map(|s| (s.start.0, s.end.0)).collect(), outcome.summary.lane_busy)
+}
+
+#[test]
+fn the_third_lane_on_two_cores_waits_for_one_and_is_not_busy_meanwhile() {
+    let (spans, busy) = on_two_cores([600, 200, 600]);
+    assert_eq!(spans, [(0, 600), (0, 200), (200, 800)]);
+    assert_eq!(busy, [600, 200, 600].map(Nanos));
+}
+
+#[test]
+fn lanes_that_take_turns_share_cores_equally() {
+    const MS: u64 = 1_000_000;
+    let (spans, _) = on_two_cores([10 * MS; 3]);
+    // Turns of 3 ms: the third lane has its first core then. A core idles only when one lane is left.
+    let rounded: Vec<(u64, u64)> =
+        spans.iter().map(|(start, end)| ((start + MS / 2) / MS, (end + MS / 2) / MS)).collect();
+    assert_eq!(rounded, [(0, 13), (0, 14), (3, 16)]);
 }
 
 #[test]
