@@ -305,8 +305,9 @@ impl Bench<'_> {
         let cache = filled(bytes * copies);
         let q = filled(2 * sequences * positions * query * 128);
         let out = Buffer::new(2 * sequences * positions * query * 128);
-        let spare =
-            Buffer::new(size(Kernels::attention_spare(&heads, sequences, first, positions)));
+        let spare = Buffer::new(size(Kernels::attention_spare(
+            format, &heads, sequences, first, positions,
+        )));
         let seconds = self.time(|index| {
             let offset = (index % copies * bytes) as u64;
             let region = cache.region().slice(offset, bytes as u64).unwrap();

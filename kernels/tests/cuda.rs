@@ -323,7 +323,7 @@ impl Attended {
         let (_q, q_region) = Buffer::at(&halves(&q), 2 * offset);
         let (_o, o_region) = Buffer::at(&vec![0xff; 2 * q.len()], 2 * offset);
         let out = if in_place { q_region } else { o_region };
-        let spare = Kernels::attention_spare(&heads, sequences, first, positions);
+        let spare = Kernels::attention_spare(format, &heads, sequences, first, positions);
         let spare = Buffer::new(usize::try_from(spare).unwrap());
         let attention = Attention {
             q: q_region,

@@ -11,7 +11,7 @@ use pipo_plan::units::Bytes;
 use super::driver::{Arena, Stream};
 use crate::backend::sequence::Sequence;
 use crate::backend::{Host, fault};
-use crate::decoder::rotary_of;
+use crate::decoder::{format, rotary_of};
 use crate::executor::{Fault, Task};
 use crate::memory::Buffer;
 use crate::run::{Request, RunError};
@@ -54,13 +54,16 @@ impl Apart {
         let frequencies = rotary.as_ref().map_or(&[][..], |rotary| rotary.frequencies());
         let frequencies: Vec<u8> = frequencies.iter().flat_map(|f| f.to_le_bytes()).collect();
         let new_tokens = u64::from(layout.window) * sequences * TOKEN;
-        // Of the longest context there will be: attentions of prompts are not split along it, or less.
-        let context = in_memory(plan.workload.context());
+        // Of any context there will be: a longer one may be cut into fewer parts.
+        let kv = format(plan.precision.kv);
         let chunk = plan.batch.prefill_chunk.unwrap_or(prompt).clamp(1, prompt.max(1));
         let rows = [1, in_memory(chunk), in_memory(prompt % chunk)];
-        let spare = rows.into_iter().filter(|&rows| rows > 0).map(|rows| {
-            let last = context.saturating_sub(rows);
-            Kernels::attention_spare(&heads(plan), in_memory(micro), last, rows)
+        let context = in_memory(plan.workload.context());
+        let spare = rows.into_iter().filter(|&rows| rows > 0).flat_map(|rows| {
+            let before = 0..=context.saturating_sub(rows);
+            before.map(move |first| {
+                Kernels::attention_spare(kv, &heads(plan), in_memory(micro), first, rows)
+            })
         });
         let attention = spare.max().unwrap_or(0);
         let sizes =

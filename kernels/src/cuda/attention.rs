@@ -8,12 +8,16 @@ use crate::attention::Heads;
 use crate::error::{self, ShapeError};
 use crate::format::Format;
 
-/// Positions of one part of a split context: fewer where there are few sequences and heads, so that every
-/// multiprocessor of a large GPU has a part, and more where they alone are that many (chosen by measurement
-/// on an H200).
-fn part_of_context(heads: &Heads, sequences: usize) -> usize {
-    if sequences.saturating_mul(heads.kv) < 128 { 512 } else { 1024 }
+/// Positions of one part of a split context, about: fewer where there are few sequences and heads, so that every
+/// multiprocessor of a large GPU has a part, and more where they alone are that many, but for 4-bit numbers
+/// (chosen by measurement on an H200).
+fn part_of_context(format: Format, heads: &Heads, sequences: usize) -> usize {
+    let few = sequences.saturating_mul(heads.kv) < 128;
+    if few || format == Format::Int4 { 512 } else { 1024 }
 }
+
+/// What the warps of a block take in turn.
+const TURN: usize = 64;
 
 /// Dimensions of the values that a warp sums.
 const HALF: usize = 128;
@@ -70,28 +74,40 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(heads: &Heads, sequences: usize, first_position: usize, positions: usize) -> Self {
-        let length = part_of_context(heads, sequences);
+    fn new(
+        format: Format,
+        heads: &Heads,
+        sequences: usize,
+        first_position: usize,
+        positions: usize,
+    ) -> Self {
         let group = heads.query / heads.kv.max(1);
         // More rows than this keep a GPU busy without splitting.
         if positions.saturating_mul(group) > 4 * TILE {
-            return Self { first: 0, parts: 0, length };
+            return Self { first: 0, parts: 0, length: 0 };
         }
         let start = heads.window.map_or(0, |w| (first_position + 1).saturating_sub(w));
-        let last = first_position.saturating_add(positions.max(1) - 1);
-        Self { first: start / length, parts: last / length - start / length + 1, length }
+        let stop = first_position.saturating_add(positions.max(1));
+        // All take as long: a part with little in it would not be worth putting it together with the others.
+        let (seen, about) = (stop - start, part_of_context(format, heads, sequences));
+        let count = (seen.saturating_add(about / 2) / about).max(1);
+        let length = seen.div_ceil(count).next_multiple_of(TURN);
+        let first = start / length;
+        Self { first, parts: (stop - 1) / length - first + 1, length }
     }
 }
 
 impl Kernels {
-    /// Bytes of spare memory that an attention of such shapes needs.
+    /// Bytes of spare memory that an attention of such shapes needs. A longer context may need less: its parts
+    /// are other ones.
     pub fn attention_spare(
+        format: Format,
         heads: &Heads,
         sequences: usize,
         first_position: usize,
         positions: usize,
     ) -> u64 {
-        let parts = Cut::new(heads, sequences, first_position, positions).parts;
+        let parts = Cut::new(format, heads, sequences, first_position, positions).parts;
         if parts < 2 {
             return 0;
         }
@@ -149,8 +165,9 @@ impl Kernels {
             && plane.weights_row.is_multiple_of(16)
             && plane.inputs.is_multiple_of(if plane.format == Format::Int8 { 16 } else { 8 });
         let unit = Unit::attention(plane.format, heads.dim, aligned)?;
-        let cut = Cut::new(heads, sequences, first_position, positions);
-        let needed = Self::attention_spare(heads, sequences, first_position, positions);
+        let cut = Cut::new(plane.format, heads, sequences, first_position, positions);
+        let needed =
+            Self::attention_spare(plane.format, heads, sequences, first_position, positions);
         if spare.bytes() < needed {
             let found = spare.bytes();
             return Err(CudaError::Small { what: "the spare memory", needed, found });

@@ -192,6 +192,30 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
+#if __CUDA_ARCH__ >= 800
+
+// Sixteen bytes, or eight, that only this multiprocessor reads, or zeros in their place.
+template <int BYTES>
+__device__ __forceinline__ void copy_or_zero(u32 to, const u8* from, bool there) {
+    const int bytes = there ? BYTES : 0;
+    if (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    }
+}
+
+// What this thread has sent for since the last group is one.
+__device__ __forceinline__ void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all but the last few groups are there.
+template <int GROUPS>
+__device__ __forceinline__ void wait_for_copies_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+
+#endif
+
 __device__ __forceinline__ void load_shared(u32 (&words)[4], u32 from) {
     asm volatile(
         "ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -199,6 +223,14 @@ __device__ __forceinline__ void load_shared(u32 (&words)[4], u32 from) {
         : "r"(from)
         : "memory"
     );
+}
+
+__device__ __forceinline__ void load_shared(u32 (&words)[2], u32 from) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(from) : "memory");
+}
+
+__device__ __forceinline__ void load_shared(u32 (&words)[1], u32 from) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[0]) : "r"(from) : "memory");
 }
 
 // N words of a row, zeros beyond its `end`; both in bytes. FAST rows start and end at multiples of N words.

@@ -110,9 +110,13 @@ impl Unit {
             Self::Router => include_str!("../router.cu"),
             Self::Sample => include_str!("../sample.cu"),
             Self::Linear(_) => include_str!("../linear.cu"),
-            Self::Attention { .. } => {
-                concat!(include_str!("../attention.cu"), include_str!("../attention/few.cu"))
-            }
+            Self::Attention { .. } => concat!(
+                include_str!("../attention.cu"),
+                include_str!("../attention/few.cu"),
+                include_str!("../attention/few_int4.cu"),
+                include_str!("../attention/few_sources.cu"),
+                include_str!("../attention/split_few.cu"),
+            ),
         };
         format!("{PRELUDE}\n{body}")
     }

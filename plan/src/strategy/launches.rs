@@ -4,8 +4,8 @@
 //! counts. The backend joins them: products of the same few rows are one launch, and so is what follows
 //! each of them (`engine/src/cuda/`, `kernels/src/cuda/`).
 
-use super::shapes::Rows;
-use crate::model::{Model, Part, Tensor, TensorKind};
+use super::shapes::{Rows, Style};
+use crate::model::{Model, Part, Precision, Tensor, TensorKind};
 use crate::schedule::{Linear, Piece, Way};
 
 /// Rows of a head up to which a context is split.
@@ -21,8 +21,7 @@ pub(super) fn of(
     tensors: &[&(Part, Tensor)],
     linears: &[Linear],
     attends: bool,
-    rows: Rows,
-    piece: Piece,
+    (rows, piece, style): (Rows, Piece, Style),
 ) -> u32 {
     let mut linears = linears.iter();
     let mut launches: u32 = 0;
@@ -59,7 +58,7 @@ pub(super) fn of(
     }
     if attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
         // New rows go into the cache; parts of a context that is split are put together.
-        launches += 2 + u32::from(is_split(model, rows));
+        launches += 2 + u32::from(is_split(model, rows, style.kv));
     }
     if tensors.iter().any(|(part, tensor)| (*part, tensor.name) == (Part::Head, "head")) {
         // The last row of every sequence is copied, the largest logit found, the token copied to the host.
@@ -119,24 +118,26 @@ pub(super) fn bias_of(matrix: &str) -> &'static str {
     }
 }
 
-/// Whether attention over the context is split along it.
-fn is_split(model: &Model, rows: Rows) -> bool {
+/// Whether attention over the context is split along it, into parts of about the same length.
+fn is_split(model: &Model, rows: Rows, kv: Precision) -> bool {
     let group = u64::from(model.heads / model.kv_heads.max(1));
-    // Positions of one part.
     let heads = u64::from(model.kv_heads).saturating_mul(rows.sequences);
-    let length = if heads < 128 { 512 } else { 1024 };
-    let last = rows.context.saturating_sub(1);
+    let about = if heads < 128 || kv == Precision::Int4 { 512 } else { 1024 };
     let first = rows.context.saturating_sub(rows.positions);
     let start = model.sliding_window.map_or(0, |window| (first + 1).saturating_sub(window));
+    let seen = rows.context.saturating_sub(start);
+    let parts = (seen.saturating_add(about / 2) / about).max(1);
+    let length = seen.div_ceil(parts).next_multiple_of(64).max(1);
+    let last = rows.context.saturating_sub(1);
     rows.positions.saturating_mul(group) <= SPLIT_ROWS && last / length > start / length
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::shapes::{Style, compute};
+    use super::super::shapes::compute;
     use super::super::units::{Granularity, Unit, cut};
     use super::*;
-    use crate::model::{Precision, catalog};
+    use crate::model::catalog;
 
     fn launched(model: &Model, unit: &Unit, rows: Rows, fused: bool) -> u32 {
         let style = Style {
@@ -190,11 +191,11 @@ mod tests {
         let units = cut(&model, Precision::Int4, Granularity::Part);
         let rows = |positions, context| Rows { sequences: 1, positions, context };
         let attention = |rows| launched(&model, &units[1], rows, true);
-        assert_eq!(attention(rows(1, 512)), 6);
-        assert_eq!(attention(rows(1, 513)), 7);
+        assert_eq!(attention(rows(1, 767)), 6);
+        assert_eq!(attention(rows(1, 768)), 7);
         // Sixteen positions of four heads are as many as are split.
-        assert_eq!(attention(rows(16, 528)), 7);
-        assert_eq!(attention(rows(17, 529)), 6);
+        assert_eq!(attention(rows(16, 800)), 7);
+        assert_eq!(attention(rows(17, 801)), 6);
     }
 
     #[test]

@@ -64,7 +64,8 @@ pub fn compute(
         let joined = launches::is_joined(&wanted, *part, tensor.name);
         add_tensor(&mut out, model, (*part, tensor), rows, style, active, joined);
     }
-    out.joined_launches = launches::of(model, &wanted, &out.linears, unit.attends, rows, piece);
+    out.joined_launches =
+        launches::of(model, &wanted, &out.linears, unit.attends, (rows, piece, style));
     out.passes = passes::of(model, &wanted, &out.linears, unit.attends, (rows, piece, style));
     if unit.attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
         out.attention = Some(Attention {
