@@ -70,7 +70,9 @@ fn the_disk_alone_is_measured_again() {
     fs::copy(published, at.join("machine.toml")).unwrap();
     let line = "profile --only disk --base machine.toml --quick --disk-size 256MiB -o again.toml";
     let text = good(at, line);
-    assert!(text.contains("disk.read_total") && text.contains("disk.buffered_total"), "{text}");
+    for figure in ["read_total", "buffered_total", "page_fault_total"] {
+        assert!(text.contains(&format!("disk.{figure}")), "{figure}: {text}");
+    }
     assert!(!text.contains("host.copy"), "{text}");
     let read = |name: &str| {
         let text = fs::read_to_string(at.join(name)).unwrap();

@@ -28,11 +28,20 @@ pub const PAGE: usize = 4096;
 pub trait BlockReader: fmt::Debug + Send + Sync {
     /// Fills `into` with what the file has from `offset` on.
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError>;
+
+    /// A reader of the same file for one stretch of it, where that is not this one.
+    fn of_a_stretch(&self) -> Result<Option<Box<dyn BlockReader + '_>>, ReadError> {
+        Ok(None)
+    }
 }
 
 impl<R: BlockReader + ?Sized> BlockReader for &R {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
         (**self).read(offset, into)
+    }
+
+    fn of_a_stretch(&self) -> Result<Option<Box<dyn BlockReader + '_>>, ReadError> {
+        (**self).of_a_stretch()
     }
 }
 

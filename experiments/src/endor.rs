@@ -219,7 +219,7 @@ fn bandwidth(rate: f64) -> Bandwidth {
 
 fn set_baseline(machine: &mut Machine, rate: f64) {
     if let Some(disk) = &mut machine.disk {
-        disk.page_fault_read.value = bandwidth(rate);
+        disk.page_fault_read.value = Curve::flat(bandwidth(rate));
     }
     machine.link.pageable_h2d.value = Curve::flat(bandwidth(4.0 * rate));
 }
@@ -325,7 +325,7 @@ fn fitted(machine: &Machine) -> Vec<Fitted> {
             &disk.page_fault_read,
             "memory-mapped file to memory, page by page; the SSD's datasheet has 3.5 GB/s",
         );
-        all.push(constant("disk.page_fault_read", read, read.value, meaning));
+        all.push(constant("disk.page_fault_read", read, read.best(), meaning));
     }
     let (link, meaning) = (
         &machine.link.pageable_h2d,

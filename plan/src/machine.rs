@@ -181,8 +181,12 @@ pub struct Disk {
     /// threads, and two count as one: they reached 1.9 GB/s where four reached 1.1 and one 2.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffered_total: Option<Figure<Bandwidth>>,
-    /// One thread faulting in the pages of a memory map that the page cache does not hold.
-    pub page_fault_read: Figure<Bandwidth>,
+    /// One thread faulting in the pages of a memory map that the page cache does not hold, by how much of it: what
+    /// the system reads ahead begins anew with each such read, and does not stop where it ends.
+    pub page_fault_read: Figure<Curve>,
+    /// Several threads at once, each in a memory map of its own, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_fault_total: Option<Figure<Bandwidth>>,
     /// One thread copying out of a memory map that the page cache holds, minor faults included; as fast
     /// as `host.copy` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -335,6 +339,7 @@ impl Machine {
             ]);
             all.extend(disk.buffered_total.as_ref().map(|f| entry("disk.buffered_total", f)));
             all.push(entry("disk.page_fault_read", &disk.page_fault_read));
+            all.extend(disk.page_fault_total.as_ref().map(|f| entry("disk.page_fault_total", f)));
             all.extend(disk.page_fault_hit.as_ref().map(|f| entry("disk.page_fault_hit", f)));
             all.extend(disk.direct_to_gpu.as_ref().map(|f| entry("disk.direct_to_gpu", f)));
             all.push(entry("disk.capacity", &disk.capacity));

@@ -84,6 +84,15 @@ impl<'a> CostModel<'a> {
         }
     }
 
+    /// A stretch of a memory map by one of several threads, which together may reach no more than one alone.
+    fn faulted(&self, bytes: Bytes, disk: &Disk) -> Cost {
+        let rate = disk.page_fault_read.bandwidth(bytes);
+        match &disk.page_fault_total {
+            Some(total) => self.one_of_several(bytes, rate, total.value.max(rate)),
+            None => self.transfer(bytes, rate),
+        }
+    }
+
     fn read(&self, bytes: Bytes, request: Bytes, io: DiskIo) -> Result<Price, Unsupported> {
         let disk = self.disk("reads weights or cache from a disk")?;
         let cost = match io {
@@ -95,7 +104,7 @@ impl<'a> CostModel<'a> {
             DiskIo::BufferedInTurn => {
                 self.in_turn(bytes, request, disk).drawing(Resource::Dram, 2.0)
             }
-            DiskIo::PageFault => self.transfer(bytes, disk.page_fault_read.value),
+            DiskIo::PageFault => self.faulted(bytes, disk),
         };
         let copy = self.machine.host.copy.value;
         let (copied, hit) = match io {

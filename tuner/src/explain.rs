@@ -170,12 +170,13 @@ fn faster_link(machine: &mut Machine) {
 
 fn faster_disk(machine: &mut Machine) {
     let Some(disk) = &mut machine.disk else { return };
-    for curve in [&mut disk.read, &mut disk.write, &mut disk.buffered_read] {
+    let Disk { read, write, buffered_read, page_fault_read, .. } = disk;
+    for curve in [read, write, buffered_read, page_fault_read] {
         twice_the_rate(&mut curve.value);
     }
-    twice(&mut disk.page_fault_read.value);
-    let Disk { read_total, buffered_total, direct_to_gpu, .. } = disk;
-    for rate in [read_total, buffered_total, direct_to_gpu].into_iter().flatten() {
+    let Disk { read_total, buffered_total, page_fault_total, direct_to_gpu, .. } = disk;
+    for rate in [read_total, buffered_total, page_fault_total, direct_to_gpu].into_iter().flatten()
+    {
         twice(&mut rate.value);
     }
 }

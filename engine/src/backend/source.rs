@@ -87,10 +87,14 @@ impl<'a> Source<'a> {
                 )),
             }
         }
-        let reader = Buffered::open(path, size)?;
+        let open = || {
+            let reader = Buffered::open(path, size)?;
+            Ok::<_, RunError>(if way.io == DiskIo::PageFault { reader.apart() } else { reader })
+        };
+        let reader = open()?;
         match page_cache(request, layout, way) {
             Some(capacity) => {
-                let once = Some(Buffered::open(path, size)?);
+                let once = Some(open()?);
                 Ok(Self { reader: Box::new(reader.holding(capacity)), once, way })
             }
             None => Ok(Self { reader: Box::new(reader), once: None, way }),
@@ -140,6 +144,8 @@ impl<'a> Source<'a> {
         let page = PAGE as u64;
         let request = (self.way.request.0 / page).max(1) * page;
         let step = checked_at_once(Bytes(request)).0;
+        let own = reader.of_a_stretch().map_err(|error| text(&error))?;
+        let reader = own.as_deref().unwrap_or(reader);
         overlapped(
             stretch.at + offset,
             into,

@@ -21,20 +21,22 @@ pub struct Buffered {
     request: usize,
     /// Nothing where the system decides what it keeps.
     kept: Option<Mutex<Kept>>,
+    /// Whether each stretch is read through a file of its own.
+    apart: bool,
 }
 
 impl Buffered {
     /// Opens a file that is read in requests of at most `request` bytes.
     pub fn open(path: &Path, request: usize) -> Result<Self, ReadError> {
         let file = File::open(path).map_err(|error| not_opened(path, error))?;
-        Ok(Self { path: path.into(), file, request, kept: None })
+        Ok(Self { path: path.into(), file, request, kept: None, apart: false })
     }
 
     /// Reads the same open file in requests of another size. Where the system reads ahead of it goes on, whichever
     /// of the two reads next; what has to go is not counted for the new one.
     pub fn with_request(&self, request: usize) -> Result<Self, ReadError> {
         let file = self.file.try_clone().map_err(|error| not_opened(&self.path, error))?;
-        Ok(Self { path: self.path.clone(), file, request, kept: None })
+        Ok(Self { path: self.path.clone(), file, request, kept: None, apart: false })
     }
 
     /// Has the system keep no more than so much of what is read through this reader, beyond what is being
@@ -44,6 +46,13 @@ impl Buffered {
     #[must_use]
     pub fn holding(self, capacity: Bytes) -> Self {
         Self { kept: Some(Mutex::new(Kept::new(capacity))), ..self }
+    }
+
+    /// Opens the file anew for each [stretch](BlockReader::of_a_stretch), as systems do that keep each tensor in a
+    /// file of its own: what the system reads ahead follows each stretch by itself, however many are read at once.
+    #[must_use]
+    pub fn apart(self) -> Self {
+        Self { apart: true, ..self }
     }
 
     /// Has the system drop a stretch.
@@ -78,6 +87,32 @@ impl BlockReader for Buffered {
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })?;
         if let Some(kept) = &self.kept {
             self.make_room(kept, offset..offset.saturating_add(length));
+        }
+        Ok(())
+    }
+
+    fn of_a_stretch(&self) -> Result<Option<Box<dyn BlockReader + '_>>, ReadError> {
+        if !self.apart {
+            return Ok(None);
+        }
+        let own = Self::open(&self.path, self.request)?;
+        Ok(Some(Box::new(Apart { own, of: self })))
+    }
+}
+
+/// One stretch, through a file of its own.
+#[derive(Debug)]
+struct Apart<'a> {
+    own: Buffered,
+    /// Who keeps the account of what stays in memory.
+    of: &'a Buffered,
+}
+
+impl BlockReader for Apart<'_> {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        self.own.read(offset, into)?;
+        if let Some(kept) = &self.of.kept {
+            self.own.make_room(kept, offset..offset.saturating_add(into.len() as u64));
         }
         Ok(())
     }

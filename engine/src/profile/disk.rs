@@ -33,8 +33,11 @@ pub(super) struct DiskTimes {
     pub(super) buffered: Vec<(Bytes, Middle)>,
     /// Several threads that take blocks in turn, through the page cache.
     pub(super) buffered_together: Middle,
-    /// In requests as a memory map makes them, cold and then from the page cache.
-    pub(super) mapped: Middle,
+    /// In requests as a memory map makes them, by how much is read: what the page cache does not hold.
+    pub(super) mapped: Vec<(Bytes, Middle)>,
+    /// Several threads, each in a map of its own.
+    pub(super) mapped_together: Middle,
+    /// A stretch that it does hold.
     pub(super) mapped_again: Middle,
     /// One direct read of a page: what a request costs at least.
     pub(super) request: Middle,
@@ -47,6 +50,8 @@ impl DiskTimes {
     pub(super) const STRETCH: Bytes = Bytes(STRETCH as u64);
     /// Bytes that the time of several threads is of.
     pub(super) const TOGETHER: Bytes = Bytes((THREADS * STRETCH) as u64);
+    /// The same of those with memory maps.
+    pub(super) const MAPPED_TOGETHER: Bytes = Bytes((THREADS * MAPPED_AT_ONCE) as u64);
 
     /// Reads that are held back to a shape's rate, all of them together; what the page cache has is not.
     pub(super) fn shaped(mut self, shape: &Shape) -> Self {
@@ -56,7 +61,10 @@ impl DiskTimes {
         for (_, time) in self.direct.iter_mut().chain(&mut self.buffered) {
             slowed(time, Self::STRETCH);
         }
-        slowed(&mut self.mapped, Self::STRETCH);
+        for (bytes, time) in &mut self.mapped {
+            slowed(time, *bytes);
+        }
+        slowed(&mut self.mapped_together, Self::MAPPED_TOGETHER);
         slowed(&mut self.together, Self::TOGETHER);
         slowed(&mut self.buffered_together, Self::TOGETHER);
         self
@@ -73,8 +81,15 @@ const BLOCK: usize = 4 << 20;
 /// begin on such a multiple the system now and then follows several threads as well as one.
 const ASIDE: u64 = 123 * PAGE as u64;
 
-/// A memory map is read ahead by so much.
-const READ_AHEAD: usize = 128 << 10;
+/// A memory map is faulted in by so much.
+const FAULTED: usize = 128 << 10;
+
+/// Reads of a memory map, and how far apart they are: further than any system reads ahead.
+const MAPPED: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 40 << 20];
+const APART: usize = 16 << 20;
+
+/// What each of several threads reads of its own.
+const MAPPED_AT_ONCE: usize = 16 << 20;
 
 /// Measures a scratch file of `size` bytes in `folder`.
 pub(super) fn measure(
@@ -108,7 +123,9 @@ fn reads(
     let request = scratch.request(sampler)?;
     let buffered = scratch.buffered(sampler)?;
     let buffered_together = scratch.buffered_together(sampler)?;
-    let (mapped, mapped_again) = scratch.mapped(sampler)?;
+    let mapped = scratch.mapped(sampler)?;
+    let mapped_together = scratch.mapped_together(sampler)?;
+    let mapped_again = scratch.mapped_again(sampler)?;
     let free = statvfs(&scratch.folder).map_err(|error| scratch.failed("inspect", error.into()))?;
     let capacity = Bytes(free.f_bavail.saturating_mul(free.f_frsize).max(1));
     Ok(DiskTimes {
@@ -118,6 +135,7 @@ fn reads(
         buffered,
         buffered_together,
         mapped,
+        mapped_together,
         mapped_again,
         request,
         capacity,
@@ -320,17 +338,74 @@ impl Scratch {
         })
     }
 
-    /// In requests as a memory map makes them: cold, going on as other reads through the page cache do, and then
-    /// from there.
-    fn mapped(&self, sampler: &mut Sampler) -> Result<(Middle, Middle), ProfileError> {
-        let reader = Buffered::open(&self.path, READ_AHEAD)?;
+    /// In requests as a memory map makes them. Each read begins anew, with a file that it opens for itself, as in a
+    /// run: of what plans keep on disk one tensor seldom follows the other. Places come round again, and only what
+    /// was asked for is forgotten, so that what the system reads beyond it is read once and for all, as there.
+    fn mapped(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {
         let mut into = buffer()?;
-        let exact = DiskTimes::STRETCH.exact();
+        let mut begin = 0;
+        let places = MAPPED.map(|length| {
+            let place = begin;
+            begin += 2 * (length + APART) as u64;
+            [place, place + (length + APART) as u64]
+        });
         self.forget()?;
-        let first =
-            sampler.measure("disk.page_fault_read", &exact, || self.go_on(&reader, &mut into))?;
-        let again = sampler.time("disk.page_fault_hit", &exact, || reader.read(0, &mut into))?;
-        Ok((first, again))
+        for (length, places) in MAPPED.into_iter().zip(places) {
+            for at in places {
+                self.fault_in(at, &mut into[..length])?;
+            }
+        }
+        let mut round = 0;
+        let times = sampler.in_turn(
+            "disk.page_fault_read",
+            &MAPPED.map(|length| Bytes(length as u64).exact()),
+            |index| {
+                round += usize::from(index == 0);
+                self.fault_in(places[index][round % 2], &mut into[..MAPPED[index]])
+            },
+        )?;
+        Ok(MAPPED.into_iter().map(|length| Bytes(length as u64)).zip(times).collect())
+    }
+
+    /// One read of a memory map, which is forgotten once its time is known.
+    fn fault_in(&self, at: u64, into: &mut [u8]) -> Result<Duration, ProfileError> {
+        let start = Instant::now();
+        let reader = Buffered::open(&self.path, FAULTED)?;
+        reader.read(at, into)?;
+        let time = start.elapsed();
+        reader.forget(at, into.len() as u64);
+        Ok(time)
+    }
+
+    /// The same by several threads at once, each in a map of its own.
+    fn mapped_together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
+        let mut buffers = buffers(MAPPED_AT_ONCE)?;
+        let mut round = 0;
+        self.forget()?;
+        let mut one = || {
+            round += 1;
+            let place = |thread: usize| (thread * STRETCH + round % 2 * STRETCH / 2) as u64;
+            let time = at_once(buffers.iter_mut().enumerate().map(|(thread, into)| {
+                move || Buffered::open(&self.path, FAULTED)?.read(place(thread), into)
+            }))?;
+            let all = Buffered::open(&self.path, FAULTED)?;
+            for thread in 0..THREADS {
+                all.forget(place(thread), MAPPED_AT_ONCE as u64);
+            }
+            Ok::<_, ProfileError>(time)
+        };
+        one()?;
+        one()?;
+        sampler.measure("disk.page_fault_total", &DiskTimes::MAPPED_TOGETHER.exact(), one)
+    }
+
+    /// A stretch that the page cache holds.
+    fn mapped_again(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
+        let reader = Buffered::open(&self.path, FAULTED)?;
+        let mut into = buffer()?;
+        sampler.time("disk.page_fault_hit", &DiskTimes::STRETCH.exact(), || {
+            Ok(reader.read(0, &mut into)?)
+        })
     }
 
     fn written(&self, sampler: &mut Sampler) -> Result<Vec<(Bytes, Middle)>, ProfileError> {

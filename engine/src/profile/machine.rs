@@ -133,7 +133,7 @@ pub(super) fn with_disk(base: Machine, disk: &DiskTimes) -> Result<Machine, Prof
         None => return Err(ProfileError::NotWritten { machine: machine.name }),
     };
     let measured = disk_figures(disk, write.clone())?;
-    let Disk { read, read_total, buffered_read, buffered_total, .. } = measured;
+    let Disk { read, read_total, buffered_read, buffered_total, page_fault_total, .. } = measured;
     machine.disk = Some(Disk {
         read: again(read),
         read_total: read_total.map(again),
@@ -141,6 +141,7 @@ pub(super) fn with_disk(base: Machine, disk: &DiskTimes) -> Result<Machine, Prof
         buffered_read: again(buffered_read),
         buffered_total: buffered_total.map(again),
         page_fault_read: again(measured.page_fault_read),
+        page_fault_total: page_fault_total.map(again),
         page_fault_hit: measured.page_fault_hit.map(again),
         direct_to_gpu,
         capacity: Figure::new(disk.capacity, DISK),
@@ -172,7 +173,8 @@ fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileE
         write,
         buffered_read: curve(&disk.buffered, Some(stretch))?,
         buffered_total: Some(rate(DiskTimes::TOGETHER, disk.buffered_together)),
-        page_fault_read: rate(stretch, disk.mapped),
+        page_fault_read: curve(&disk.mapped, None)?,
+        page_fault_total: Some(rate(DiskTimes::MAPPED_TOGETHER, disk.mapped_together)),
         page_fault_hit: Some(rate(stretch, disk.mapped_again)),
         direct_to_gpu: None,
         capacity: Figure::new(disk.capacity, SYSTEM),

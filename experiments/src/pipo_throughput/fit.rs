@@ -141,7 +141,7 @@ fn set(machine: &mut Machine, figure: &str, value: f64) -> Result<(), Failure> {
         // The time of a request beyond its bytes stays what it is.
         "disk.read" => disk.read.value = legible(&disk.read.value.with_rate(rate))?,
         "disk.buffered_read" => disk.buffered_read.value = Curve::flat(rate),
-        "disk.page_fault_read" => disk.page_fault_read.value = rate,
+        "disk.page_fault_read" => disk.page_fault_read.value = Curve::flat(rate),
         "disk.page_fault_hit" => {
             disk.page_fault_hit.as_mut().ok_or("the profile has no disk.page_fault_hit")?.value =
                 rate;

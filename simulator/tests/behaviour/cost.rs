@@ -327,7 +327,7 @@ fn reads_go_past_or_through_the_page_cache() {
     let expected = disk.read.bandwidth(request).time(bytes) + Nanos(80_000);
     assert_eq!((direct.cost.nanos, direct.hit), (expected, None));
     let fault = read(DiskIo::PageFault);
-    assert_eq!(fault.cost.nanos, disk.page_fault_read.time(bytes) + Nanos(80_000));
+    assert_eq!(fault.cost.nanos, disk.page_fault_read.bandwidth(bytes).time(bytes) + Nanos(80_000));
     let mapped = disk.page_fault_hit.as_ref().unwrap();
     assert_eq!(fault.hit.unwrap().nanos, mapped.time(bytes));
     assert_eq!(fault.hit.unwrap().draw, [0.0, 0.0, 2.0, 0.0]);
@@ -389,6 +389,35 @@ fn several_threads_through_the_page_cache_get_what_they_reach_together() {
 }
 
 #[test]
+fn a_memory_map_is_read_by_how_much_of_it_and_several_share_what_they_reach_together() {
+    let mut machine = laptop();
+    machine.software.disk_request.value = Nanos(0);
+    let rate = |giga: f64| Figure::new(format!("{giga}GB/s").parse::<Bandwidth>().unwrap(), "ssd");
+    let work = |bytes| {
+        let request = Bytes(128 << 10);
+        Work::DiskRead { bytes: Bytes(bytes), request, io: DiskIo::PageFault }
+    };
+    let disk = machine.disk.as_mut().unwrap();
+    disk.read.value = Curve::flat(rate(2.5).value);
+    disk.read_total = Some(rate(4.0));
+    // 2 ms for a megabyte, 50 for a hundred: what the system reads ahead begins anew each time.
+    let points = [(1_000_000, 0.5), (100_000_000, 2.0)];
+    let points = points.map(|(bytes, giga)| (Bytes(bytes), rate(giga).value));
+    disk.page_fault_read.value = Curve::new(points.into()).unwrap();
+    for (bytes, nanos) in [(4096, 2_000_000), (1_000_000, 2_000_000), (100_000_000, 50_000_000)] {
+        // A rate of whole bytes a second stands between.
+        let found = ends(&machine, &work(bytes), 1)[0];
+        assert!(found.abs_diff(nanos) < nanos / 10_000, "{bytes}: {found}");
+    }
+    // As the disk allows where that was not measured, less than that, and no less than one reaches alone.
+    for (total, four) in [(None, 100), (Some(2.5), 160), (Some(8.0), 50), (Some(1.0), 200)] {
+        machine.disk.as_mut().unwrap().page_fault_total = total.map(rate);
+        assert_eq!(ends(&machine, &work(100_000_000), 1), [50_000_000], "{total:?}");
+        assert_eq!(ends(&machine, &work(100_000_000), 4), [four * 1_000_000; 4], "{total:?}");
+    }
+}
+
+#[test]
 fn missing_hardware_is_an_answer_with_a_next_step() {
     let mut machine = laptop();
     let message = |machine: &Machine, work: &Work| {
@@ -414,6 +443,7 @@ fn one_operation_alone_runs_at_full_speed_on_every_catalogue_machine() {
         let mut machine = catalog::find(name).unwrap();
         if let Some(disk) = &mut machine.disk {
             disk.buffered_total = total.map(|total| Figure::new(total, "estimate"));
+            disk.page_fault_total.clone_from(&disk.buffered_total);
         }
         let model = CostModel::new(&machine);
         let capacities = model.capacities();
@@ -529,6 +559,7 @@ proptest! {
         let mut machine = catalog::find(name).unwrap();
         if let Some(disk) = &mut machine.disk {
             disk.buffered_total = total.map(|total| Figure::new(Bandwidth(total), "estimate"));
+            disk.page_fault_total.clone_from(&disk.buffered_total);
         }
         if let Ok(price) = CostModel::new(&machine).price(&work) {
             for cost in [Some(price.cost), price.hit].into_iter().flatten() {
