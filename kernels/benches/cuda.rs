@@ -294,7 +294,8 @@ impl Bench<'_> {
     ) {
         let kind = if positions == 1 { "decode" } else { "prefill" };
         let context = first + positions;
-        let name = format!("{kind} {format} {sequences} x {context}, heads {query}/{kv} x 128");
+        let name =
+            format!("{kind} {format} {sequences} x {context} with {query}/{kv} heads of 128");
         if !self.wanted(&name) {
             return;
         }
