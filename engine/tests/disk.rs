@@ -95,7 +95,8 @@ fn both_ways_read_the_same_bytes_from_anywhere() {
             let apart = Buffered::open(&path, request).unwrap().holding(Bytes(5000)).apart();
             let stretch = apart.of_a_stretch().unwrap().unwrap();
             let (first, second) = memory[skew..].split_at_mut(length / 3);
-            (first.fill(0xAA), second.fill(0xAA));
+            first.fill(0xAA);
+            second.fill(0xAA);
             stretch.read(offset as u64, first).unwrap();
             stretch.read((offset + length / 3) as u64, second).unwrap();
             prop_assert_eq!(&memory[skew..], expected);
