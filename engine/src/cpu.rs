@@ -83,7 +83,7 @@ impl<'a> CpuBackend<'a> {
             units.push(unit);
         }
         let gathers = if knobs.gathers() { plan.batch.count } else { 0 };
-        let cache_file = CacheFile::of(&knobs, store.data_path(), &mut notes)?;
+        let cache_file = CacheFile::for_plan(&knobs, store.data_path(), &mut notes)?;
         let Knobs { frame, cache, hidden_in_host, .. } = knobs;
         let tier = if hidden_in_host { Tier::Pinned } else { Tier::Gpu };
         let hidden = accounts.many(tier, "hidden states", frame.hidden(0), plan.batch.count)?;

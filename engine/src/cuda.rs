@@ -207,7 +207,7 @@ impl<'a> CudaBackend<'a> {
             source,
             units,
             rings: host_rings,
-            cache_file: CacheFile::of(&knobs, store.data_path(), &mut notes)?,
+            cache_file: CacheFile::for_plan(&knobs, store.data_path(), &mut notes)?,
             sequences: backend::sequences(request)?,
             observer: request.observer,
             frame: knobs.frame,

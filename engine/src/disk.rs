@@ -14,6 +14,7 @@ mod direct;
 mod faulty;
 mod kept;
 mod overlapped;
+pub(crate) mod passing;
 
 pub use aligned::AlignedBuf;
 pub use buffered::Buffered;

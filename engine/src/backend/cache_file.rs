@@ -1,7 +1,8 @@
 //! A cache on disk: one file without a name, which is gone when the run has ended, however it ended.
 //!
 //! It lies beside the store's data, has room for the cache of every layer and micro-batch, and takes only
-//! what is written of it. It is read and written through the page cache: its rows begin anywhere.
+//! what is written of it. Its rows begin anywhere, so it is read and written through the page cache; but nothing
+//! stays there, because a plan that keeps its cache on a disk has no memory for it.
 
 use std::fs::File;
 use std::io;
@@ -14,6 +15,7 @@ use pipo_plan::schedule::Tier;
 use super::cache_rows::{Shape, outside};
 use super::knobs::Knobs;
 use super::{Host, bound, length, moved};
+use crate::disk::passing;
 use crate::executor::{Fault, Task};
 use crate::run::RunError;
 
@@ -28,7 +30,7 @@ pub(crate) struct CacheFile {
 
 impl CacheFile {
     /// What a plan needs: nothing where all caches are in memory. It is noted how it is read.
-    pub(crate) fn of(
+    pub(crate) fn for_plan(
         knobs: &Knobs,
         data: &Path,
         notes: &mut Vec<String>,
@@ -36,7 +38,7 @@ impl CacheFile {
         if !knobs.cache.contains(&Tier::Disk) {
             return Ok(None);
         }
-        notes.push("the cache on disk was read and written through the page cache".into());
+        notes.push("the cache on disk passed through the page cache and did not stay there".into());
         Self::create(data, length(knobs.frame.cache_room())?).map(Some)
     }
 
@@ -52,13 +54,17 @@ impl CacheFile {
         let slot = bound(task.bound.host, "a host slot")?;
         let mut slot = host.rings.slot(slot)?.write()?;
         let shape = host.shape(slot.len())?;
+        let stretches = self.stretches(host, task, shape, 0..host.before(task))?;
+        let places = stretches.iter().map(|(at, place)| *at..*at + place.len() as u64);
+        passing::fetch(&self.file, places);
         let mut read = 0;
-        for (at, place) in self.stretches(host, task, shape, 0..host.before(task))? {
+        for (at, place) in stretches {
             let into = slot.get_mut(place).ok_or_else(outside)?;
             let result = self.file.read_exact_at(into, at);
             result.map_err(|error| self.fault("read", into.len(), at, &error))?;
             read += into.len();
         }
+        passing::forget(&self.file, &self.place(host, task)?);
         moved(task, read)
     }
 
@@ -75,7 +81,18 @@ impl CacheFile {
             result.map_err(|error| self.fault("write", now.len(), at, &error))?;
             rest = later;
         }
+        let all = self.place(host, task)?;
+        let put = passing::put(&self.file, &all);
+        put.map_err(|error| self.fault("write back", rows.len(), all.start, &error))?;
         moved(task, rows.len() - rest.len())
+    }
+
+    /// Where the cache of a task's layer and micro-batch lies in the file.
+    fn place(&self, host: &Host, task: &Task) -> Result<Range<u64>, Fault> {
+        let micros = usize::from(host.frame.micros());
+        let cache = host.unit(task)?.layer * micros + usize::from(task.op.micro);
+        let begin = cache as u64 * self.room as u64;
+        Ok(begin..begin + self.room as u64)
     }
 
     /// Where the rows of some positions lie in the file, and in a slot with the same room.
@@ -86,9 +103,7 @@ impl CacheFile {
         shape: Shape,
         positions: Range<usize>,
     ) -> Result<Vec<(u64, Range<usize>)>, Fault> {
-        let micros = usize::from(host.frame.micros());
-        let cache = host.unit(task)?.layer * micros + usize::from(task.op.micro);
-        let begin = cache as u64 * self.room as u64;
+        let begin = self.place(host, task)?.start;
         let planes = self.room / shape.plane();
         let mut stretches = Vec::new();
         for plane in 0..planes {
