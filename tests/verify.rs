@@ -108,7 +108,7 @@ fn the_disk_alone_is_measured_again() {
     assert_eq!(fs::read_dir(at).unwrap().count(), 6);
     fs::File::create(at.join("weights.bin")).unwrap().set_len(1 << 20).unwrap();
     let error = bad(at, line, 1);
-    assert!(error.contains("weights.bin: it has 1.05 MB") && error.contains("268 MB"), "{error}");
+    assert!(error.contains("weights.bin: it has 1.05 MB") && error.contains("134 MB"), "{error}");
 
     bad(at, "profile --only disk", 2);
     bad(at, "profile --file weights.bin", 2);

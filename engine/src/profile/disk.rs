@@ -50,6 +50,8 @@ impl DiskTimes {
     pub(super) const STRETCH: Bytes = Bytes(STRETCH as u64);
     /// Bytes that the time of several threads is of.
     pub(super) const TOGETHER: Bytes = Bytes((THREADS * STRETCH) as u64);
+    /// The same where they take blocks in turn: all of the smallest file that is measured.
+    pub(super) const IN_TURN: Bytes = Bytes((LEAST * STRETCH) as u64);
     /// The same of those with memory maps.
     pub(super) const MAPPED_TOGETHER: Bytes = Bytes((THREADS * MAPPED_AT_ONCE) as u64);
 
@@ -66,13 +68,16 @@ impl DiskTimes {
         }
         slowed(&mut self.mapped_together, Self::MAPPED_TOGETHER);
         slowed(&mut self.together, Self::TOGETHER);
-        slowed(&mut self.buffered_together, Self::TOGETHER);
+        slowed(&mut self.buffered_together, Self::IN_TURN);
         self
     }
 }
 
 /// Threads that read at once.
 const THREADS: usize = 4;
+
+/// Stretches that a file must have.
+const LEAST: usize = 2;
 
 /// One request of several threads, and what each of them takes at a time where they take blocks in turn.
 const BLOCK: usize = 4 << 20;
@@ -85,11 +90,18 @@ const ASIDE: u64 = 123 * PAGE as u64;
 const FAULTED: usize = 128 << 10;
 
 /// Reads of a memory map, and how far apart they are: further than any system reads ahead.
-const MAPPED: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 40 << 20];
+const MAPPED: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 32 << 20];
 const APART: usize = 16 << 20;
 
 /// What each of several threads reads of its own.
 const MAPPED_AT_ONCE: usize = 16 << 20;
+
+/// All of that lies in the smallest file.
+const _: () = {
+    let one_by_one = MAPPED[0] + MAPPED[1] + MAPPED[2] + MAPPED[3] + MAPPED.len() * APART;
+    assert!(one_by_one <= LEAST * STRETCH);
+    assert!(THREADS * (MAPPED_AT_ONCE + APART) <= LEAST * STRETCH);
+};
 
 /// Measures a scratch file of `size` bytes in `folder`.
 pub(super) fn measure(
@@ -194,8 +206,8 @@ impl Scratch {
         let failed = |source| ProfileError::Scratch { action: "read", path: path.into(), source };
         let length = File::open(path).and_then(|file| file.metadata()).map_err(failed)?.len();
         let size = length / STRETCH as u64 * STRETCH as u64;
-        if size < (THREADS * STRETCH) as u64 {
-            let least = DiskTimes::TOGETHER;
+        if size < (LEAST * STRETCH) as u64 {
+            let least = DiskTimes::IN_TURN;
             return Err(ProfileError::Short { path: path.into(), length: Bytes(length), least });
         }
         Ok(Self {
@@ -312,7 +324,7 @@ impl Scratch {
     fn buffered_together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
         let reader = Buffered::open(&self.path, BLOCK)?;
         let mut buffers = buffers(BLOCK)?;
-        let all = DiskTimes::TOGETHER;
+        let all = DiskTimes::IN_TURN;
         let mut begins = (0..self.size / all.0).map(|round| round * all.0).cycle();
         self.forget()?;
         sampler.measure("disk.buffered_total", &all.exact(), || {
@@ -346,25 +358,15 @@ impl Scratch {
         let mut begin = 0;
         let places = MAPPED.map(|length| {
             let place = begin;
-            begin += 2 * (length + APART) as u64;
-            [place, place + (length + APART) as u64]
+            begin += (length + APART) as u64;
+            place
         });
         self.forget()?;
-        for (length, places) in MAPPED.into_iter().zip(places) {
-            for at in places {
-                self.fault_in(at, &mut into[..length])?;
-            }
-        }
-        let mut round = 0;
-        let times = sampler.in_turn(
-            "disk.page_fault_read",
-            &MAPPED.map(|length| Bytes(length as u64).exact()),
-            |index| {
-                round += usize::from(index == 0);
-                self.fault_in(places[index][round % 2], &mut into[..MAPPED[index]])
-            },
-        )?;
-        Ok(MAPPED.into_iter().map(|length| Bytes(length as u64)).zip(times).collect())
+        let sizes = MAPPED.map(|length| Bytes(length as u64));
+        let times = sampler.in_turn("disk.page_fault_read", &sizes.map(Bytes::exact), |index| {
+            self.fault_in(places[index], &mut into[..MAPPED[index]])
+        })?;
+        Ok(sizes.into_iter().zip(times).collect())
     }
 
     /// One read of a memory map, which is forgotten once its time is known.
@@ -380,11 +382,9 @@ impl Scratch {
     /// The same by several threads at once, each in a map of its own.
     fn mapped_together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
         let mut buffers = buffers(MAPPED_AT_ONCE)?;
-        let mut round = 0;
+        let place = |thread: usize| (thread * (MAPPED_AT_ONCE + APART)) as u64;
         self.forget()?;
         let mut one = || {
-            round += 1;
-            let place = |thread: usize| (thread * STRETCH + round % 2 * STRETCH / 2) as u64;
             let time = at_once(buffers.iter_mut().enumerate().map(|(thread, into)| {
                 move || Buffered::open(&self.path, FAULTED)?.read(place(thread), into)
             }))?;
@@ -394,7 +394,6 @@ impl Scratch {
             }
             Ok::<_, ProfileError>(time)
         };
-        one()?;
         one()?;
         sampler.measure("disk.page_fault_total", &DiskTimes::MAPPED_TOGETHER.exact(), one)
     }

@@ -172,7 +172,7 @@ fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileE
         read_total: Some(rate(DiskTimes::TOGETHER, disk.together)),
         write,
         buffered_read: curve(&disk.buffered, Some(stretch))?,
-        buffered_total: Some(rate(DiskTimes::TOGETHER, disk.buffered_together)),
+        buffered_total: Some(rate(DiskTimes::IN_TURN, disk.buffered_together)),
         page_fault_read: curve(&disk.mapped, None)?,
         page_fault_total: Some(rate(DiskTimes::MAPPED_TOGETHER, disk.mapped_together)),
         page_fault_hit: Some(rate(stretch, disk.mapped_again)),
