@@ -55,15 +55,14 @@ impl Apart {
         let frequencies: Vec<u8> = frequencies.iter().flat_map(|f| f.to_le_bytes()).collect();
         let new_tokens = u64::from(layout.window) * sequences * TOKEN;
         // Of any context there will be: a longer one may be cut into fewer parts.
-        let kv = format(plan.precision.kv);
+        let (kv, heads) = (format(plan.precision.kv), heads(plan));
         let chunk = plan.batch.prefill_chunk.unwrap_or(prompt).clamp(1, prompt.max(1));
         let rows = [1, in_memory(chunk), in_memory(prompt % chunk)];
         let context = in_memory(plan.workload.context());
         let spare = rows.into_iter().filter(|&rows| rows > 0).flat_map(|rows| {
             let before = 0..=context.saturating_sub(rows);
-            before.map(move |first| {
-                Kernels::attention_spare(kv, &heads(plan), in_memory(micro), first, rows)
-            })
+            let micro = in_memory(micro);
+            before.map(move |first| Kernels::attention_spare(kv, &heads, micro, first, rows))
         });
         let attention = spare.max().unwrap_or(0);
         let sizes =

@@ -1,15 +1,15 @@
 //! Ordinary reads, through the page cache.
 
 use std::fs::File;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use pipo_plan::units::Bytes;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::Advice;
 
 use super::kept::Kept;
+use super::passing::advise;
 use super::{BlockReader, Cause, ReadError, fill, in_requests};
 
 /// Reads through the page cache, which keeps what the system makes of it, or no more than it is
@@ -57,11 +57,7 @@ impl Buffered {
 
     /// Has the system drop a stretch.
     pub fn forget(&self, offset: u64, length: u64) {
-        // No length would stand for all of the rest.
-        if let Some(length) = NonZeroU64::new(length) {
-            // Advice: where the system does not take it, the next reads are faster and no less right.
-            let _ = fadvise(&self.file, offset, Some(length), Advice::DontNeed);
-        }
+        advise(&self.file, &(offset..offset.saturating_add(length)), Advice::DontNeed);
     }
 
     /// Has the system drop what has to go for what was read. Only now is that known to be in the page cache,

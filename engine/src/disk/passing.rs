@@ -38,7 +38,7 @@ pub(crate) fn forget(file: &File, stretch: &Range<u64>) {
 }
 
 /// Where the system does not take it, reads are as right and only differently fast.
-fn advise(file: &File, place: &Range<u64>, advice: Advice) {
+pub(super) fn advise(file: &File, place: &Range<u64>, advice: Advice) {
     // No length would stand for all of the rest.
     if let Some(length) = NonZeroU64::new(place.end.saturating_sub(place.start)) {
         let _ = fadvise(file, place.start, Some(length), advice);

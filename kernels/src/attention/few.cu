@@ -5,8 +5,8 @@
 //
 // Here lane 4 g + t holds of q the row g.
 //
-// Keys and values come through registers (`Loaded`), or through shared memory (`Ring`); both are in few_sources.cu. The kernel is in
-// split_few.cu, and how four-bit numbers are multiplied in few_int4.cu.
+// Keys and values come through registers (`Loaded`), or through shared memory (`Ring`); both are in few_sources.cu.
+// The kernel is in split_few.cu, and how four-bit numbers are multiplied in few_int4.cu.
 
 #define FEW 8
 

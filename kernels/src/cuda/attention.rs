@@ -95,6 +95,15 @@ impl Cut {
         let first = start / length;
         Self { first, parts: (stop - 1) / length - first + 1, length }
     }
+
+    /// Bytes in which the parts of so many rows are kept until they are put together.
+    fn spare(&self, heads: &Heads, sequences: usize, positions: usize) -> u64 {
+        if self.parts < 2 {
+            return 0;
+        }
+        let rows = [positions, heads.query, self.parts, heads.dim.saturating_add(2), 4];
+        rows.into_iter().fold(sequences as u64, |a, b| a.saturating_mul(b as u64))
+    }
 }
 
 impl Kernels {
@@ -107,12 +116,8 @@ impl Kernels {
         first_position: usize,
         positions: usize,
     ) -> u64 {
-        let parts = Cut::new(format, heads, sequences, first_position, positions).parts;
-        if parts < 2 {
-            return 0;
-        }
-        let rows = [positions, heads.query, parts, heads.dim.saturating_add(2), 4];
-        rows.into_iter().fold(sequences as u64, |a, b| a.saturating_mul(b as u64))
+        let cut = Cut::new(format, heads, sequences, first_position, positions);
+        cut.spare(heads, sequences, positions)
     }
 
     /// Stores new rows of a cache, each head's row as [`crate::format::quantise_rows`] does, bit by bit.
@@ -166,8 +171,7 @@ impl Kernels {
             && plane.inputs.is_multiple_of(if plane.format == Format::Int8 { 16 } else { 8 });
         let unit = Unit::attention(plane.format, heads.dim, aligned)?;
         let cut = Cut::new(plane.format, heads, sequences, first_position, positions);
-        let needed =
-            Self::attention_spare(plane.format, heads, sequences, first_position, positions);
+        let needed = cut.spare(heads, sequences, positions);
         if spare.bytes() < needed {
             let found = spare.bytes();
             return Err(CudaError::Small { what: "the spare memory", needed, found });
