@@ -9,9 +9,9 @@ hand_set() {
     done
 }
 
-# Absolute errors of the requests in a table, sorted: the middle one and the last. errors TABLE WHAT
+# Absolute errors of a figure in a table, sorted: the middle one and the last. errors TABLE WHAT FIGURE
 errors() {
-    awk -F, '$5 == "request" { error = $6 / $7 - 1; print (error < 0 ? -error : error) }' "$1" |
+    awk -F, -v figure="$3" '$5 == figure { error = $6 / $7 - 1; print (error < 0 ? -error : error) }' "$1" |
         sort -g | awk -v what="$2" '{ all[NR] = $1 } END {
             median = NR % 2 ? all[(NR + 1) / 2] : (all[NR / 2] + all[NR / 2 + 1]) / 2
             printf "%d %s: median error %.1f %%, worst %.1f %%\n", NR, what, 100 * median, 100 * all[NR] }'

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use pipo_plan::schedule::Work;
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::units::Bytes;
 
@@ -181,7 +182,21 @@ pub(crate) fn length(bytes: Bytes) -> Result<usize, Fault> {
 
 /// Checks that so many bytes are those the schedule moves.
 pub(crate) fn moved(task: &Task, bytes: usize) -> Result<(), Fault> {
-    if bytes == length(task.work.bytes())? {
+    as_planned(bytes, task.work.bytes())
+}
+
+/// Bytes of host memory that an operation's arithmetic fetches across the link itself.
+pub(crate) fn mapped(task: &Task) -> Bytes {
+    if let Work::Gpu(compute) = task.work { compute.mapped } else { Bytes::ZERO }
+}
+
+/// Checks that so many bytes are those that the arithmetic fetches.
+pub(crate) fn fetched(task: &Task, bytes: usize) -> Result<(), Fault> {
+    as_planned(bytes, mapped(task))
+}
+
+fn as_planned(bytes: usize, planned: Bytes) -> Result<(), Fault> {
+    if bytes == length(planned)? {
         return Ok(());
     }
     Err(fault("what is moved are not the bytes that the schedule moves"))

@@ -30,6 +30,7 @@ mod architecture;
 mod attention;
 mod blas;
 mod compile;
+mod copy;
 mod embedding;
 mod error;
 mod launch;

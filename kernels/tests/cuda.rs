@@ -171,6 +171,29 @@ fn numbers_alone() {
 }
 
 #[test]
+fn copies() {
+    device::with(|gpu| {
+        let mut random = Random(8);
+        for bytes in [1, 15, 16, 4096, 70_003] {
+            let sent: Vec<u8> = (0..bytes).map(|_| random.next().to_le_bytes()[0]).collect();
+            for [from, to] in [[0, 0], [16, 32], [2, 0], [0, 3]] {
+                let (_from, region) = Buffer::at(&sent, from);
+                // Bytes behind it stay as they are.
+                let on = Buffer::new(to + bytes + 1);
+                let place = on.region().slice(to as u64, bytes as u64 + 1).unwrap();
+                gpu.kernels.copy(gpu.stream, region, place).unwrap();
+                let found = read(place);
+                assert_eq!(found[..bytes], sent, "{bytes} bytes from {from} to {to}");
+                assert_eq!(found[bytes], 0xff, "behind {bytes} bytes from {from} to {to}");
+            }
+        }
+        let (short, long) = (Buffer::new(15), Buffer::new(16));
+        assert!(gpu.kernels.copy(gpu.stream, long.region(), short.region()).is_err());
+        gpu.kernels.copy(gpu.stream, Region::EMPTY, short.region()).unwrap();
+    });
+}
+
+#[test]
 fn embeddings() {
     device::with(|gpu| {
         let mut random = Random(6);

@@ -163,8 +163,7 @@ impl Arithmetic {
         // slowest lane after the lanes before it, all pass that lane in turn, and the last goes on through
         // the lanes after it: one whole round, and the slowest lane once more for each of the others.
         let round = |demand: &Demand| {
-            let stages =
-                [LaneKind::D2h, LaneKind::Cpu, LaneKind::H2d].map(|kind| demand.lane(kind));
+            let stages = [LaneKind::D2h, LaneKind::Cpu].map(|kind| demand.lane(kind));
             let slowest = stages.into_iter().fold(0.0, f64::max);
             serial(demand).max(demand.lanes() + slowest * (micros - 1.0))
         };
@@ -195,15 +194,14 @@ impl Pieces<'_> {
     /// One micro-batch of a decode step with attention on the CPU.
     fn split(&self, pass: u32) -> Result<Demand, Unsupported> {
         let memory = HostMemory::Pinned;
-        let query = self.frame.query(pass);
-        let down = Work::D2h { bytes: query + self.frame.new_cache(pass), memory };
-        let up = Work::H2d { bytes: query, memory };
+        let down = self.frame.query(pass) + self.frame.new_cache(pass);
+        let down = Work::D2h { bytes: down, memory };
         let attention = Work::Cpu(self.frame.compute(self.unit, pass, 0, Piece::AttentionOnly));
+        let behind = Work::Gpu(self.frame.behind_cpu(self.unit, pass));
         let gpu = self.on_gpu(pass, Piece::BeforeAttention)?;
         Ok(gpu
-            .plus(&self.on_gpu(pass, Piece::AfterAttention)?)
+            .plus(&self.pricer.demand(LaneKind::Gpu, &behind)?)
             .plus(&self.pricer.demand(LaneKind::D2h, &down)?)
-            .plus(&self.pricer.demand(LaneKind::H2d, &up)?)
             .plus(&self.pricer.demand(LaneKind::Cpu, &attention)?))
     }
 }

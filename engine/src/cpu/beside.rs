@@ -1,7 +1,9 @@
 //! Attention beside the device: queries and new rows go down, what was attended comes back.
 
+use pipo_plan::units::Bytes;
+
 use super::CpuBackend;
-use crate::backend::{fault, moved};
+use crate::backend::{self, fault, moved};
 use crate::decoder::Projected;
 use crate::executor::{Fault, Task};
 
@@ -15,7 +17,18 @@ pub(super) struct Crossing {
     /// In host memory.
     attended: Vec<f32>,
     /// On the device again.
-    pub(super) arrived: Vec<f32>,
+    arrived: Vec<f32>,
+}
+
+impl Crossing {
+    /// What the second half goes on from: what was loaded, or what it fetches from host memory itself.
+    pub(super) fn attended(&self, task: &Task) -> Result<&[f32], Fault> {
+        if backend::mapped(task) == Bytes::ZERO {
+            return Ok(&self.arrived);
+        }
+        backend::fetched(task, 2 * self.attended.len())?;
+        Ok(&self.attended)
+    }
 }
 
 impl CpuBackend<'_> {

@@ -128,7 +128,8 @@ impl CpuBackend<'_> {
     ) -> Result<Option<Vec<f32>>, Fault> {
         if task.op.piece == Piece::AfterAttention {
             let crossing = self.crossing(task)?;
-            return self.decoder.after_attention(run, hidden, &crossing.arrived).map(Some);
+            let attended = crossing.attended(task)?;
+            return self.decoder.after_attention(run, hidden, attended).map(Some);
         }
         self.decoder.project(run, hidden, rows.positions(), projected)?;
         if !self.host.unit(task)?.attends {

@@ -1,18 +1,20 @@
 //! Attention beside the device: queries and new rows go down, what was attended comes back.
 //!
 //! The first halves of all micro-batches are issued before the second ones, so each has room of its own for
-//! what travels. New rows are stored on the device as the cache stores them, and go down as they are.
+//! what travels. New rows are stored on the device as the cache stores them, and go down as they are. What was
+//! attended a schedule loads like anything else, or the second half fetches it: then a kernel reads the
+//! memory of the host, and need not wait until a copy engine has got through a block of weights.
 
 use pipo_kernels::cuda::{Append, Region};
 use pipo_plan::schedule::Tier;
 use pipo_plan::units::Bytes;
 
 use super::arithmetic::{Step, span};
-use super::driver::{Arena, Stream};
+use super::driver::{self, Arena, Stream};
 use super::{CudaBackend, fault};
 use crate::backend::accounts::Accounts;
 use crate::backend::knobs::Knobs;
-use crate::backend::moved;
+use crate::backend::{self, moved};
 use crate::executor::{Fault, Task};
 use crate::half;
 use crate::memory::Buffer;
@@ -57,7 +59,7 @@ impl Step<'_> {
     /// The end of the first half: queries and new rows are put where they can travel from.
     pub(super) fn leave(&self, [q, k, v]: [Region; 3]) -> Result<(), Fault> {
         let crossing = self.backend.crossing(self.task)?;
-        self.stream.copy(q, crossing.attended)?;
+        self.kernels().copy(self.stream.raw(), q, crossing.attended)?;
         let cache = self.cache_in(crossing.rows)?;
         let append = Append { keys: k, values: v, cache: &cache, first_position: 0, positions: 1 };
         Ok(self.kernels().append_cache(self.stream.raw(), &append)?)
@@ -65,7 +67,15 @@ impl Step<'_> {
 
     /// The second half, from what was attended.
     pub(super) fn after_attention(&self) -> Result<(), Fault> {
-        let attended = self.backend.crossing(self.task)?.attended;
+        let crossing = self.backend.crossing(self.task)?;
+        let attended = crossing.attended;
+        if backend::mapped(self.task) > Bytes::ZERO {
+            // SAFETY: the buffer is pinned for as long as the backend lives, and is written again only behind
+            // this half, for which the next queries wait.
+            let home = unsafe { driver::mapped(&crossing.home.read()?) }?;
+            self.kernels().copy(self.stream.raw(), home, attended)?;
+            backend::fetched(self.task, in_memory(home.bytes()))?;
+        }
         let [_, k, _, o] = self.results(["q", "k", "v", "o"])?;
         self.close("o", attended, span(k, o))
     }

@@ -15,6 +15,8 @@ pub enum Unit {
     Append,
     /// Adding up the parts of a split attention.
     Combine,
+    /// Copies by multiprocessors.
+    Copy,
     /// Stored numbers to fp16.
     Dequantise,
     /// Tokens and positions to rows.
@@ -50,10 +52,11 @@ pub(super) const WIDEST: usize = 256;
 
 impl Unit {
     /// Those without a format, which compile fast.
-    pub const SMALL: [Self; 10] = [
+    pub const SMALL: [Self; 11] = [
         Self::Activation,
         Self::Append,
         Self::Combine,
+        Self::Copy,
         Self::Dequantise,
         Self::Embedding,
         Self::Norm,
@@ -102,6 +105,7 @@ impl Unit {
             Self::Activation => include_str!("../activation.cu"),
             Self::Append => include_str!("../format/quantise.cu"),
             Self::Combine => include_str!("../attention/combine.cu"),
+            Self::Copy => include_str!("../copy.cu"),
             Self::Dequantise => include_str!("../format/dequantise.cu"),
             Self::Embedding => include_str!("../embedding.cu"),
             Self::Norm => include_str!("../norm.cu"),

@@ -147,6 +147,16 @@ impl Frame {
         Precision::Fp16.matrix_bytes(rows, features)
     }
 
+    /// The arithmetic behind a decode step's attention on the CPU. A kernel reads what was attended across the
+    /// link and puts it down on the GPU: a few hundred kilobytes, which would wait for a copy engine that is
+    /// at work on a block of weights.
+    pub fn behind_cpu(&self, unit: &Unit, pass: u32) -> Compute {
+        let mut compute = self.compute(unit, pass, 0, Piece::AfterAttention);
+        compute.mapped = self.query(pass);
+        compute.joined_launches += 1;
+        compute
+    }
+
     /// Scratch on the GPU: the largest unit's inner activations. Where a part is cut into units, what one
     /// of them leaves for the next must stay while all micro-batches and chunks pass through it.
     pub fn workspace(&self) -> Bytes {

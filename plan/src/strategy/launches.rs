@@ -56,6 +56,10 @@ pub(super) fn of(
     if attends && matches!(piece, Piece::Whole | Piece::BeforeAttention) {
         launches += u32::from(turns(model));
     }
+    if attends && piece == Piece::BeforeAttention {
+        // Queries and new rows are put where they can travel from.
+        launches += 2;
+    }
     if attends && matches!(piece, Piece::Whole | Piece::AttentionOnly) {
         // New rows go into the cache; parts of a context that is split are put together.
         launches += 2 + u32::from(is_split(model, rows, style.kv));

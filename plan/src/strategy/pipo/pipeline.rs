@@ -254,7 +254,10 @@ impl Pipeline {
         let chunks = self.frame.chunks(step.pass);
         let mut last = None;
         for chunk in 0..chunks {
-            let mut compute = self.frame.compute(unit, step.pass, chunk, piece);
+            let mut compute = match piece {
+                Piece::AfterAttention => self.frame.behind_cpu(unit, step.pass),
+                _ => self.frame.compute(unit, step.pass, chunk, piece),
+            };
             if step.unit == 0 && self.knobs.embedding == Embedding::Mapped {
                 compute.mapped = self.frame.looked_up(unit, step.pass, chunk);
             }
@@ -332,8 +335,8 @@ impl Pipeline {
         computed
     }
 
-    /// Decode attention on the CPU: queries and new rows go down, outputs come back. What follows
-    /// attention is still to be computed, and waits for what this returns.
+    /// Decode attention on the CPU: queries and new rows go down. What follows attention is still to be
+    /// computed: it waits for what this returns, and reads what was attended from host memory.
     fn attend_on_cpu(&self, out: &mut Builder, step: Step) -> OpId {
         let mark = Marks::new(&self.frame).cache(step.layer, step.micro);
         let unit = &self.frame.units[usize::from(step.unit)];
@@ -348,10 +351,7 @@ impl Pipeline {
         let attend = out.op(self.cpu, OpKind::CpuCompute, work).unit(step.unit, step.micro);
         let attended = attend.piece(Piece::AttentionOnly).after(saved).after(prefilled).emit();
         out.mark(mark, attended);
-        let bytes = self.frame.query(step.pass);
-        let work = out.work(Work::H2d { bytes, memory: HostMemory::Pinned });
-        let load = out.op(self.hidden_load, OpKind::LoadHidden, work).unit(step.unit, step.micro);
-        load.after(attended).emit()
+        attended
     }
 }
 
