@@ -118,6 +118,12 @@ fn in_requests(
     Ok(())
 }
 
+/// The first page boundary of a file from a byte on.
+pub(crate) fn page_behind(at: u64) -> u64 {
+    let page = PAGE as u64;
+    at.div_ceil(page).saturating_mul(page)
+}
+
 /// Reads until `into` is full, whatever the system makes of each request.
 fn fill(file: &impl std::os::unix::fs::FileExt, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
     let mut done = 0;

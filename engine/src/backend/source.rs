@@ -6,7 +6,7 @@ use pipo_plan::schedule::{DiskIo, Layout, Tier, Work, checked_at_once};
 use pipo_plan::units::Bytes;
 
 use super::{fault, length};
-use crate::disk::{BlockReader, Buffered, Direct, PAGE, overlapped};
+use crate::disk::{BlockReader, Buffered, Direct, PAGE, overlapped, page_behind};
 use crate::executor::Fault;
 use crate::run::{Request, RunError};
 use crate::store::{Check, Place, Store};
@@ -149,7 +149,7 @@ impl<'a> Source<'a> {
         overlapped(
             stretch.at + offset,
             into,
-            |at| at.saturating_add(step) / page * page,
+            |at| page_behind(at.saturating_add(step)),
             |at, piece| reader.read(at, piece).map_err(|error| text(&error)),
             |at, piece| {
                 let at = at - stretch.at + stretch.start();

@@ -1,11 +1,16 @@
 //! Reads past the page cache.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSliceMut;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::{AlignedBuf, BlockReader, Cause, NotDirect, PAGE, ReadError, fill, in_requests};
+use rustix::io::preadv;
+
+use super::{
+    AlignedBuf, BlockReader, Cause, NotDirect, PAGE, ReadError, fill, in_requests, page_behind,
+};
 use crate::store::in_memory;
 
 /// How a file is opened for reads past the page cache.
@@ -14,22 +19,28 @@ const FLAG: Option<i32> = Some(libc::O_DIRECT);
 #[cfg(not(target_os = "linux"))]
 const FLAG: Option<i32> = None;
 
+/// Boundaries of memory that a device may do with where it does not need pages: words, or its own blocks.
+const FINER: [usize; 2] = [4, 512];
+
 /// Reads past the page cache (`O_DIRECT`).
 ///
-/// A request ends on a page boundary of the file, so that no page is read twice. Whole pages go straight
-/// into a buffer that has page boundaries where the file has them; the parts of pages at its ends, or
-/// all of a request where boundaries differ, go through a spare buffer: one request all the same.
+/// A request ends on a page boundary of the file, so that no page is read twice. Whole pages go straight to
+/// their place, where that begins as the system asks of memory; the parts of pages at its ends, or all of a
+/// request whose place begins otherwise, go through a spare buffer: one request all the same.
 #[derive(Debug)]
 pub struct Direct {
     path: PathBuf,
     file: File,
     request: usize,
+    /// Memory that is read into begins at a multiple of so many bytes: a page, or what less the device needs.
+    memory: usize,
     /// Buffers for what is not aligned, as many as threads ever needed one at once.
     spare: Mutex<Vec<AlignedBuf>>,
 }
 
 impl Direct {
-    /// Opens a file that is read in requests of at most `request` bytes, at least a page.
+    /// Opens a file that is read in requests of `request` bytes, at least a page; of what does not begin on one,
+    /// up to the next page boundary.
     ///
     /// # Errors
     ///
@@ -41,14 +52,16 @@ impl Direct {
             return Err(NotDirect::Refused("only Linux has O_DIRECT".into()));
         };
         let file = OpenOptions::new().read(true).custom_flags(flag).open(path).map_err(refused)?;
-        let mut probe = AlignedBuf::zeroed(PAGE)
+        let mut probe = AlignedBuf::zeroed(2 * PAGE)
             .ok_or_else(|| NotDirect::Refused("there is no memory for a page".into()))?;
-        file.read_at(&mut probe, 0).map_err(refused)?;
-        if file.read_at(&mut probe, 1).is_ok() {
+        file.read_at(&mut probe[..PAGE], 0).map_err(refused)?;
+        if file.read_at(&mut probe[..PAGE], 1).is_ok() {
             return Err(NotDirect::Ignored);
         }
+        let serves = |at: &usize| file.read_at(&mut probe[*at..*at + PAGE], 0).is_ok();
+        let memory = FINER.into_iter().find(serves).unwrap_or(PAGE);
         let request = (request / PAGE).max(1) * PAGE;
-        Ok(Self { path: path.into(), file, request, spare: Mutex::default() })
+        Ok(Self { path: path.into(), file, request, memory, spare: Mutex::default() })
     }
 
     /// Reads pages into a buffer that begins on a page boundary and is a number of pages long. The file
@@ -95,13 +108,17 @@ impl Direct {
 
     /// One request.
     fn request(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
-        let head = into.as_ptr().align_offset(PAGE);
-        let whole = into.len().saturating_sub(head) / PAGE * PAGE;
-        if whole == 0 || !(offset + head as u64).is_multiple_of(PAGE as u64) {
+        let head = in_memory(offset.next_multiple_of(PAGE as u64) - offset).min(into.len());
+        let whole = (into.len() - head) / PAGE * PAGE;
+        let place = into.as_ptr().addr().wrapping_add(head);
+        if whole == 0 || !place.is_multiple_of(self.memory) {
             return self.through_spare(offset, into);
         }
         let (first, rest) = into.split_at_mut(head);
         let (pages, last) = rest.split_at_mut(whole);
+        if self.with_ends(offset, [&mut *first, &mut *pages, &mut *last])? {
+            return Ok(());
+        }
         let mut at = offset;
         for (part, aligned) in [(first, false), (pages, true), (last, false)] {
             let read = match (part.is_empty(), aligned) {
@@ -114,13 +131,34 @@ impl Direct {
         }
         Ok(())
     }
+
+    /// Whole pages to their place and, in the same read, the pages at the ends that only begin or end in it to a
+    /// spare buffer. False where that did not read everything: whoever reads part by part finds out why.
+    fn with_ends(&self, offset: u64, [first, pages, last]: [&mut [u8]; 3]) -> Result<bool, Cause> {
+        if first.is_empty() && last.is_empty() {
+            return Ok(false);
+        }
+        let mut spare = self.take_spare(2 * PAGE)?;
+        let (before, behind) = spare.split_at_mut(PAGE);
+        let before = if first.is_empty() { &mut [][..] } else { before };
+        let behind = if last.is_empty() { &mut [][..] } else { &mut behind[..PAGE] };
+        let needed = before.len() + pages.len() + last.len();
+        let mut parts = [&mut *before, pages, &mut *behind].map(IoSliceMut::new);
+        let begin = offset / PAGE as u64 * PAGE as u64;
+        let read = preadv(&self.file, &mut parts, begin).is_ok_and(|read| read >= needed);
+        if read {
+            first.copy_from_slice(&before[before.len() - first.len()..]);
+            last.copy_from_slice(&behind[..last.len()]);
+        }
+        self.lock().push(spare);
+        Ok(read)
+    }
 }
 
 impl BlockReader for Direct {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
         let length = into.len() as u64;
-        let page = PAGE as u64;
-        let end = |at: u64| at.saturating_add(self.request as u64) / page * page;
+        let end = |at: u64| page_behind(at.saturating_add(self.request as u64));
         in_requests(offset, into, end, |at, piece| self.request(at, piece))
             .map_err(|cause| ReadError { file: self.path.clone(), offset, length, cause })
     }
