@@ -73,14 +73,16 @@ fn what_is_forgotten_comes_from_the_disk_again() {
 fn both_ways_read_the_same_bytes_from_anywhere() {
     let (_folder, path, bytes) = file();
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let places = (0..LENGTH, 0..LENGTH, 1..20_000_usize, 0..5000_usize, 0..3);
+    let places = (0..LENGTH, 0..LENGTH, 1..20_000_usize, 0..5000_usize, 0..4);
     runner
         .run(&places, |(offset, length, request, skew, how)| {
-            // Anywhere, on pages, or with page boundaries in memory where the file has them.
+            // Anywhere, on pages, with page boundaries in memory where the file has them, or where the file's are
+            // blocks of a device in memory.
             let (offset, skew) = match how {
                 0 => (offset, skew),
                 1 => (offset / 4096 * 4096, 0),
-                _ => (offset, offset % 4096),
+                2 => (offset, offset % 4096),
+                _ => (offset, offset % 512 + skew / 512 * 512),
             };
             let length = length.min(LENGTH - offset);
             let expected = &bytes[offset..offset + length];
