@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -108,17 +109,24 @@ impl Direct {
 
     /// One request.
     fn request(&self, offset: u64, into: &mut [u8]) -> Result<(), Cause> {
-        let head = in_memory(offset.next_multiple_of(PAGE as u64) - offset).min(into.len());
+        let head = in_memory(page_behind(offset) - offset).min(into.len());
         let whole = (into.len() - head) / PAGE * PAGE;
         let place = into.as_ptr().addr().wrapping_add(head);
         if whole == 0 || !place.is_multiple_of(self.memory) {
             return self.through_spare(offset, into);
         }
-        let (first, rest) = into.split_at_mut(head);
-        let (pages, last) = rest.split_at_mut(whole);
-        if self.with_ends(offset, [&mut *first, &mut *pages, &mut *last])? {
+        let on_pages = place.is_multiple_of(PAGE);
+        if on_pages && whole == into.len() {
+            return self.pages(offset, into, whole);
+        }
+        if self.at_once(offset, into, head..head + whole)? {
             return Ok(());
         }
+        if !on_pages {
+            return self.through_spare(offset, into);
+        }
+        let (first, rest) = into.split_at_mut(head);
+        let (pages, last) = rest.split_at_mut(whole);
         let mut at = offset;
         for (part, aligned) in [(first, false), (pages, true), (last, false)] {
             let read = match (part.is_empty(), aligned) {
@@ -133,11 +141,10 @@ impl Direct {
     }
 
     /// Whole pages to their place and, in the same read, the pages at the ends that only begin or end in it to a
-    /// spare buffer. False where that did not read everything: whoever reads part by part finds out why.
-    fn with_ends(&self, offset: u64, [first, pages, last]: [&mut [u8]; 3]) -> Result<bool, Cause> {
-        if first.is_empty() && last.is_empty() {
-            return Ok(false);
-        }
+    /// spare buffer. False where that did not read everything: whoever reads in another way finds out why.
+    fn at_once(&self, offset: u64, into: &mut [u8], pages: Range<usize>) -> Result<bool, Cause> {
+        let (first, rest) = into.split_at_mut(pages.start);
+        let (pages, last) = rest.split_at_mut(pages.len());
         let mut spare = self.take_spare(2 * PAGE)?;
         let (before, behind) = spare.split_at_mut(PAGE);
         let before = if first.is_empty() { &mut [][..] } else { before };
