@@ -185,14 +185,10 @@ pub(crate) fn moved(task: &Task, bytes: usize) -> Result<(), Fault> {
     as_planned(bytes, task.work.bytes())
 }
 
-/// Bytes of host memory that an operation's arithmetic fetches across the link itself.
-pub(crate) fn mapped(task: &Task) -> Bytes {
-    if let Work::Gpu(compute) = task.work { compute.mapped } else { Bytes::ZERO }
-}
-
-/// Checks that so many bytes are those that the arithmetic fetches.
+/// Checks that so many bytes are those that an operation's arithmetic fetches from host memory itself.
 pub(crate) fn fetched(task: &Task, bytes: usize) -> Result<(), Fault> {
-    as_planned(bytes, mapped(task))
+    let planned = if let Work::Gpu(compute) = task.work { compute.mapped } else { Bytes::ZERO };
+    as_planned(bytes, planned)
 }
 
 fn as_planned(bytes: usize, planned: Bytes) -> Result<(), Fault> {

@@ -1,9 +1,7 @@
 //! Attention beside the device: queries and new rows go down, what was attended comes back.
 
-use pipo_plan::units::Bytes;
-
 use super::CpuBackend;
-use crate::backend::{self, fault, moved};
+use crate::backend::{fault, fetched, moved};
 use crate::decoder::Projected;
 use crate::executor::{Fault, Task};
 
@@ -14,19 +12,14 @@ pub(super) struct Crossing {
     pub(super) projected: Projected,
     /// In host memory.
     queries: Vec<f32>,
-    /// In host memory.
+    /// In host memory, from where the second half fetches it.
     attended: Vec<f32>,
-    /// On the device again.
-    arrived: Vec<f32>,
 }
 
 impl Crossing {
-    /// What the second half goes on from: what was loaded, or what it fetches from host memory itself.
+    /// What the second half goes on from.
     pub(super) fn attended(&self, task: &Task) -> Result<&[f32], Fault> {
-        if backend::mapped(task) == Bytes::ZERO {
-            return Ok(&self.arrived);
-        }
-        backend::fetched(task, 2 * self.attended.len())?;
+        fetched(task, 2 * self.attended.len())?;
         Ok(&self.attended)
     }
 }
@@ -51,14 +44,6 @@ impl CpuBackend<'_> {
         let home = self.home(task)?.read()?;
         let before = self.host.before(task);
         crossing.attended = self.host.attend(&self.decoder, &crossing.queries, &home, before)?;
-        Ok(())
-    }
-
-    /// What was attended, into the device.
-    pub(super) fn load_attended(&self, task: &Task) -> Result<(), Fault> {
-        let mut crossing = self.crossing(task)?;
-        let Crossing { attended, arrived, .. } = &mut *crossing;
-        arrived.clone_from(attended);
         Ok(())
     }
 

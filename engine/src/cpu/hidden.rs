@@ -37,7 +37,7 @@ impl CpuBackend<'_> {
         Ok(())
     }
 
-    /// Rows into the device: embedded, attended, or all hidden states of a unit.
+    /// Rows into the device: embedded, or all hidden states of a unit.
     pub(super) fn load_hidden(&self, task: &Task) -> Result<(), Fault> {
         match (task.op.unit, self.hidden_in_host) {
             (0, _) if self.gathered.is_empty() || self.hidden_in_host => {
@@ -52,7 +52,7 @@ impl CpuBackend<'_> {
                 let from = self.stays(task)?.read()?;
                 self.copy_hidden(task, &from, &mut self.slot_of_hidden(task)?.write()?)
             }
-            (_, false) => self.load_attended(task),
+            (_, false) => Err(fault("hidden states are to be loaded that stay on the device")),
         }
     }
 

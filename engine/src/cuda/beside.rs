@@ -2,8 +2,8 @@
 //!
 //! The first halves of all micro-batches are issued before the second ones, so each has room of its own for
 //! what travels. New rows are stored on the device as the cache stores them, and go down as they are. What was
-//! attended a schedule loads like anything else, or the second half fetches it: then a kernel reads the
-//! memory of the host, and need not wait until a copy engine has got through a block of weights.
+//! attended the second half fetches by a kernel that reads the memory of the host: a copy would wait until the
+//! engine has got through a block of weights.
 
 use pipo_kernels::cuda::{Append, Region};
 use pipo_plan::schedule::Tier;
@@ -14,7 +14,7 @@ use super::driver::{self, Arena, Stream};
 use super::{CudaBackend, fault};
 use crate::backend::accounts::Accounts;
 use crate::backend::knobs::Knobs;
-use crate::backend::{self, moved};
+use crate::backend::{fetched, moved};
 use crate::executor::{Fault, Task};
 use crate::half;
 use crate::memory::Buffer;
@@ -69,13 +69,11 @@ impl Step<'_> {
     pub(super) fn after_attention(&self) -> Result<(), Fault> {
         let crossing = self.backend.crossing(self.task)?;
         let attended = crossing.attended;
-        if backend::mapped(self.task) > Bytes::ZERO {
-            // SAFETY: the buffer is pinned for as long as the backend lives, and is written again only behind
-            // this half, for which the next queries wait.
-            let home = unsafe { driver::mapped(&crossing.home.read()?) }?;
-            self.kernels().copy(self.stream.raw(), home, attended)?;
-            backend::fetched(self.task, in_memory(home.bytes()))?;
-        }
+        // SAFETY: the buffer is pinned for as long as the backend lives, and is written again only behind this
+        // half, for which the next queries wait.
+        let home = unsafe { driver::mapped(&crossing.home.read()?) }?;
+        self.kernels().copy(self.stream.raw(), home, attended)?;
+        fetched(self.task, in_memory(home.bytes()))?;
         let [_, k, _, o] = self.results(["q", "k", "v", "o"])?;
         self.close("o", attended, span(k, o))
     }
@@ -106,16 +104,6 @@ impl CudaBackend<'_> {
         let attended = self.host.attend(&self.decoder, &queries, &cache, before)?;
         half::store(&attended, &mut home);
         Ok(())
-    }
-
-    /// What was attended, into the device.
-    pub(super) fn load_attended(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
-        let crossing = self.crossing(task)?;
-        let home = crossing.home.read()?;
-        // SAFETY: the buffer lives as long as the backend, and is written again only behind the second half
-        // of this attention, which waits for this copy.
-        unsafe { stream.upload(&home, crossing.attended) }?;
-        moved(task, in_memory(crossing.attended.bytes()))
     }
 
     fn crossing(&self, task: &Task) -> Result<&Crossing, Fault> {

@@ -56,7 +56,7 @@ impl CudaBackend<'_> {
         Ok(())
     }
 
-    /// Rows into the device: embedded, attended, or all hidden states of a unit.
+    /// Rows into the device: embedded, or all hidden states of a unit.
     pub(super) fn load_hidden(&self, task: &Task, stream: &Stream) -> Result<(), Fault> {
         let stays = self.hidden_home.get(usize::from(task.op.micro));
         if task.op.unit == 0 && (stays.is_some() || self.gathered.is_empty()) {
@@ -64,7 +64,7 @@ impl CudaBackend<'_> {
             return Ok(());
         }
         if task.op.unit > 0 && stays.is_none() {
-            return self.load_attended(task, stream);
+            return Err(fault("hidden states are to be loaded that stay on the device"));
         }
         let length = length(task.work.bytes())?;
         let from = stays.map_or_else(|| self.gathered(task), Ok)?.read()?;
