@@ -7,11 +7,21 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipo_kernels::attention::{Heads, attentions};
+use pipo_kernels::format::Layout;
 use pipo_kernels::{Cpu, Format, Matrix};
 
 const SEQUENCES: usize = 8;
 const POSITIONS: usize = 544;
 const QUERY_HEADS: usize = 32;
+
+/// Formats, query heads of a kv head, and head dimensions.
+const CASES: [(Format, usize, usize); 5] = [
+    (Format::Fp16, 1, 64),
+    (Format::Fp16, 1, 128),
+    (Format::Fp16, 4, 128),
+    (Format::Int8, 1, 128),
+    (Format::Int4, 1, 128),
+];
 
 /// Far more than a processor's caches.
 const ARENA: usize = 512 << 20;
@@ -22,7 +32,7 @@ fn decode(c: &mut Criterion) {
     let mut bench = c.benchmark_group("attention/decode");
     for threads in [1, std::thread::available_parallelism().map_or(1, usize::from)] {
         let cpu = Cpu::new(threads);
-        for (group, dim) in [(1, 64), (1, 128), (4, 128)] {
+        for (format, group, dim) in CASES {
             let heads = Heads {
                 query: QUERY_HEADS,
                 kv: QUERY_HEADS / group,
@@ -32,16 +42,14 @@ fn decode(c: &mut Criterion) {
             };
             let q = vec![0.1; SEQUENCES * QUERY_HEADS * dim];
             let mut out = vec![0.0; q.len()];
-            let plane = 2 * POSITIONS * heads.kv * dim;
+            let rows = POSITIONS * heads.kv;
+            let plane = Layout::new(format, rows, dim).expect("a size").bytes();
             bench.throughput(Throughput::Bytes((2 * plane * SEQUENCES) as u64));
             let mut places = arena.chunks_exact(2 * plane * SEQUENCES).cycle();
-            let name = format!("group {group}, dim {dim}");
+            let name = format!("{format:?}, group {group}, dim {dim}");
             bench.bench_function(BenchmarkId::new(name, format!("{threads} threads")), |b| {
                 b.iter(|| {
-                    let matrix = |bytes| {
-                        Matrix::new(Format::Fp16, POSITIONS * heads.kv, dim, bytes)
-                            .expect("a plane")
-                    };
+                    let matrix = |bytes| Matrix::new(format, rows, dim, bytes).expect("a plane");
                     let caches = places.next().unwrap_or_default().chunks_exact(2 * plane);
                     let caches = caches.map(|cache| {
                         let (keys, values) = cache.split_at(plane);

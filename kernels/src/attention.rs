@@ -13,16 +13,12 @@
 //! positions at a time. Blocks are counted from the start of the sequence, so a row's result depends on
 //! its position alone: prefilling in pieces, or one by one, gives the same bits.
 
+mod group;
+
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
-use crate::exponential::exp;
 use crate::format::{Matrix, dequantise_row};
-use crate::simd::expand::expand;
-use crate::simd::vector::{add_scaled, dot};
-use crate::simd::{Job, LANES, Simd};
-
-/// Positions whose keys and values are decoded together: 16 KiB each at a head dimension of 128.
-const BLOCK: usize = 32;
+use group::Group;
 
 /// Turns of every thread at least, where heads are taken together: one that is late does not hold up the rest
 /// for long.
@@ -96,10 +92,18 @@ pub fn attentions(
     Ok(())
 }
 
-/// How many kv heads of a row one thread takes at a time. Their rows of the cache lie side by side, and a
-/// processor that reads ahead reads what it needs itself: twice as fast from memory as one head at a time.
+/// How many kv heads of a row one thread takes at a time. Their rows of the cache lie side by side, and are read
+/// from memory up to three times as fast as one head at a time; but pieces must be enough that threads end
+/// together.
 fn together(kv_heads: usize, rows: usize, threads: usize) -> usize {
-    (kv_heads * rows / (TURNS * threads.max(1))).max(1)
+    let (rows, threads) = (rows.max(1), threads.max(1));
+    let fewest = (TURNS * threads).div_ceil(rows).clamp(1, kv_heads);
+    let most = (2 * fewest).min(kv_heads);
+    let sizes = (fewest..=most).map(|pieces| (kv_heads.div_ceil(pieces), pieces));
+    // What the busiest thread does; of equal ones the larger.
+    let busiest = |size: usize, pieces: usize| (rows * pieces).div_ceil(threads) * size;
+    let best = sizes.min_by_key(|&(size, pieces)| (busiest(size, pieces), pieces));
+    best.map_or(1, |(size, _)| size)
 }
 
 /// The same in two passes with sums in `f64`: what [`attention`] is tested against.
@@ -182,100 +186,23 @@ fn check(
     Ok(rows)
 }
 
-/// One row's query heads of some neighbouring kv heads.
-struct Group<'a> {
-    heads: &'a Heads,
-    q: &'a [f32],
-    position: usize,
-    /// The first of the cache.
-    head: usize,
-    keys: &'a Matrix<'a>,
-    values: &'a Matrix<'a>,
-    out: &'a mut [f32],
-}
+#[cfg(test)]
+mod tests {
+    use super::together;
 
-impl Job for Group<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Heads { query, kv, dim, scale, .. } = *self.heads;
-        let (group, count) = (query / kv, self.q.len() / dim);
-        let padded = dim.next_multiple_of(LANES);
-        let mut block = vec![0.0; BLOCK * padded];
-        // For each head: the largest score so far, the sum of exponentials, and their sum of values.
-        let mut largest = vec![f32::NEG_INFINITY; count];
-        let mut sums = vec![0.0; count];
-        let mut scores = vec![[0.0; BLOCK]; group];
-        self.out.fill(0.0);
-
-        let mut begin = start(self.heads, self.position);
-        while begin <= self.position {
-            let end = (begin / BLOCK + 1) * BLOCK;
-            let positions = end.min(self.position + 1) - begin;
-            for own in 0..count / group {
-                let rows = || (begin * kv + self.head + own..).step_by(kv).take(positions);
-                decode(simd, self.keys, rows(), &mut block, [dim, padded]);
-                for (head, scores) in (own * group..).zip(&mut scores) {
-                    let q = &self.q[head * dim..(head + 1) * dim];
-                    let mut top = largest[head];
-                    for index in 0..positions {
-                        let k = &block[index * padded..index * padded + dim];
-                        let score = dot(simd, q, k) * scale;
-                        scores[index] = score;
-                        // Not `max`, which would hide what is not a number.
-                        top = if score > top || score.is_nan() { score } else { top };
-                    }
-                    // Nothing was summed before the first block, and its factor would not be a number.
-                    let keep = if largest[head] < top { exp(largest[head] - top) } else { 1.0 };
-                    // All of a block, so that it has a length the compiler knows; the rest is not used.
-                    for score in scores.iter_mut() {
-                        *score = exp(*score - top);
-                    }
-                    let sum = scores[..positions].iter().fold(sums[head] * keep, |sum, s| sum + s);
-                    (largest[head], sums[head]) = (top, sum);
-                    if keep < 1.0 {
-                        for out in &mut self.out[head * dim..(head + 1) * dim] {
-                            *out *= keep;
-                        }
-                    }
-                }
-                decode(simd, self.values, rows(), &mut block, [dim, padded]);
-                for (head, scores) in (own * group..).zip(&scores) {
-                    let out = &mut self.out[head * dim..(head + 1) * dim];
-                    for index in 0..positions {
-                        let v = &block[index * padded..index * padded + dim];
-                        add_scaled(simd, scores[index], v, out);
-                    }
-                }
-            }
-            begin = end;
-        }
-        for (out, sum) in self.out.chunks_exact_mut(dim).zip(&sums) {
-            for out in out {
-                *out /= sum;
-            }
-        }
+    /// Heads that each of twelve threads has at most, taking pieces as they come.
+    fn busiest(kv_heads: usize, rows: usize) -> usize {
+        let size = together(kv_heads, rows, 12);
+        (rows * kv_heads.div_ceil(size)).div_ceil(12) * size
     }
-}
 
-/// Decodes one head of some positions, `padded` floats a position.
-#[inline(always)]
-fn decode<S: Simd>(
-    simd: S,
-    cache: &Matrix,
-    rows: impl Iterator<Item = usize>,
-    block: &mut [f32],
-    [dim, padded]: [usize; 2],
-) {
-    for (row, out) in rows.zip(block.chunks_exact_mut(padded)) {
-        let out = &mut out[..dim];
-        expand(simd, cache, row, 0, out);
-        if cache.format() == crate::Format::Int8 {
-            let factor = cache.row_factor(row);
-            for out in out {
-                *out *= factor;
-            }
-        }
+    #[test]
+    fn heads_stay_together_where_threads_end_together_all_the_same() {
+        // All on one thread; a head each, where there are few rows; whole rows, where there are many.
+        assert_eq!([together(32, 8, 1), together(32, 1, 12), together(8, 32, 12)], [32, 1, 8]);
+        // 640 heads are 53.3 a thread. In halves of a row somebody would have 60.
+        assert_eq!((together(40, 16, 12), busiest(40, 16)), (14, 56));
+        // 256 heads are 21.3 a thread.
+        assert_eq!((together(32, 8, 12), busiest(32, 8)), (11, 22));
     }
 }

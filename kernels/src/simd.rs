@@ -16,8 +16,6 @@ pub(crate) mod expand;
 pub(crate) mod tile;
 pub(crate) mod vector;
 
-use crate::format::GROUP_BYTES;
-
 /// Floats in a vector, and partial sums in a dot product.
 pub(crate) const LANES: usize = 16;
 
@@ -53,8 +51,8 @@ pub(crate) trait Simd: Copy {
     /// Sixteen signed bytes as floats, unscaled.
     fn load_int8(self, from: &[u8; 16]) -> Self::V;
 
-    /// Asks memory for bytes that are wanted soon.
-    fn prefetch(self, _: &[u8; GROUP_BYTES]) {}
+    /// Asks memory for the line of bytes that are wanted soon.
+    fn prefetch(self, _: &[u8]) {}
 
     fn group(self, scale: f32, minimum: f32) -> Self::Group;
     /// `minimum + q * scale` of the low nibbles and of the high nibbles.

@@ -9,7 +9,6 @@ use std::arch::x86_64::{
 };
 
 use super::{Job, LANES, Simd};
-use crate::format::GROUP_BYTES;
 
 /// The vectors of a machine with AVX-512F. Proof that it has them: [`Avx512::detect`] makes the only ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +92,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(self, from: &[u8; GROUP_BYTES]) {
+    fn prefetch(self, from: &[u8]) {
         // SAFETY: every machine with these vectors has SSE, and a prefetch reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().cast()) }
     }

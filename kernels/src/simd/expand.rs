@@ -38,17 +38,26 @@ fn plain<S: Simd, E: Element>(simd: S, weights: &[u8], out: &mut [f32]) {
 fn int4<S: Simd>(simd: S, weights: &[u8], scales: &[u8], start: usize, out: &mut [f32]) {
     let nibbles = weights.as_chunks::<GROUP_BYTES>().0;
     let scales = scales.as_chunks::<4>().0;
-    let mut done = 0;
-    while done < out.len() {
-        let (index, within) = ((start + done) / GROUP, (start + done) % GROUP);
+    let (mut index, mut within, mut rest) = (start / GROUP, start % GROUP, out);
+    while !rest.is_empty() {
         let steps = scales_of(simd, &scales[index]);
         let weights = group(simd, &nibbles[index], steps[0], steps[1]);
-        let mut floats = [[0.0; LANES]; GROUP / LANES];
-        for quarter in 0..GROUP / LANES {
-            simd.store(weights[quarter], &mut floats[quarter]);
+        let (here, after) = rest.split_at_mut((GROUP - within).min(rest.len()));
+        if let Some(here) = here.as_mut_array::<GROUP>() {
+            store(simd, weights, here);
+        } else {
+            let mut floats = [0.0; GROUP];
+            store(simd, weights, &mut floats);
+            here.copy_from_slice(&floats[within..within + here.len()]);
         }
-        let count = (GROUP - within).min(out.len() - done);
-        out[done..done + count].copy_from_slice(&floats.as_flattened()[within..within + count]);
-        done += count;
+        (index, within, rest) = (index + 1, 0, after);
+    }
+}
+
+#[inline(always)]
+fn store<S: Simd>(simd: S, weights: [S::V; GROUP / LANES], to: &mut [f32; GROUP]) {
+    let to = to.as_chunks_mut::<LANES>().0;
+    for (weights, to) in weights.into_iter().zip(to) {
+        simd.store(weights, to);
     }
 }
