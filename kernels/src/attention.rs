@@ -39,6 +39,13 @@ pub struct Heads {
     pub scale: f32,
 }
 
+impl Heads {
+    /// Query heads that share one of the cache.
+    fn group(&self) -> usize {
+        self.query / self.kv
+    }
+}
+
 /// Attention of the rows of `q`, the first of which is at position `first`.
 pub fn attention(
     cpu: &Cpu,
@@ -73,7 +80,7 @@ pub fn attentions(
     for ((q, out), (keys, values)) in sequences {
         let rows = check(heads, q, first, keys, values, out)?;
         let together = together(heads.kv, caches.len() * rows, cpu.pool().threads());
-        let (width, size) = (heads.query * heads.dim, heads.query / heads.kv * heads.dim);
+        let (width, size) = (heads.query * heads.dim, heads.group() * heads.dim);
         let rows = q.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate();
         for (row, (q, out)) in rows {
             let some = q.chunks(together * size).zip(out.chunks_mut(together * size)).enumerate();
@@ -116,7 +123,7 @@ pub fn reference(
     out: &mut [f32],
 ) -> Result<(), ShapeError> {
     check(heads, q, first, keys, values, out)?;
-    let group = heads.query / heads.kv;
+    let group = heads.group();
     let mut cached = vec![0.0; heads.dim];
     for (index, (q, out)) in q.chunks(heads.dim).zip(out.chunks_mut(heads.dim)).enumerate() {
         let position = first + index / heads.query;

@@ -43,7 +43,7 @@ pub fn linear(
         return Ok(());
     }
     let width = inputs.next_multiple_of(step(matrix.format())) / LANES;
-    let x = padded(x, inputs, width);
+    let x = Aligned::padded(x, inputs, width);
     let x = x.vectors();
     // Several tasks a thread, so that a thread that lost its core for a while is not waited for.
     let work = rows.saturating_mul(outputs).saturating_mul(inputs);
@@ -104,18 +104,6 @@ fn check(
 /// Inputs that are taken at once.
 fn step(format: Format) -> usize {
     if format == Format::Int4 { GROUP } else { LANES }
-}
-
-/// Rows of activations, `width` vectors each, with zeros up to whole steps, so that the inner loops have no last step.
-fn padded(x: &[f32], inputs: usize, width: usize) -> Aligned {
-    let mut copy = Aligned::zeros(x.len() / inputs.max(1) * width);
-    if inputs > 0 {
-        let rows = copy.vectors_mut().chunks_exact_mut(width);
-        for (from, to) in x.chunks_exact(inputs).zip(rows) {
-            to.as_flattened_mut()[..inputs].copy_from_slice(from);
-        }
-    }
-    copy
 }
 
 /// A range of outputs, for all rows.
@@ -267,18 +255,9 @@ impl Multiply<'_> {
         output: usize,
         scratch: &mut [[f32; LANES]],
     ) {
-        let x = self.rows::<R>(row);
+        let x = tile::rows::<R>(self.x, self.width, row);
         let sums = W::tile::<S, R, O>(simd, self.matrix, first + output, scratch, x);
         self.write(row, output, sums);
-    }
-
-    #[inline(always)]
-    fn rows<const R: usize>(&self, first: usize) -> [Activations<'_>; R] {
-        let mut rows: [Activations; R] = [&[]; R];
-        for r in 0..R {
-            rows[r] = &self.x[(first + r) * self.width..(first + r + 1) * self.width];
-        }
-        rows
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use crate::exponential::exp;
 use crate::format::Matrix;
 use crate::simd::aligned::Aligned;
 use crate::simd::expand::expand;
-use crate::simd::tile::{Activations, add_floats};
+use crate::simd::tile;
 use crate::simd::{Job, LANES, Simd, sum};
 
 /// Positions whose scores become weights together.
@@ -87,17 +87,12 @@ impl State {
     fn new(of: &Group) -> Self {
         let dim = of.heads.dim;
         let (count, width) = (of.q.len() / dim, dim.div_ceil(LANES));
-        let mut q = Aligned::zeros(count * width);
-        let padded = q.vectors_mut().as_flattened_mut().chunks_exact_mut(width * LANES);
-        for (to, from) in padded.zip(of.q.chunks_exact(dim)) {
-            to[..dim].copy_from_slice(from);
-        }
-        let together = count / (of.heads.query / of.heads.kv) * SIDE;
+        let together = count / of.heads.group() * SIDE;
         let steps = AHEAD.div_ceil((together * of.keys.row(0).len()).max(1));
         Self {
             width,
             ahead: steps * SIDE * of.heads.kv,
-            q,
+            q: Aligned::padded(of.q, dim, width),
             rows: Aligned::zeros(SIDE * width),
             factors: [1.0; SIDE],
             scores: vec![[0.0; BLOCK]; count],
@@ -111,7 +106,7 @@ impl State {
     #[inline(always)]
     fn keys<S: Simd>(&mut self, simd: S, of: &Group, side: Range<usize>, index: usize) {
         let count = side.len();
-        let group = of.heads.query / of.heads.kv;
+        let group = of.heads.group();
         for first in (0..self.scores.len()).step_by(group) {
             self.decode(simd, of.keys, of, side.clone(), first / group);
             let mut done = 0;
@@ -148,16 +143,10 @@ impl State {
         row: usize,
         index: usize,
     ) {
-        let width = self.width;
-        let (mut rows, mut q): ([Activations; O], [Activations; R]) = ([&[]; O], [&[]; R]);
-        for o in 0..O {
-            rows[o] = &self.rows.vectors()[(row + o) * width..(row + o + 1) * width];
-        }
-        for r in 0..R {
-            q[r] = &self.q.vectors()[(head + r) * width..(head + r + 1) * width];
-        }
+        let rows = tile::rows::<O>(self.rows.vectors(), self.width, row);
+        let q = tile::rows::<R>(self.q.vectors(), self.width, head);
         let mut partial = [[simd.splat(0.0); R]; O];
-        add_floats(simd, rows, q, &mut partial);
+        tile::add_floats(simd, rows, q, &mut partial);
         for r in 0..R {
             for o in 0..O {
                 self.scores[head + r][index + o] = sum(simd, partial[o][r]) * self.factors[row + o];
@@ -197,7 +186,7 @@ impl State {
     #[inline(always)]
     fn values<S: Simd>(&mut self, simd: S, of: &Group, side: Range<usize>, index: usize) {
         let count = side.len();
-        let group = of.heads.query / of.heads.kv;
+        let group = of.heads.group();
         for first in (0..self.scores.len()).step_by(group) {
             self.decode(simd, of.values, of, side.clone(), first / group);
             for head in first..first + group {
@@ -216,11 +205,10 @@ impl State {
     #[inline(always)]
     fn add<S: Simd, const O: usize>(&mut self, simd: S, head: usize, row: usize, index: usize) {
         let width = self.width;
+        let rows = tile::rows::<O>(self.rows.vectors(), width, row);
         let mut weights = [simd.splat(0.0); O];
-        let mut rows: [Activations; O] = [&[]; O];
         for o in 0..O {
             weights[o] = simd.splat(self.scores[head][index + o] * self.factors[row + o]);
-            rows[o] = &self.rows.vectors()[(row + o) * width..(row + o + 1) * width];
         }
         let out = &mut self.out.vectors_mut()[head * width..(head + 1) * width];
         for (k, out) in out.iter_mut().enumerate() {

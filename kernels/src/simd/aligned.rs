@@ -21,6 +21,19 @@ impl Aligned {
         Self { floats, start }
     }
 
+    /// Rows of `length` numbers, `width` vectors each, with zeros behind them: loops over vectors have no last
+    /// step.
+    pub(crate) fn padded(x: &[f32], length: usize, width: usize) -> Self {
+        let mut copy = Self::zeros(x.len() / length.max(1) * width);
+        if length > 0 {
+            let rows = copy.vectors_mut().chunks_exact_mut(width);
+            for (from, to) in x.chunks_exact(length).zip(rows) {
+                to.as_flattened_mut()[..length].copy_from_slice(from);
+            }
+        }
+        copy
+    }
+
     pub(crate) fn vectors(&self) -> &[[f32; LANES]] {
         self.floats[self.start..].as_chunks().0
     }

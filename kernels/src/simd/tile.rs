@@ -9,6 +9,20 @@ use crate::format::{GROUP, GROUP_BYTES};
 /// A row of activations, padded with zeros to whole groups of 64.
 pub(crate) type Activations<'a> = &'a [[f32; LANES]];
 
+/// `R` rows from `first` on, of `width` vectors each.
+#[inline(always)]
+pub(crate) fn rows<const R: usize>(
+    vectors: Activations,
+    width: usize,
+    first: usize,
+) -> [Activations; R] {
+    let mut rows: [Activations; R] = [&[]; R];
+    for r in 0..R {
+        rows[r] = &vectors[(first + r) * width..(first + r + 1) * width];
+    }
+    rows
+}
+
 /// Numbers that are stored one after the other.
 pub(crate) trait Element {
     /// Sixteen of them.
