@@ -290,7 +290,7 @@ pub struct Profile {
     /// Size of the scratch file.
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     pub disk_size: Bytes,
-    /// A first look in some ten seconds: fewer samples, small matrices, few rows.
+    /// A first look in some ten seconds: fewer samples, all in one pass, small matrices, few rows.
     #[arg(long)]
     pub quick: bool,
     /// Measure only this, and take everything else from --base.

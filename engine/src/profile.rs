@@ -46,6 +46,9 @@ pub struct Settings {
     pub samples: usize,
     /// No further sample of a figure after this, beyond the least number.
     pub patience: Duration,
+    /// How often everything but the disk is gone through, each time for a part of the samples: what disturbs a
+    /// machine for a second then meets few of any figure.
+    pub passes: usize,
     /// Largest matrix whose products are measured, in weights.
     pub largest: usize,
     /// Most rows of a product that are measured.
@@ -65,6 +68,7 @@ impl Settings {
             file: 1 << 30,
             samples: 7,
             patience: Duration::from_millis(150),
+            passes: 5,
             largest: usize::MAX,
             most_rows: usize::MAX,
             device: Device::Cpu,
@@ -76,8 +80,8 @@ impl Settings {
     #[must_use]
     pub fn quick(self) -> Self {
         let file = self.file.min(256 << 20);
-        let (samples, patience) = (3, Duration::from_millis(5));
-        Self { file, samples, patience, largest: 1 << 22, most_rows: 64, ..self }
+        let (samples, patience, passes) = (3, Duration::from_millis(5), 1);
+        Self { file, samples, patience, passes, largest: 1 << 22, most_rows: 64, ..self }
     }
 }
 
@@ -149,35 +153,43 @@ impl From<pipo_kernels::ShapeError> for ProfileError {
     }
 }
 
-/// Measures everything; `progress` is told what is measured next.
+/// Measures everything; `progress` is told how many parts of it are done, and of how many.
 pub fn profile(
     settings: &Settings,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Profile, ProfileError> {
-    let mut sampler = Sampler::new(settings.samples, settings.patience);
-    let mut notes = Vec::new();
-    progress("copies");
-    let memory = memory::measure(&mut sampler, settings.threads)?;
-    progress("lanes");
-    let handover = lanes::handover(&mut sampler)?;
-    progress("kernels");
-    let kernels = kernels::measure(&mut sampler, settings)?;
-    progress("disk");
-    let disk = disk::measure(&mut sampler, &settings.folder, settings.file, &mut notes)?;
-    let gpu = match settings.device {
+    let Settings { samples, patience, passes, .. } = *settings;
+    let mut sampler = Sampler::new(samples, patience, passes);
+    let mut card = match settings.device {
         Device::Cpu => None,
-        Device::Cuda => {
-            progress("GPU");
-            Some(gpu::measure(&mut sampler, settings)?)
-        }
+        Device::Cuda => Some(gpu::Card::open(settings)?),
     };
+    let mut done = 0;
+    let mut next = || {
+        // The disk is a part, too.
+        progress(done, passes + 1);
+        done += 1;
+    };
+    let measured = sampler.in_passes(|sampler| {
+        next();
+        let memory = memory::measure(sampler, settings)?;
+        let handover = lanes::handover(sampler)?;
+        let kernels = kernels::measure(sampler, settings)?;
+        let gpu = card.as_mut().map(|card| card.measure(sampler, settings)).transpose()?;
+        Ok::<_, ProfileError>(machine::Measured { memory, handover, kernels, gpu })
+    })?;
+    drop(card);
+    next();
+    let mut of_disk = Sampler::new(samples, patience, 1);
+    let mut notes = Vec::new();
+    let disk = disk::measure(&mut of_disk, &settings.folder, settings.file, &mut notes)?;
     let disk = disk.shaped(&settings.shape);
-    let measured = machine::Measured { memory, handover, kernels, disk, gpu };
-    let mut machine = machine::assemble(measured, settings.threads)?;
+    let mut machine = machine::assemble(measured, &disk, settings.threads)?;
     if settings.shape.disk.is_some() {
         machine::without_page_cache(&mut machine);
     }
-    Ok(Profile { machine, samples: sampler.into_samples(), notes })
+    let samples = [sampler, of_disk].into_iter().flat_map(Sampler::into_samples).collect();
+    Ok(Profile { machine, samples, notes })
 }
 
 /// Measures the disk alone, and takes every other figure from `base`.
@@ -190,7 +202,7 @@ pub fn profile_disk(
     base: Machine,
     file: Option<&Path>,
 ) -> Result<Profile, ProfileError> {
-    let mut sampler = Sampler::new(settings.samples, settings.patience);
+    let mut sampler = Sampler::new(settings.samples, settings.patience, 1);
     let mut notes = Vec::new();
     let disk = match file {
         Some(file) => disk::measure_file(&mut sampler, file, &mut notes)?,

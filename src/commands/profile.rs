@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pipo_engine::profile::{Profile, Sample, Settings, profile, profile_disk};
-use pipo_engine::run::{Device, default_threads};
+use pipo_engine::run::default_threads;
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 use serde_json::json;
 
@@ -24,11 +24,13 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     }
     let base = args.base.as_deref().map(input::machine).transpose()?;
     let bar = printer.progress("measuring");
-    let parts = if settings.device == Device::Cuda { 5 } else { 4 };
-    bar.set_length(if args.only.is_some() { 1 } else { parts });
+    bar.set_length(1);
     let measured = match (args.only, base) {
         (Some(Only::Disk), Some(base)) => profile_disk(&settings, base, args.file.as_deref()),
-        _ => profile(&settings, &mut |_| bar.inc(1)),
+        _ => profile(&settings, &mut |done, parts| {
+            bar.set_length(parts as u64);
+            bar.set_position(done as u64);
+        }),
     };
     bar.finish_and_clear();
     let Profile { machine, samples, notes } = measured?;

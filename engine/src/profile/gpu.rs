@@ -39,6 +39,9 @@ const ARENA: u64 = 1 << 30;
 /// Rows in and out, and what a product may overwrite.
 const ROOM: u64 = 2 << 30;
 
+/// Scratch of libraries.
+const BLAS: u64 = 32 << 20;
+
 /// What a GPU takes.
 pub(super) struct Gpu {
     pub(super) name: String,
@@ -133,75 +136,105 @@ impl Bench {
     }
 }
 
-pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Gpu, ProfileError> {
-    let before = memory_at_first();
-    let context = Context::open().map_err(|error| Fault(error.to_string()))?;
-    let (_, memory) = Context::memory()?;
-    let mut arena = Arena::new("measuring", ARENA + 3 * ROOM + (64 << 20))
-        .map_err(|error| Fault(error.to_string()))?;
-    let [weights, x, out, spare, blas] =
-        [ARENA, ROOM, ROOM, ROOM / 2, 32 << 20].map(|bytes| arena.take(Bytes(bytes)));
-    let (weights, x) = (weights?, x?);
-    let sms = context.multiprocessors(&settings.shape)?;
-    let kernels = Kernels::load(context.architecture()?, sms, blas?).map_err(Fault::from)?;
-    let formats = Precision::ALL.map(format);
-    for dim in [64, 128] {
-        kernels.prepare(&formats, Format::Fp16, dim).map_err(Fault::from)?;
+/// A GPU that is ready to be measured. Fields are dropped in order: what lies on the device before the device.
+pub(super) struct Card {
+    link: Link,
+    bench: Bench,
+    _part: Option<Part>,
+    arena: Arena,
+    /// All memory of the device, and what was in use before it was touched.
+    memory: Bytes,
+    before: Option<Bytes>,
+    context: Context,
+}
+
+impl Card {
+    pub(super) fn open(settings: &Settings) -> Result<Self, ProfileError> {
+        let before = memory_at_first();
+        let context = Context::open().map_err(|error| Fault(error.to_string()))?;
+        let (_, memory) = Context::memory()?;
+        let mut arena = Arena::new("measuring", ARENA + 3 * ROOM + (64 << 20))
+            .map_err(|error| Fault(error.to_string()))?;
+        let [weights, x, out, spare, blas] =
+            [ARENA, ROOM, ROOM, ROOM / 2, BLAS].map(|bytes| arena.take(Bytes(bytes)));
+        let (weights, x) = (weights?, x?);
+        let sms = context.multiprocessors(&settings.shape)?;
+        let kernels = Kernels::load(context.architecture()?, sms, blas?).map_err(Fault::from)?;
+        let formats = Precision::ALL.map(format);
+        for dim in [64, 128] {
+            kernels.prepare(&formats, Format::Fp16, dim).map_err(Fault::from)?;
+        }
+        let (start, end) = (Event::new()?, Event::new()?);
+        let part = settings.shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
+        let stream = part.as_ref().map_or_else(Stream::new, Part::stream)?;
+        let (out, spare) = (out?, spare?);
+        let bench = Bench { stream, start, end, kernels, weights, x, out, spare, at: 0 };
+        for region in [weights, x] {
+            scatter(&bench.stream, region)?;
+        }
+        Ok(Self { link: Link::new()?, bench, _part: part, arena, memory, before, context })
     }
-    let (start, end) = (Event::new()?, Event::new()?);
-    let part = settings.shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
-    let (stream, at) = (part.as_ref().map_or_else(Stream::new, Part::stream)?, 0);
-    let mut bench = Bench { stream, start, end, kernels, weights, x, out: out?, spare: spare?, at };
-    for region in [weights, x] {
-        scatter(&bench.stream, region)?;
+
+    pub(super) fn measure(
+        &mut self,
+        sampler: &mut Sampler,
+        settings: &Settings,
+    ) -> Result<Gpu, ProfileError> {
+        let Self { link, bench, context, .. } = self;
+        // Wakes the clocks up.
+        bench.time(20, |bench| bench.multiply(Format::Fp16, [2048, 8192, 8192]))?;
+        let products = products(sampler, settings, bench)?;
+        let attentions = attentions(sampler, bench)?;
+        let (elementwise, dequantise) = (elementwise(sampler, bench)?, dequantise(sampler, bench)?);
+        let launch = launch(sampler, bench)?;
+        let between = between(sampler, settings, bench)?;
+        let sync = sync(sampler, bench)?;
+        let bandwidth = bandwidth(sampler, bench)?;
+        let [h2d, d2h] = [true, false].map(|up| link.pinned(sampler, bench, up));
+        let [pageable_h2d, pageable_d2h] =
+            [true, false].map(|up| link.pageable(sampler, bench, up));
+        let duplex = link.duplex(sampler, bench)?;
+        let crossings = link.crossings(sampler, context, bench)?;
+        let gather = gather(sampler)?;
+        let name = settings.shape.name(&context.name()?);
+        let architecture = context.architecture()?.to_string();
+        let sms = context.multiprocessors(&settings.shape)?;
+        let rate = settings.shape.link;
+        Ok(Gpu {
+            name,
+            architecture,
+            memory: self.memory,
+            context: self.in_use()?,
+            sms,
+            h2d: at_most(rate, h2d?),
+            d2h: at_most(rate, d2h?),
+            pageable_h2d: at_most(rate, pageable_h2d?),
+            pageable_d2h: at_most(rate, pageable_d2h?),
+            duplex: slowed(rate.map(|rate| Bandwidth(2 * rate.0)), duplex),
+            bandwidth,
+            products,
+            attentions,
+            elementwise,
+            dequantise,
+            launch,
+            gap: between.gap,
+            mark: between.mark(),
+            change: between.change(),
+            sync,
+            crossings,
+            gather: gather.0,
+            lookup: gather.1,
+        })
     }
-    // Wakes the clocks up.
-    bench.time(20, |bench| bench.multiply(Format::Fp16, [2048, 8192, 8192]))?;
-    let products = products(sampler, settings, &mut bench)?;
-    let attentions = attentions(sampler, &mut bench)?;
-    let (elementwise, dequantise) =
-        (elementwise(sampler, &mut bench)?, dequantise(sampler, &mut bench)?);
-    let launch = launch(sampler, &mut bench)?;
-    let between = between(sampler, settings, &mut bench)?;
-    let sync = sync(sampler, &mut bench)?;
-    let bandwidth = bandwidth(sampler, &mut bench)?;
-    let link = Link::new()?;
-    let [h2d, d2h] = [true, false].map(|up| link.pinned(sampler, &mut bench, up));
-    let [pageable_h2d, pageable_d2h] =
-        [true, false].map(|up| link.pageable(sampler, &mut bench, up));
-    let duplex = link.duplex(sampler, &mut bench)?;
-    let crossings = link.crossings(sampler, &context, &bench)?;
-    let gather = gather(sampler)?;
-    // All of what a run loads has been loaded by now. NVML counts what the driver keeps for itself, too.
-    let (free, _) = Context::memory()?;
-    let grown = before.zip(memory_in_use()).map(|(before, after)| after - before);
-    let in_use = grown.unwrap_or(memory - free);
-    Ok(Gpu {
-        name: settings.shape.name(&context.name()?),
-        architecture: context.architecture()?.to_string(),
-        memory,
-        // What was measured on is a plan's to have, but for the scratch of libraries.
-        context: in_use - Bytes(arena.all().bytes()) + Bytes(32 << 20),
-        sms,
-        h2d: at_most(settings.shape.link, h2d?),
-        d2h: at_most(settings.shape.link, d2h?),
-        pageable_h2d: at_most(settings.shape.link, pageable_h2d?),
-        pageable_d2h: at_most(settings.shape.link, pageable_d2h?),
-        duplex: slowed(settings.shape.link.map(|rate| Bandwidth(2 * rate.0)), duplex),
-        bandwidth,
-        products,
-        attentions,
-        elementwise,
-        dequantise,
-        launch,
-        gap: between.gap,
-        mark: between.mark(),
-        change: between.change(),
-        sync,
-        crossings,
-        gather: gather.0,
-        lookup: gather.1,
-    })
+
+    /// Memory that is not free and no plan's to have, once all of what a run loads has been loaded: without what
+    /// was measured on, but with the scratch of libraries. NVML counts what the driver keeps for itself, too.
+    fn in_use(&self) -> Result<Bytes, ProfileError> {
+        let (free, _) = Context::memory()?;
+        let grown = self.before.zip(memory_in_use()).map(|(before, after)| after - before);
+        let in_use = grown.unwrap_or(self.memory - free);
+        Ok(in_use - Bytes(self.arena.all().bytes()) + Bytes(BLAS))
+    }
 }
 
 /// Copies through a link that is held back.

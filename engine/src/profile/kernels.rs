@@ -34,8 +34,9 @@ const HEADS: [[usize; 2]; 4] = [[1, 64], [1, 128], [4, 64], [4, 128]];
 /// New positions, and positions attended to.
 const EXTENTS: [[usize; 2]; 5] = [[128, 128], [32, 32], [1, 512], [1, 128], [1, 24]];
 
-/// Sequences whose single tokens attend together: threads share the work of all of them.
-const SEQUENCES: [usize; 2] = [8, 1];
+/// Sequences whose single tokens attend together: threads share the work of all of them, and the more there are,
+/// the longer the pieces that each reads. More than the first of these take as long each.
+const SEQUENCES: [usize; 3] = [32, 8, 1];
 
 /// One measured product.
 pub(super) struct Product {
@@ -77,21 +78,21 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
             for rows in ROWS.into_iter().filter(|&rows| rows <= settings.most_rows) {
                 let mut work = Multiply::new(&cpu, &arena, precision, [rows, outputs, inputs]);
                 let size = format!("{precision} {rows} x {outputs} x {inputs}");
-                let time = sampler.time("gpu.kernels", &size, || work.once())?;
+                let time = sampler.time(&named(settings, "kernels"), &size, || work.once())?;
                 products.push(Product { precision, rows, outputs, inputs, time });
             }
         }
     }
     let mut tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
-    let launch = sampler.time("gpu.launch", "1 x 16 x 64", || tiny.once())?;
+    let launch = sampler.time(&named(settings, "launch"), "1 x 16 x 64", || tiny.once())?;
     let mut attentions = Vec::new();
     // The other 16-bit format runs at the same speed.
     for precision in [Precision::Fp16, Precision::Int8, Precision::Int4] {
         for [rows, context] in EXTENTS {
             for [group, dim] in HEADS {
                 for &sequences in if rows == 1 { &SEQUENCES[..] } else { &[1] } {
-                    let of = (settings.device, precision, [group, dim, rows, context, sequences]);
-                    attentions.push(attend(sampler, (&cpu, &arena), of)?);
+                    let of = (precision, [group, dim, rows, context, sequences]);
+                    attentions.push(attend(sampler, settings, (&cpu, &arena), of)?);
                 }
             }
         }
@@ -99,11 +100,20 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
     Ok(Kernels {
         products,
         attentions,
-        elementwise: elementwise(sampler, &cpu)?,
+        elementwise: elementwise(sampler, &named(settings, "elementwise"), &cpu)?,
         gather: gather(sampler, &arena)?,
-        dequantise: dequantise(sampler, &arena)?,
+        dequantise: dequantise(sampler, &named(settings, "dequantise"), &arena)?,
         launch,
     })
+}
+
+/// What samples are called: beside a GPU, those of that name are the GPU's.
+fn named(settings: &Settings, what: &str) -> String {
+    let of = match settings.device {
+        Device::Cpu => "gpu",
+        Device::Cuda => "host",
+    };
+    format!("{of}.{what}")
 }
 
 /// Memory in which weights and caches lie one after another, so that none is found in a cache of the processor;
@@ -160,14 +170,14 @@ impl<'a> Multiply<'a> {
 /// Attention of `rows` rows of each sequence that end at `context`, over keys of so many query heads each.
 fn attend(
     sampler: &mut Sampler,
+    settings: &Settings,
     (cpu, arena): (&Cpu, &[u8]),
-    (device, precision, [group, dim, rows, context, sequences]): (Device, Precision, [usize; 5]),
+    (precision, [group, dim, rows, context, sequences]): (Precision, [usize; 5]),
 ) -> Result<Attended, ProfileError> {
-    // Beside a GPU, samples of that name are the GPU's, and threads fall asleep between two attentions, as in
-    // a run.
-    let (figure, pause) = match device {
-        Device::Cpu => ("gpu.attentions", Duration::ZERO),
-        Device::Cuda => ("host.attentions", Duration::from_millis(1)),
+    // Beside a GPU, threads fall asleep between two attentions, as in a run.
+    let pause = match settings.device {
+        Device::Cpu => Duration::ZERO,
+        Device::Cuda => Duration::from_millis(1),
     };
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
@@ -180,7 +190,8 @@ fn attend(
         "{precision} {sequences} x {rows} x {context}, {} heads of {dim} over {}",
         heads.query, heads.kv
     );
-    let all = sampler.measure(figure, &size, || -> Result<Duration, ProfileError> {
+    let figure = named(settings, "attentions");
+    let all = sampler.measure(&figure, &size, || -> Result<Duration, ProfileError> {
         let place = places.next().unwrap_or_default();
         std::thread::sleep(pause);
         let begin = Instant::now();
@@ -213,13 +224,17 @@ fn attend(
 }
 
 /// What an MLP does between its products: rows out of 16 bits, norm, gate, residual, rows back.
-fn elementwise(sampler: &mut Sampler, cpu: &Cpu) -> Result<(Bytes, Middle), ProfileError> {
+fn elementwise(
+    sampler: &mut Sampler,
+    figure: &str,
+    cpu: &Cpu,
+) -> Result<(Bytes, Middle), ProfileError> {
     let (rows, hidden, inner) = (16, 2048, 5632);
     let mut stored = vec![f16::from_f32(0.5).to_bits(); rows * hidden];
     let weight = vec![1.0; hidden];
     let up = vec![0.7; rows * inner];
     let size = format!("{rows} rows of {hidden} and {inner}");
-    let time = sampler.time("gpu.elementwise", &size, || -> Result<(), ProfileError> {
+    let time = sampler.time(figure, &size, || -> Result<(), ProfileError> {
         let mut x = vec![0.0; rows * hidden];
         stored.reinterpret_cast::<f16>().convert_to_f32_slice(&mut x);
         let mut normed = vec![0.0; rows * hidden];
@@ -234,14 +249,18 @@ fn elementwise(sampler: &mut Sampler, cpu: &Cpu) -> Result<(Bytes, Middle), Prof
     Ok((Bytes(4 * (rows * (2 * inner + hidden) + rows * hidden) as u64), time))
 }
 
-fn dequantise(sampler: &mut Sampler, arena: &[u8]) -> Result<(Bytes, Middle), ProfileError> {
+fn dequantise(
+    sampler: &mut Sampler,
+    figure: &str,
+    arena: &[u8],
+) -> Result<(Bytes, Middle), ProfileError> {
     let (outputs, inputs) = (256, 4096);
     let bytes = Precision::Int4.matrix_bytes(outputs as u64, inputs as u64);
     let matrix =
         Matrix::new(Format::Int4, outputs, inputs, &arena[..crate::store::in_memory(bytes.0)])?;
     let mut row = vec![0.0; inputs];
     let mut dense = vec![f16::ZERO; inputs];
-    let time = sampler.time("gpu.dequantise", &format!("{outputs} x {inputs}"), || {
+    let time = sampler.time(figure, &format!("{outputs} x {inputs}"), || {
         for output in 0..outputs {
             pipo_kernels::format::dequantise_row(&matrix, output, &mut row)?;
             dense.convert_from_f32_slice(&row);

@@ -16,12 +16,11 @@ use super::memory::Copies;
 use super::sampling::Middle;
 use super::system;
 
-/// Everything that was measured.
+/// Everything that was measured but the disk.
 pub(super) struct Measured {
     pub(super) memory: Copies,
     pub(super) handover: Middle,
     pub(super) kernels: Kernels,
-    pub(super) disk: DiskTimes,
     /// Where the host's cores do not play it.
     pub(super) gpu: Option<GpuTimes>,
 }
@@ -34,10 +33,14 @@ const ESTIMATE: &str = "estimate";
 const TABLES: &str = "page-tables";
 
 /// Puts the figures together, and checks them as a file would be.
-pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, ProfileError> {
+pub(super) fn assemble(
+    measured: Measured,
+    disk: &DiskTimes,
+    threads: usize,
+) -> Result<Machine, ProfileError> {
     let system = system::describe();
     let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    let Measured { memory, handover, kernels, disk, gpu } = measured;
+    let Measured { memory, handover, kernels, gpu } = measured;
     let copies = curve(&memory.one, None)?;
     let copy = by(rate(memory.one[memory.one.len() - 1]), memory.one[memory.one.len() - 1].1);
     let (size, both) = memory.beside;
@@ -82,7 +85,7 @@ pub(super) fn assemble(measured: Measured, threads: usize) -> Result<Machine, Pr
             pageable_h2d: copies.clone(),
             pageable_d2h: copies,
         },
-        disk: Some(disk_figures(&disk, curve(&disk.written, Some(DiskTimes::STRETCH))?)?),
+        disk: Some(disk_figures(disk, curve(&disk.written, Some(DiskTimes::STRETCH))?)?),
         host: Host {
             memory: Figure::new(system.memory, SYSTEM),
             reserved: Figure::new(system.memory - system.available, SYSTEM),

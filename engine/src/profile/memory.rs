@@ -8,10 +8,11 @@ use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix};
 use pipo_plan::units::Bytes;
 
-use super::ProfileError;
 use super::sampling::{Middle, Sampler};
 use super::walk::{Walk, beyond_caches};
+use super::{ProfileError, Settings};
 use crate::disk::AlignedBuf;
+use crate::run::Device;
 
 /// Sizes of one copy.
 const SIZES: [usize; 5] = [4 << 10, 64 << 10, 1 << 20, 8 << 20, 64 << 20];
@@ -29,18 +30,23 @@ pub(super) struct Copies {
     pub(super) checksum: (Bytes, Middle),
 }
 
-pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, ProfileError> {
+pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Copies, ProfileError> {
+    // Beside a GPU, samples of a link are those of its link.
+    let figures = match settings.device {
+        Device::Cpu => ["link.h2d", "link.duplex"],
+        Device::Cuda => ["host.copy"; 2],
+    };
     let length = beyond_caches();
     let buffer = || AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length));
     let (mut from, mut to) = (buffer()?, buffer()?);
     // Zeroed memory may be one shared page until it is written.
     from.fill(1);
     to.fill(2);
-    let one = SIZES.iter().map(|&size| (Bytes(size as u64), one(sampler, size, &from, &mut to)));
-    let one = one.collect();
+    let one =
+        SIZES.map(|size| (Bytes(size as u64), one(sampler, figures[0], size, &from, &mut to)));
     let largest = SIZES[SIZES.len() - 1];
-    let beside = (Bytes(largest as u64), beside(sampler, largest, &from, &mut to));
-    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    let beside = (Bytes(largest as u64), beside(sampler, figures[1], largest, &from, &mut to));
+    let cores = std::thread::available_parallelism().map_or(settings.threads, usize::from);
     let copied = all(sampler, largest, cores, &from, &mut to);
     let all = [(Bytes(2 * largest as u64), copied), (MIXED, mixed(sampler, &from, &mut to)?)];
     let block = 4 << 20;
@@ -51,10 +57,10 @@ pub(super) fn measure(sampler: &mut Sampler, threads: usize) -> Result<Copies, P
         Ok::<(), Infallible>(())
     };
     let Ok(checksum) = sampler.time("software.checksum", &Bytes(block as u64).exact(), check);
-    Ok(Copies { one, beside, all, checksum: (Bytes(block as u64), checksum) })
+    Ok(Copies { one: one.into(), beside, all, checksum: (Bytes(block as u64), checksum) })
 }
 
-fn one(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
+fn one(sampler: &mut Sampler, figure: &str, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
     let mut walk = Walk::through(from.len());
     let copy = || {
         // What is small lies far from what was copied before, too.
@@ -62,12 +68,12 @@ fn one(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle
         to[at..at + size].copy_from_slice(&from[at..at + size]);
         Ok::<(), Infallible>(())
     };
-    let Ok(middle) = sampler.time("link.h2d", &Bytes(size as u64).exact(), copy);
+    let Ok(middle) = sampler.time(figure, &Bytes(size as u64).exact(), copy);
     middle
 }
 
 /// Two threads copy at once, each in its own half; the sample is the slower one's.
-fn beside(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
+fn beside(sampler: &mut Sampler, figure: &str, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
     let half = from.len() / 2;
     let (first, second) = to.split_at_mut(half);
     let (low, high) = from.split_at(half);
@@ -82,7 +88,7 @@ fn beside(sampler: &mut Sampler, size: usize, from: &[u8], to: &mut [u8]) -> Mid
         });
         Ok::<_, Infallible>(start.elapsed())
     };
-    let Ok(middle) = sampler.measure("link.duplex", &Bytes(2 * size as u64).exact(), both);
+    let Ok(middle) = sampler.measure(figure, &Bytes(2 * size as u64).exact(), both);
     middle
 }
 

@@ -1,5 +1,6 @@
 //! Samples, and what is said of them.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pipo_plan::units::Nanos;
@@ -53,32 +54,68 @@ impl Middle {
 }
 
 /// Takes samples and keeps them.
+///
+/// What is measured is gone through in several passes, each of which takes its part of every figure's samples.
+/// Machines are shared, and a neighbour's work comes and goes: it may take two thirds of the memory's bandwidth
+/// for a second, in which dozens of figures would be measured from the first sample to the last.
 #[derive(Debug)]
 pub(super) struct Sampler {
     least: usize,
     patience: Duration,
+    passes: usize,
+    /// The pass at hand.
+    pass: usize,
     samples: Vec<Sample>,
+    /// Times of all passes so far, by figure and size.
+    times: BTreeMap<(String, String), Vec<Nanos>>,
+    /// The same of cores that were measured one by one: the middle of each.
+    cores: BTreeMap<(String, String), Vec<Middle>>,
 }
 
-/// No figure gets more samples than this.
+/// No figure gets many more samples than this.
 const MOST: usize = 64;
 
 /// So many cores are measured at most.
 const CORES: usize = 16;
 
 impl Sampler {
-    pub(super) fn new(least: usize, patience: Duration) -> Self {
-        Self { least: least.max(3), patience, samples: Vec::new() }
+    /// Takes at least so many samples of each figure, and more for as long as patience lasts: in all passes
+    /// together.
+    pub(super) fn new(least: usize, patience: Duration, passes: usize) -> Self {
+        Self {
+            least: least.max(3),
+            patience,
+            passes: passes.max(1),
+            pass: 0,
+            samples: Vec::new(),
+            times: BTreeMap::new(),
+            cores: BTreeMap::new(),
+        }
     }
 
-    /// Times `work` again and again, after once for warming up.
+    /// Does `one` in every pass. What the last one returns is of the samples of all.
+    pub(super) fn in_passes<T, E>(
+        &mut self,
+        mut one: impl FnMut(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        for pass in 0..self.passes - 1 {
+            self.pass = pass;
+            one(self)?;
+        }
+        self.pass = self.passes - 1;
+        one(self)
+    }
+
+    /// Times `work` again and again, after once for warming up in the first pass.
     pub(super) fn time<E>(
         &mut self,
         figure: &str,
         size: &str,
         mut work: impl FnMut() -> Result<(), E>,
     ) -> Result<Middle, E> {
-        work()?;
+        if self.pass == 0 {
+            work()?;
+        }
         self.measure(figure, size, || {
             let start = Instant::now();
             work()?;
@@ -93,16 +130,19 @@ impl Sampler {
         size: &str,
         mut one: impl FnMut() -> Result<Duration, E>,
     ) -> Result<Middle, E> {
-        let begin = Instant::now();
+        let [least, most] = [self.least, MOST].map(|count| count.div_ceil(self.passes));
+        let (begin, patience) = (Instant::now(), self.patience.div_f64(self.passes as f64));
         let mut times = Vec::new();
-        while times.len() < self.least || (times.len() < MOST && begin.elapsed() < self.patience) {
+        while times.len() < least || (times.len() < most && begin.elapsed() < patience) {
             times.push(self.keep(figure, size, one()?));
         }
-        Ok(Middle::of(times))
+        let all = self.times.entry((figure.into(), size.into())).or_default();
+        all.extend(times);
+        Ok(Middle::of(all.clone()))
     }
 
     /// Takes samples of several sizes in turn from `one`, which is given the index of the size. Each size
-    /// is warmed up once, and gets twice the least number of samples.
+    /// is warmed up once, and gets twice the least number of samples. Passes know nothing of each other.
     pub(super) fn in_turn<E>(
         &mut self,
         figure: &str,
@@ -124,7 +164,7 @@ impl Sampler {
     /// Takes samples of several sizes on one core after another from `one`, which is given the index of the size.
     /// Each core is kept busy with the last size for as long as patience goes before it counts: right after a
     /// move everything is slower than it is in a run, which stays on a core for seconds. The middle is the mean
-    /// of the cores' medians, for a run does not choose its cores.
+    /// of the cores' medians, for a run does not choose its cores. Each pass takes some of the cores.
     pub(super) fn on_each_core<E>(
         &mut self,
         figure: &str,
@@ -132,23 +172,30 @@ impl Sampler {
         mut one: impl FnMut(usize) -> Result<Duration, E>,
     ) -> Result<Vec<Middle>, E> {
         let mut cores = Cores::of_this_thread(CORES);
-        let mut by_size = vec![Vec::new(); sizes.len()];
-        for _ in 0..cores.count().max(1) {
+        for core in 0..cores.count().max(1) {
             cores.next();
+            if core % self.passes != self.pass {
+                continue;
+            }
             let begin = Instant::now();
             while begin.elapsed() < self.patience {
                 one(sizes.len().saturating_sub(1))?;
             }
-            for (index, (size, by_core)) in sizes.iter().zip(&mut by_size).enumerate() {
+            for (index, size) in sizes.iter().enumerate() {
                 one(index)?;
                 let mut times = Vec::new();
                 for _ in 0..self.least {
                     times.push(self.keep(figure, size, one(index)?));
                 }
+                let by_core = self.cores.entry((figure.into(), size.clone())).or_default();
                 by_core.push(Middle::of(times));
             }
         }
-        Ok(by_size.iter().map(|by_core| Middle::between(by_core)).collect())
+        let by_core = |size: &String| self.cores.get(&(figure.to_owned(), size.clone()));
+        Ok(sizes
+            .iter()
+            .map(|size| Middle::between(by_core(size).map_or(&[], Vec::as_slice)))
+            .collect())
     }
 
     fn keep(&mut self, figure: &str, size: &str, took: Duration) -> Nanos {
@@ -182,7 +229,7 @@ mod tests {
 
     #[test]
     fn every_sample_is_kept_and_the_warm_up_is_not() {
-        let mut sampler = Sampler::new(5, Duration::ZERO);
+        let mut sampler = Sampler::new(5, Duration::ZERO, 1);
         let mut calls = 0;
         let work = || {
             calls += 1;
@@ -196,19 +243,42 @@ mod tests {
     }
 
     #[test]
+    fn a_disturbance_that_a_pass_ends_before_changes_no_middle() {
+        // Each figure takes 100 ns, but three times as long while a neighbour works: throughout the second pass.
+        let mut sampler = Sampler::new(9, Duration::ZERO, 3);
+        let mut pass = 0;
+        let middles = sampler.in_passes(|sampler| {
+            pass += 1;
+            let took = Duration::from_nanos(if pass == 2 { 300 } else { 100 });
+            let mut of = |size| sampler.measure("host.attentions", size, || Ok::<_, ()>(took));
+            Ok::<_, ()>([of("1 x 512")?, of("1 x 24")?])
+        });
+        for middle in middles.unwrap() {
+            assert_eq!(middle.median, Nanos(100));
+        }
+        let samples = sampler.into_samples();
+        assert_eq!(samples.len(), 18, "the least number of each, in all passes together");
+        assert_eq!(samples.iter().filter(|sample| sample.time == Nanos(300)).count(), 6);
+    }
+
+    #[test]
     fn what_a_core_does_is_sampled_on_every_core_and_averaged() {
-        let mut sampler = Sampler::new(3, Duration::ZERO);
         let cores = Cores::of_this_thread(CORES).count().max(1);
-        // Four calls on each core: the first warms up. What it takes grows from core to core.
-        let mut calls = 0;
-        let one = |_| {
-            calls += 1;
-            Ok::<_, ()>(Duration::from_nanos(100 * (calls - 1) / 4))
-        };
-        let sizes = ["1MiB".to_owned()];
-        let middles = sampler.on_each_core("link.pageable_h2d", &sizes, one).unwrap();
-        assert_eq!(sampler.into_samples().len(), 3 * cores);
-        let medians = (0..cores as u64).map(|core| 100 * core + 50);
-        assert_eq!(middles[0].median, Nanos(medians.sum::<u64>() / cores as u64));
+        for passes in [1, 2, 5] {
+            let mut sampler = Sampler::new(3, Duration::ZERO, passes);
+            // Four calls on each core: the first warms up. What it takes grows from core to core.
+            let mut calls = 0;
+            let middles = sampler.in_passes(|sampler| {
+                let one = |_| {
+                    calls += 1;
+                    Ok::<_, ()>(Duration::from_nanos(100 * (calls - 1) / 4))
+                };
+                sampler.on_each_core("link.pageable_h2d", &["1MiB".to_owned()], one)
+            });
+            assert_eq!(sampler.into_samples().len(), 3 * cores, "in {passes} passes");
+            let medians = (0..cores as u64).map(|core| 100 * core + 50);
+            let mean = medians.sum::<u64>() / cores as u64;
+            assert_eq!(middles.unwrap()[0].median, Nanos(mean), "in {passes} passes");
+        }
     }
 }
