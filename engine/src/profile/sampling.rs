@@ -66,8 +66,8 @@ pub(super) struct Sampler {
     /// The pass at hand.
     pass: usize,
     samples: Vec<Sample>,
-    /// Times of all passes so far, by figure and size.
-    times: BTreeMap<(String, String), Vec<Nanos>>,
+    /// Times by figure and size, pass after pass.
+    times: BTreeMap<(String, String), Vec<Vec<Nanos>>>,
     /// The same of cores that were measured one by one: the middle of each.
     cores: BTreeMap<(String, String), Vec<Middle>>,
 }
@@ -136,9 +136,10 @@ impl Sampler {
         while times.len() < least || (times.len() < most && begin.elapsed() < patience) {
             times.push(self.keep(figure, size, one()?));
         }
-        let all = self.times.entry((figure.into(), size.into())).or_default();
-        all.extend(times);
-        Ok(Middle::of(all.clone()))
+        let by_pass = self.times.entry((figure.into(), size.into())).or_default();
+        debug_assert_eq!(by_pass.len(), self.pass, "{figure} of {size} names two measurements");
+        by_pass.push(times);
+        Ok(Middle::of(by_pass.concat()))
     }
 
     /// Takes samples of several sizes in turn from `one`, which is given the index of the size. Each size
