@@ -57,7 +57,7 @@ impl Middle {
 ///
 /// What is measured is gone through in several passes, each of which takes its part of every figure's samples.
 /// Machines are shared, and a neighbour's work comes and goes: it may take two thirds of the memory's bandwidth
-/// for a second, in which dozens of figures would be measured from the first sample to the last.
+/// for a second, in which ten figures would be measured from the first sample to the last.
 #[derive(Debug)]
 pub(super) struct Sampler {
     least: usize,
