@@ -295,7 +295,7 @@ pub struct Profile {
     pub quick: bool,
     /// Measure only this, and take everything else from --base.
     ///
-    /// For a disk that others use too: measure it again right before what matters.
+    /// For what others use too: measure it again right before what matters.
     #[arg(long, value_enum, value_name = "WHAT", requires = "base")]
     pub only: Option<Only>,
     /// With --only disk: read this file and write nothing, such as the weights.bin of the store that a plan
@@ -312,6 +312,8 @@ pub struct Profile {
 pub enum Only {
     /// The disk.
     Disk,
+    /// The host's cores and memory, and what passes between it and the GPU. --base is a profile of this machine.
+    Host,
 }
 
 /// Arguments of `verify`.

@@ -60,6 +60,27 @@ fn a_machine_is_measured_in_full_and_can_be_planned_for() {
     }));
     assert_eq!(fs::read_dir(at).unwrap().count(), 2);
     good(at, "tune --model opt-125m --machine host.toml --gpu-mem 60MB --batch 1 --effort 1");
+
+    // All but the disk again: that and what is known of it are the first profile's.
+    let line = "--threads 1 profile --backend cpu --only host --quick -o again.toml --base";
+    let text = good(at, &format!("{line} host.toml"));
+    assert!(text.contains("host.copy") && !text.contains("disk."), "{text}");
+    let read = |name: &str| {
+        let text = fs::read_to_string(at.join(name)).unwrap();
+        Machine::from_toml(&Document::new(name, text)).unwrap()
+    };
+    let (first, again) = (read("host.toml"), read("again.toml"));
+    assert_eq!(first.disk, again.disk);
+    assert_eq!(first.software.disk_request, again.software.disk_request);
+    assert_eq!(first.sources, again.sources);
+    assert_ne!(first.gpu.kernels, again.gpu.kernels);
+    assert_eq!(first.gpu.kernels.len(), again.gpu.kernels.len());
+    let samples = fs::read_to_string(at.join("again.samples.csv")).unwrap();
+    assert!(samples.contains("host.memory_bandwidth,") && !samples.contains("disk."));
+    let error = bad(at, &format!("{line} rtx3060-laptop"), 1);
+    assert!(error.contains("`rtx3060-laptop` is no profile of this machine"), "{error}");
+    let error = bad(at, &format!("{line} host.toml --file host.toml"), 1);
+    assert!(error.contains("--file is what --only disk reads"), "{error}");
 }
 
 #[test]

@@ -76,6 +76,16 @@ impl Settings {
         }
     }
 
+    /// What takes less than half a minute for the host, right before what matters: fewer samples.
+    #[must_use]
+    pub fn brief(self) -> Self {
+        Self {
+            patience: self.patience.min(Duration::from_millis(50)),
+            passes: self.passes.min(3),
+            ..self
+        }
+    }
+
     /// What takes some ten seconds, for a first look: fewer samples, small matrices, few rows.
     #[must_use]
     pub fn quick(self) -> Self {
@@ -130,6 +140,18 @@ pub enum ProfileError {
         /// The base.
         machine: String,
     },
+    /// Figures of two machines would be one's.
+    #[error(
+        "`{machine}` is no profile of this machine: its figures are {there}, and would stand beside some that are `{here}`; measure without --only, or name a profile from here with --base"
+    )]
+    Elsewhere {
+        /// The base.
+        machine: String,
+        /// How its figures were measured.
+        there: String,
+        /// How they are here.
+        here: String,
+    },
     /// The scratch file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -160,23 +182,18 @@ pub fn profile(
 ) -> Result<Profile, ProfileError> {
     let Settings { samples, patience, passes, .. } = *settings;
     let mut sampler = Sampler::new(samples, patience, passes);
-    let mut card = match settings.device {
-        Device::Cpu => None,
-        Device::Cuda => Some(gpu::Card::open(settings)?),
-    };
+    let mut card = card(settings)?;
     let mut done = 0;
     let mut next = || {
         // The disk is a part, too.
         progress(done, passes + 1);
         done += 1;
     };
-    let measured = sampler.in_passes(|sampler| {
+    let (host, gpu) = sampler.in_passes(|sampler| {
         next();
-        let memory = memory::measure(sampler, settings)?;
-        let handover = lanes::handover(sampler)?;
-        let kernels = kernels::measure(sampler, settings)?;
+        let host = on_host(sampler, settings)?;
         let gpu = card.as_mut().map(|card| card.measure(sampler, settings)).transpose()?;
-        Ok::<_, ProfileError>(machine::Measured { memory, handover, kernels, gpu })
+        Ok::<_, ProfileError>((host, gpu))
     })?;
     drop(card);
     next();
@@ -184,7 +201,7 @@ pub fn profile(
     let mut notes = Vec::new();
     let disk = disk::measure(&mut of_disk, &settings.folder, settings.file, &mut notes)?;
     let disk = disk.shaped(&settings.shape);
-    let mut machine = machine::assemble(measured, &disk, settings.threads)?;
+    let mut machine = machine::assemble(host, gpu, &disk, settings.threads)?;
     if settings.shape.disk.is_some() {
         machine::without_page_cache(&mut machine);
     }
@@ -214,6 +231,42 @@ pub fn profile_disk(
         machine::without_page_cache(&mut machine);
     }
     Ok(Profile { machine, samples: sampler.into_samples(), notes })
+}
+
+/// Measures the host alone, which is its cores, its memory and what passes between it and a GPU, and takes every
+/// other figure from `base`, which was measured on this machine. Where host cores play the GPU, that is all but the
+/// disk.
+///
+/// Other guests of a host use its memory, too, and come and go.
+pub fn profile_host(settings: &Settings, base: Machine) -> Result<Profile, ProfileError> {
+    let mut sampler = Sampler::new(settings.samples, settings.patience, settings.passes);
+    let mut card = card(settings)?;
+    let name = card.as_ref().map(|card| card.name(settings)).transpose()?;
+    machine::check_measured_here(&base, name.as_deref())?;
+    let (host, across) = sampler.in_passes(|sampler| {
+        let host = on_host(sampler, settings)?;
+        let across = card.as_mut().map(|card| card.across(sampler, settings)).transpose()?;
+        Ok::<_, ProfileError>((host, across))
+    })?;
+    let machine = machine::with_host(base, host, across.as_ref(), settings.threads)?;
+    Ok(Profile { machine, samples: sampler.into_samples(), notes: Vec::new() })
+}
+
+/// A GPU, where one is to be measured.
+fn card(settings: &Settings) -> Result<Option<gpu::Card>, ProfileError> {
+    match settings.device {
+        Device::Cpu => Ok(None),
+        Device::Cuda => gpu::Card::open(settings).map(Some),
+    }
+}
+
+/// One pass over what the host's cores and memory take.
+fn on_host(sampler: &mut Sampler, settings: &Settings) -> Result<machine::OnHost, ProfileError> {
+    Ok(machine::OnHost {
+        memory: memory::measure(sampler, settings)?,
+        handover: lanes::handover(sampler)?,
+        kernels: kernels::measure(sampler, settings)?,
+    })
 }
 
 /// A note that direct reads were not measured.

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use pipo_engine::profile::{Profile, Sample, Settings, profile, profile_disk};
-use pipo_engine::run::default_threads;
+use anyhow::bail;
+use pipo_engine::profile::{Profile, Sample, Settings, profile, profile_disk, profile_host};
+use pipo_engine::run::{Device, default_threads};
 use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 use serde_json::json;
 
@@ -22,11 +23,15 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     if args.quick {
         settings = settings.quick();
     }
+    if args.file.is_some() && args.only != Some(Only::Disk) {
+        bail!("--file is what --only disk reads; leave it out with --only host");
+    }
     let base = args.base.as_deref().map(input::machine).transpose()?;
     let bar = printer.progress("measuring");
     bar.set_length(1);
     let measured = match (args.only, base) {
         (Some(Only::Disk), Some(base)) => profile_disk(&settings, base, args.file.as_deref()),
+        (Some(Only::Host), Some(base)) => profile_host(&settings.brief(), base),
         _ => profile(&settings, &mut |done, parts| {
             bar.set_length(parts as u64);
             bar.set_position(done as u64);
@@ -47,11 +52,17 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
     };
     let figures = machine.figures();
     let tables = ["gpu.kernels.time", "gpu.attentions.time", "host.attentions.time"];
-    let measured = |path: &str| samples.iter().any(|sample| sample.figure == path);
+    let of_disk = |path: &str| path.starts_with("disk.") || path == "software.disk_request";
+    let measured = |path: &str| match args.only {
+        None => true,
+        Some(Only::Disk) => samples.iter().any(|sample| sample.figure == path),
+        Some(Only::Host) if path.starts_with("gpu.") => device == Device::Cpu,
+        Some(Only::Host) => !of_disk(path),
+    };
     let shown = figures
         .iter()
         .filter(|entry| !tables.contains(&entry.path))
-        .filter(|entry| args.only.is_none() || measured(entry.path));
+        .filter(|entry| measured(entry.path));
     printer.section("Figures (spread: half the distance between the quartiles)");
     printer.table(&["figure", "value", "spread"], &shown.map(row).collect::<Vec<_>>());
     if args.only.is_none() {

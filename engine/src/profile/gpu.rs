@@ -50,11 +50,12 @@ pub(super) struct Gpu {
     /// What is not free once everything but a plan's own memory is there.
     pub(super) context: Bytes,
     pub(super) sms: u32,
-    pub(super) h2d: Vec<(Bytes, Middle)>,
-    pub(super) d2h: Vec<(Bytes, Middle)>,
-    pub(super) pageable_h2d: Vec<(Bytes, Middle)>,
-    pub(super) pageable_d2h: Vec<(Bytes, Middle)>,
-    pub(super) duplex: (Bytes, Middle),
+    pub(super) compute: Compute,
+    pub(super) across: Across,
+}
+
+/// What it does by itself.
+pub(super) struct Compute {
     pub(super) bandwidth: (Bytes, Middle),
     pub(super) products: Vec<Product>,
     pub(super) attentions: Vec<Attended>,
@@ -68,6 +69,15 @@ pub(super) struct Gpu {
     /// What a kernel takes longer behind one of another kind.
     pub(super) change: Middle,
     pub(super) sync: Middle,
+}
+
+/// What passes between it and the host.
+pub(super) struct Across {
+    pub(super) h2d: Vec<(Bytes, Middle)>,
+    pub(super) d2h: Vec<(Bytes, Middle)>,
+    pub(super) pageable_h2d: Vec<(Bytes, Middle)>,
+    pub(super) pageable_d2h: Vec<(Bytes, Middle)>,
+    pub(super) duplex: (Bytes, Middle),
     pub(super) crossings: Crossings,
     /// Rows of an embedding, looked up by all cores: the CUDA backend's way.
     pub(super) gather: (Bytes, Middle),
@@ -92,6 +102,11 @@ struct Bench {
 }
 
 impl Bench {
+    /// Raises the clocks, which fall while nothing is computed.
+    fn wake(&mut self) -> Result<Duration, Fault> {
+        self.time(20, |bench| bench.multiply(Format::Fp16, [2048, 8192, 8192]))
+    }
+
     /// What the device takes for each of `count` repetitions.
     fn time(
         &mut self,
@@ -175,43 +190,44 @@ impl Card {
         Ok(Self { link: Link::new()?, bench, _part: part, arena, memory, before, context })
     }
 
+    /// What the card is called, and what it is made of.
+    pub(super) fn name(&self, settings: &Settings) -> Result<String, ProfileError> {
+        Ok(settings.shape.name(&self.context.name()?))
+    }
+
     pub(super) fn measure(
         &mut self,
         sampler: &mut Sampler,
         settings: &Settings,
     ) -> Result<Gpu, ProfileError> {
-        let Self { link, bench, context, .. } = self;
-        // Wakes the clocks up.
-        bench.time(20, |bench| bench.multiply(Format::Fp16, [2048, 8192, 8192]))?;
+        let compute = self.compute(sampler, settings)?;
+        let across = self.across(sampler, settings)?;
+        Ok(Gpu {
+            name: self.name(settings)?,
+            architecture: self.context.architecture()?.to_string(),
+            memory: self.memory,
+            context: self.in_use()?,
+            sms: self.context.multiprocessors(&settings.shape)?,
+            compute,
+            across,
+        })
+    }
+
+    fn compute(
+        &mut self,
+        sampler: &mut Sampler,
+        settings: &Settings,
+    ) -> Result<Compute, ProfileError> {
+        let bench = &mut self.bench;
+        bench.wake()?;
         let products = products(sampler, settings, bench)?;
         let attentions = attentions(sampler, bench)?;
         let (elementwise, dequantise) = (elementwise(sampler, bench)?, dequantise(sampler, bench)?);
         let launch = launch(sampler, bench)?;
         let between = between(sampler, settings, bench)?;
-        let sync = sync(sampler, bench)?;
-        let bandwidth = bandwidth(sampler, bench)?;
-        let [h2d, d2h] = [true, false].map(|up| link.pinned(sampler, bench, up));
-        let [pageable_h2d, pageable_d2h] =
-            [true, false].map(|up| link.pageable(sampler, bench, up));
-        let duplex = link.duplex(sampler, bench)?;
-        let crossings = link.crossings(sampler, context, bench)?;
-        let gather = gather(sampler)?;
-        let name = settings.shape.name(&context.name()?);
-        let architecture = context.architecture()?.to_string();
-        let sms = context.multiprocessors(&settings.shape)?;
-        let rate = settings.shape.link;
-        Ok(Gpu {
-            name,
-            architecture,
-            memory: self.memory,
-            context: self.in_use()?,
-            sms,
-            h2d: at_most(rate, h2d?),
-            d2h: at_most(rate, d2h?),
-            pageable_h2d: at_most(rate, pageable_h2d?),
-            pageable_d2h: at_most(rate, pageable_d2h?),
-            duplex: slowed(rate.map(|rate| Bandwidth(2 * rate.0)), duplex),
-            bandwidth,
+        Ok(Compute {
+            sync: sync(sampler, bench)?,
+            bandwidth: bandwidth(sampler, bench)?,
             products,
             attentions,
             elementwise,
@@ -220,10 +236,33 @@ impl Card {
             gap: between.gap,
             mark: between.mark(),
             change: between.change(),
-            sync,
+        })
+    }
+
+    /// What passes between the card and the host, which others on the host's memory slow.
+    pub(super) fn across(
+        &mut self,
+        sampler: &mut Sampler,
+        settings: &Settings,
+    ) -> Result<Across, ProfileError> {
+        let Self { link, bench, context, .. } = self;
+        bench.wake()?;
+        let [h2d, d2h] = [true, false].map(|up| link.pinned(sampler, bench, up));
+        let [pageable_h2d, pageable_d2h] =
+            [true, false].map(|up| link.pageable(sampler, bench, up));
+        let duplex = link.duplex(sampler, bench)?;
+        let crossings = link.crossings(sampler, context, bench)?;
+        let (gather, lookup) = gather(sampler)?;
+        let rate = settings.shape.link;
+        Ok(Across {
+            h2d: at_most(rate, h2d?),
+            d2h: at_most(rate, d2h?),
+            pageable_h2d: at_most(rate, pageable_h2d?),
+            pageable_d2h: at_most(rate, pageable_d2h?),
+            duplex: slowed(rate.map(|rate| Bandwidth(2 * rate.0)), duplex),
             crossings,
-            gather: gather.0,
-            lookup: gather.1,
+            gather,
+            lookup,
         })
     }
 

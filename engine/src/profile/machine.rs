@@ -9,20 +9,17 @@ use pipo_plan::units::{Bandwidth, Bytes, FlopRate, Nanos};
 
 use super::ProfileError;
 use super::disk::DiskTimes;
-use super::gpu::Crossings;
-use super::gpu::Gpu as GpuTimes;
+use super::gpu::{Across, Compute, Crossings, Gpu as GpuTimes};
 use super::kernels::{Attended, Kernels, Product};
 use super::memory::Copies;
 use super::sampling::Middle;
 use super::system;
 
-/// Everything that was measured but the disk.
-pub(super) struct Measured {
+/// What the host's cores and memory take.
+pub(super) struct OnHost {
     pub(super) memory: Copies,
     pub(super) handover: Middle,
     pub(super) kernels: Kernels,
-    /// Where the host's cores do not play it.
-    pub(super) gpu: Option<GpuTimes>,
 }
 
 const MEASURED: &str = "measured";
@@ -34,13 +31,58 @@ const TABLES: &str = "page-tables";
 
 /// Puts the figures together, and checks them as a file would be.
 pub(super) fn assemble(
-    measured: Measured,
+    host: OnHost,
+    gpu: Option<GpuTimes>,
     disk: &DiskTimes,
+    threads: usize,
+) -> Result<Machine, ProfileError> {
+    let written = curve(&disk.written, Some(DiskTimes::STRETCH))?;
+    let request = by(disk.request.median, disk.request);
+    let mut machine = on_host(host, Some(disk_figures(disk, written)?), request, threads)?;
+    if let Some(gpu) = gpu {
+        put(gpu, &mut machine)?;
+    }
+    checked(machine)
+}
+
+/// Whether the figures of a machine were measured on this one, with a GPU of that name.
+pub(super) fn check_measured_here(base: &Machine, gpu: Option<&str>) -> Result<(), ProfileError> {
+    let (here, there) = (measured_on(gpu), base.sources.get(MEASURED));
+    if there == Some(&here) {
+        return Ok(());
+    }
+    let there = there.map_or_else(|| "from elsewhere".to_owned(), |there| format!("`{there}`"));
+    Err(ProfileError::Elsewhere { machine: base.name.clone(), there, here })
+}
+
+/// The machine `base`, which was measured here, with what the host takes now, and what passes between it and a GPU.
+pub(super) fn with_host(
+    base: Machine,
+    host: OnHost,
+    gpu: Option<&Across>,
+    threads: usize,
+) -> Result<Machine, ProfileError> {
+    let mut machine = on_host(host, base.disk, base.software.disk_request, threads)?;
+    if let Some(across) = gpu {
+        machine.software.host_op = base.gpu.launch.clone();
+        (machine.gpu, machine.name, machine.description) = (base.gpu, base.name, base.description);
+        put_across(across, &mut machine)?;
+    }
+    machine.host.page_cache_kept = base.host.page_cache_kept;
+    machine.sources = base.sources;
+    checked(machine)
+}
+
+/// A machine whose host plays the GPU.
+fn on_host(
+    host: OnHost,
+    disk: Option<Disk>,
+    disk_request: Figure<Nanos>,
     threads: usize,
 ) -> Result<Machine, ProfileError> {
     let system = system::describe();
     let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    let Measured { memory, handover, kernels, gpu } = measured;
+    let OnHost { memory, handover, kernels } = host;
     let copies = curve(&memory.one, None)?;
     let copy = by(rate(memory.one[memory.one.len() - 1]), memory.one[memory.one.len() - 1].1);
     let (size, both) = memory.beside;
@@ -50,13 +92,13 @@ pub(super) fn assemble(
     let (bandwidth, all) = if all[0].0 > all[1].0 { all[0] } else { all[1] };
     // A copy reads and writes; what one operation alone reaches is there for all of them together.
     let bandwidth = bandwidth.max(twice(copy.value)).max(weights.0);
-    let mut machine = Machine {
+    Ok(Machine {
         name: "host-cpu".into(),
         description: format!(
             "{}, {} cores, of which {threads} compute and play the GPU",
             system.processor, system.cores
         ),
-        sources: sources(&system.processor),
+        sources: sources(),
         gpu: Gpu {
             name: format!("CPU: {}", system.processor),
             architecture: Gpu::ON_HOST.into(),
@@ -85,7 +127,7 @@ pub(super) fn assemble(
             pageable_h2d: copies.clone(),
             pageable_d2h: copies,
         },
-        disk: Some(disk_figures(disk, curve(&disk.written, Some(DiskTimes::STRETCH))?)?),
+        disk,
         host: Host {
             memory: Figure::new(system.memory, SYSTEM),
             reserved: Figure::new(system.memory - system.available, SYSTEM),
@@ -101,7 +143,7 @@ pub(super) fn assemble(
         },
         software: Software {
             barrier: by(handover.median, handover),
-            disk_request: by(disk.request.median, disk.request),
+            disk_request,
             host_op: by(handover.median, handover),
             handover: Some(by(handover.median, handover)),
             notice: None,
@@ -111,11 +153,7 @@ pub(super) fn assemble(
             lookup: None,
             checksum: Some(by(rate(memory.checksum), memory.checksum.1)),
         },
-    };
-    if let Some(gpu) = gpu {
-        put(gpu, &system.processor, &mut machine)?;
-    }
-    checked(machine)
+    })
 }
 
 fn checked(machine: Machine) -> Result<Machine, ProfileError> {
@@ -185,68 +223,94 @@ fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileE
 }
 
 /// Puts what a GPU takes where the host's cores stood for it.
-fn put(gpu: GpuTimes, processor: &str, machine: &mut Machine) -> Result<(), ProfileError> {
-    let what = format!("{} beside {processor}", gpu.name);
+fn put(gpu: GpuTimes, machine: &mut Machine) -> Result<(), ProfileError> {
     machine.name = "this-gpu".into();
+    let what = beside(&gpu.name);
     machine.description = format!("{what}, {} cores", machine.host.cores.value);
-    let text = format!("measured by pipo profile on {what}: medians after a warm-up");
-    machine.sources.insert(MEASURED.into(), text);
+    machine.sources.insert(MEASURED.into(), measured_on(Some(&gpu.name)));
     let tables = "assumed: 8 bytes for each page of 4 KiB; on an H200 37 to 60 GB of pinned memory took as much";
     machine.sources.insert(TABLES.into(), tables.into());
-    let prompt = gpu.attentions.first();
+    let Compute {
+        bandwidth,
+        products,
+        attentions,
+        elementwise,
+        dequantise,
+        launch,
+        gap,
+        mark,
+        change,
+        sync,
+    } = gpu.compute;
     machine.gpu = Gpu {
         name: gpu.name,
         architecture: gpu.architecture,
         memory: Figure::new(gpu.memory, SYSTEM),
         context: Figure::new(gpu.context, MEASURED),
         sms: Figure::new(gpu.sms, SYSTEM),
-        memory_bandwidth: by(rate(gpu.bandwidth), gpu.bandwidth.1),
-        matmul: fastest(&gpu.products),
-        attention: attention(prompt),
-        elementwise: Some(by(rate(gpu.elementwise), gpu.elementwise.1)),
-        dequantise: by(rate(gpu.dequantise), gpu.dequantise.1),
+        memory_bandwidth: by(rate(bandwidth), bandwidth.1),
+        matmul: fastest(&products),
+        attention: attention(attentions.first()),
+        elementwise: Some(by(rate(elementwise), elementwise.1)),
+        dequantise: by(rate(dequantise), dequantise.1),
         decompress: None,
-        launch: by(gpu.launch.median, gpu.launch),
-        gap: Some(by(gpu.gap.median, gpu.gap)),
-        mark: Some(by(gpu.mark.median, gpu.mark)),
-        change: Some(by(gpu.change.median, gpu.change)),
-        sync: by(gpu.sync.median, gpu.sync),
+        launch: by(launch.median, launch),
+        gap: Some(by(gap.median, gap)),
+        mark: Some(by(mark.median, mark)),
+        change: Some(by(change.median, change)),
+        sync: by(sync.median, sync),
         page_tables: Some(Figure::new(8.0 / 4096.0, TABLES)),
-        kernels: gpu.products.iter().map(kernel).collect(),
-        attentions: gpu.attentions.iter().map(|a| a.attention.clone()).collect(),
+        kernels: products.iter().map(kernel).collect(),
+        attentions: attentions.iter().map(|a| a.attention.clone()).collect(),
     };
-    let h2d = curve(&gpu.h2d, None)?;
+    machine.software.host_op = machine.gpu.launch.clone();
+    put_across(&gpu.across, machine)
+}
+
+/// Puts what passes between a GPU and the host.
+fn put_across(across: &Across, machine: &mut Machine) -> Result<(), ProfileError> {
+    let h2d = curve(&across.h2d, None)?;
     machine.link = Link {
-        duplex: by(rate(gpu.duplex).max(h2d.value.best()), gpu.duplex.1),
+        duplex: by(rate(across.duplex).max(h2d.value.best()), across.duplex.1),
         h2d,
-        d2h: curve(&gpu.d2h, None)?,
-        pageable_h2d: curve(&gpu.pageable_h2d, None)?,
-        pageable_d2h: curve(&gpu.pageable_d2h, None)?,
+        d2h: curve(&across.d2h, None)?,
+        pageable_h2d: curve(&across.pageable_h2d, None)?,
+        pageable_d2h: curve(&across.pageable_d2h, None)?,
     };
-    machine.host.gather = Some(by(rate(gpu.gather), gpu.gather.1));
+    machine.host.gather = Some(by(rate(across.gather), across.gather.1));
     let software = &mut machine.software;
-    let Crossings { notice, submit, followed, issue, nothing } = gpu.crossings;
+    let Crossings { notice, submit, followed, issue, nothing } = across.crossings;
     // A barrier is a thread's operation; what it takes to get there and back is between the lanes.
     software.barrier = by(nothing.median, nothing);
-    software.host_op = machine.gpu.launch.clone();
     software.notice = Some(by(notice.median, notice));
     software.submit = Some(by(submit.median, submit));
     // With the copy that followed, which is timed by itself.
-    let copy = gpu.h2d.first().map_or(Nanos::ZERO, |(_, time)| time.median);
+    let copy = across.h2d.first().map_or(Nanos::ZERO, |(_, time)| time.median);
     software.follow = Some(by(followed.median.saturating_sub(copy), followed));
     software.issue = Some(by(issue.median, issue));
-    software.lookup = Some(by(gpu.lookup.median, gpu.lookup));
+    software.lookup = Some(by(across.lookup.median, across.lookup));
     Ok(())
 }
 
-fn sources(processor: &str) -> BTreeMap<String, String> {
+/// A GPU and what it is beside.
+fn beside(gpu: &str) -> String {
+    format!("{gpu} beside {}", system::describe().processor)
+}
+
+/// How what is measured was, on this machine and with that GPU.
+fn measured_on(gpu: Option<&str>) -> String {
+    let Some(gpu) = gpu else {
+        let processor = system::describe().processor;
+        return format!(
+            "measured by pipo profile on {processor}: medians after a warm-up; host cores and memory play the GPU's"
+        );
+    };
+    format!("measured by pipo profile on {}: medians after a warm-up", beside(gpu))
+}
+
+fn sources() -> BTreeMap<String, String> {
     let entries = [
-        (
-            MEASURED,
-            format!(
-                "measured by pipo profile on {processor}: medians after a warm-up; host cores and memory play the GPU's"
-            ),
-        ),
+        (MEASURED, measured_on(None)),
         (SYSTEM, "what the operating system reports".to_owned()),
         (CHOSEN, "chosen when the profile was measured".to_owned()),
         (
