@@ -195,6 +195,7 @@ pub fn profile(
         let gpu = card.as_mut().map(|card| card.measure(sampler, settings)).transpose()?;
         Ok::<_, ProfileError>((host, gpu))
     })?;
+    // Its buffers are not what others have reserved of the host.
     drop(card);
     next();
     let mut of_disk = Sampler::new(samples, patience, 1);
@@ -248,6 +249,7 @@ pub fn profile_host(settings: &Settings, base: Machine) -> Result<Profile, Profi
         let across = card.as_mut().map(|card| card.across(sampler, settings)).transpose()?;
         Ok::<_, ProfileError>((host, across))
     })?;
+    drop(card);
     let machine = machine::with_host(base, host, across.as_ref(), settings.threads)?;
     Ok(Profile { machine, samples: sampler.into_samples(), notes: Vec::new() })
 }
