@@ -68,7 +68,7 @@ impl Settings {
             file: 1 << 30,
             samples: 7,
             patience: Duration::from_millis(150),
-            passes: 5,
+            passes: 4,
             largest: usize::MAX,
             most_rows: usize::MAX,
             device: Device::Cpu,

@@ -93,10 +93,12 @@ struct Bench {
     kernels: Kernels,
     /// Where weights are, and caches.
     weights: Region,
-    /// Rows in, rows out, what may be overwritten.
+    /// Rows in, which nothing writes: they must stay normal numbers. Rows out, what may be overwritten.
     x: Region,
     out: Region,
     spare: Region,
+    /// What copies of the link and sums go to and come from.
+    copied: Region,
     /// What was read last.
     at: u64,
 }
@@ -170,9 +172,9 @@ impl Card {
         let (_, memory) = Context::memory()?;
         let mut arena = Arena::new("measuring", ARENA + 3 * ROOM + (64 << 20))
             .map_err(|error| Fault(error.to_string()))?;
-        let [weights, x, out, spare, blas] =
-            [ARENA, ROOM, ROOM, ROOM / 2, BLAS].map(|bytes| arena.take(Bytes(bytes)));
-        let (weights, x) = (weights?, x?);
+        let [weights, x, out, spare, copied, blas] =
+            [ARENA, ROOM, ROOM, ROOM / 2, ROOM / 4, BLAS].map(|bytes| arena.take(Bytes(bytes)));
+        let (weights, x, copied) = (weights?, x?, copied?);
         let sms = context.multiprocessors(&settings.shape)?;
         let kernels = Kernels::load(context.architecture()?, sms, blas?).map_err(Fault::from)?;
         let formats = Precision::ALL.map(format);
@@ -183,8 +185,8 @@ impl Card {
         let part = settings.shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
         let stream = part.as_ref().map_or_else(Stream::new, Part::stream)?;
         let (out, spare) = (out?, spare?);
-        let bench = Bench { stream, start, end, kernels, weights, x, out, spare, at: 0 };
-        for region in [weights, x] {
+        let bench = Bench { stream, start, end, kernels, weights, x, out, spare, copied, at: 0 };
+        for region in [weights, x, copied] {
             scatter(&bench.stream, region)?;
         }
         Ok(Self { link: Link::new()?, bench, _part: part, arena, memory, before, context })
@@ -291,7 +293,7 @@ pub(super) fn slowed(rate: Option<Bandwidth>, (bytes, time): (Bytes, Middle)) ->
 fn bandwidth(sampler: &mut Sampler, bench: &mut Bench) -> Result<(Bytes, Middle), ProfileError> {
     let size = ARENA;
     let time = sampler.measure("gpu.memory_bandwidth", &Bytes(size).exact(), || {
-        bench.time(4, |bench| bench.stream.copy(bench.weights, bench.x.slice(0, size)?))
+        bench.time(4, |bench| bench.stream.copy(bench.weights, bench.out.slice(0, size)?))
     })?;
     Ok((Bytes(2 * size), time))
 }

@@ -65,10 +65,11 @@ pub(super) fn with_host(
     let mut machine = on_host(host, base.disk, base.software.disk_request, threads)?;
     if let Some(across) = gpu {
         machine.software.host_op = base.gpu.launch.clone();
-        (machine.gpu, machine.name, machine.description) = (base.gpu, base.name, base.description);
+        machine.gpu = base.gpu;
         put_across(across, &mut machine)?;
     }
     machine.host.page_cache_kept = base.host.page_cache_kept;
+    (machine.name, machine.description) = (base.name, base.description);
     machine.sources = base.sources;
     checked(machine)
 }

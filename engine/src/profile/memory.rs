@@ -141,9 +141,10 @@ fn mixed(sampler: &mut Sampler, from: &[u8], to: &mut [u8]) -> Result<Middle, Pr
                 to[at..at + COPY].copy_from_slice(&from[at..at + COPY]);
                 copied += 2 * COPY;
             }
-            let time = start.elapsed();
             stop.store(true, Ordering::Relaxed);
             let read = multiplying.join().map_err(|_| ProfileError::Memory(matrix))??;
+            // What it was at when it was told to stop it has read to its end.
+            let time = start.elapsed();
             let share = MIXED.as_f64() / (copied + read) as f64;
             Ok(time.mul_f64(share))
         })

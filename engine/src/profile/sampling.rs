@@ -106,16 +106,14 @@ impl Sampler {
         one(self)
     }
 
-    /// Times `work` again and again, after once for warming up in the first pass.
+    /// Times `work` again and again, after once for warming up.
     pub(super) fn time<E>(
         &mut self,
         figure: &str,
         size: &str,
         mut work: impl FnMut() -> Result<(), E>,
     ) -> Result<Middle, E> {
-        if self.pass == 0 {
-            work()?;
-        }
+        work()?;
         self.measure(figure, size, || {
             let start = Instant::now();
             work()?;

@@ -14,8 +14,9 @@ use crate::executor::Fault;
 
 /// Kernels that take next to nothing, one after another.
 pub(super) fn launch(sampler: &mut Sampler, bench: &mut Bench) -> Result<Middle, ProfileError> {
-    let once =
-        |bench: &mut Bench| Ok(bench.kernels.add(bench.stream.raw(), bench.x, bench.out, 8)?);
+    let once = |bench: &mut Bench| {
+        Ok(bench.kernels.add(bench.stream.raw(), bench.copied, bench.out, 8)?)
+    };
     Ok(sampler.measure("gpu.launch", "8 numbers", || bench.time(200, once))?)
 }
 
@@ -89,7 +90,7 @@ impl Between {
 pub(super) fn sync(sampler: &mut Sampler, bench: &mut Bench) -> Result<Middle, ProfileError> {
     let time = sampler.measure("gpu.sync", "8 numbers", || {
         let start = Instant::now();
-        bench.kernels.add(bench.stream.raw(), bench.x, bench.out, 8)?;
+        bench.kernels.add(bench.stream.raw(), bench.copied, bench.out, 8)?;
         bench.stream.synchronise()?;
         Ok::<_, Fault>(start.elapsed())
     })?;

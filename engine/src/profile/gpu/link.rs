@@ -75,7 +75,7 @@ impl Link {
             let time = sampler.measure(figure, &Bytes(size as u64).exact(), || {
                 let count = u32::try_from(count).unwrap_or(1);
                 bench.time(count, |bench| {
-                    copy(&bench.stream, bench.x, &self.pinned, walk.next(size), size, up)?;
+                    copy(&bench.stream, bench.copied, &self.pinned, walk.next(size), size, up)?;
                     bench.stream.record(&mark)
                 })
             })?;
@@ -97,7 +97,7 @@ impl Link {
         let sizes = SIZES.map(|size| Bytes(size as u64));
         let times = sampler.on_each_core(figure, &sizes.map(Bytes::exact), |index| {
             let (size, start) = (SIZES[index], Instant::now());
-            copy(&bench.stream, bench.x, &self.pageable, walk.next(size), size, up)?;
+            copy(&bench.stream, bench.copied, &self.pageable, walk.next(size), size, up)?;
             bench.stream.synchronise()?;
             Ok::<_, Fault>(start.elapsed())
         })?;
@@ -115,7 +115,7 @@ impl Link {
         let bench = queues::Bench {
             context,
             kernels: &bench.kernels,
-            to: bench.x.slice(0, queues::COPIED as u64).map_err(Fault::from)?,
+            to: bench.copied.slice(0, queues::COPIED as u64).map_err(Fault::from)?,
             numbers: bench.out,
             from: &from[..queues::COPIED.min(from.len())],
             launches: queues::LAUNCHES,
@@ -127,13 +127,15 @@ impl Link {
     pub(super) fn duplex(
         &self,
         sampler: &mut Sampler,
-        bench: &mut Bench,
+        bench: &Bench,
     ) -> Result<(Bytes, Middle), ProfileError> {
         let size = PINNED / 2;
+        let [to, from] = [0, size as u64].map(|at| bench.copied.slice(at, size as u64));
+        let (to, from) = (to.map_err(Fault::from)?, from.map_err(Fault::from)?);
         let time = sampler.measure("link.duplex", &Bytes(PINNED as u64).exact(), || {
             let start = Instant::now();
-            copy(&bench.stream, bench.x, &self.pinned, 0, size, true)?;
-            copy(&self.back, bench.out, &self.pinned, size, size, false)?;
+            copy(&bench.stream, to, &self.pinned, 0, size, true)?;
+            copy(&self.back, from, &self.pinned, size, size, false)?;
             bench.stream.synchronise()?;
             self.back.synchronise()?;
             Ok::<_, Fault>(start.elapsed())
