@@ -184,7 +184,7 @@ impl Plan {
     }
 
     /// Refuses counts that no executor could hold; part of every lowering.
-    pub(crate) fn check_counts(&self) -> Result<(), LowerError> {
+    pub fn check_counts(&self) -> Result<(), LowerError> {
         let limits = [
             ("workload.prompt", self.workload.prompt, 1, 1 << 24),
             ("workload.new_tokens", self.workload.new_tokens, 1, 1 << 20),
@@ -199,13 +199,23 @@ impl Plan {
                 return Err(LowerError::new(path, message, "choose a value in that range"));
             }
         }
-        let steps = u64::from(self.model.layers) * self.batch.count * self.workload.new_tokens;
+        // A prompt is worked off in chunks, which an operation numbers by 16 bits; each later pass is one.
+        let prompt = self.workload.prompt;
+        let chunks = prompt.div_ceil(self.batch.prefill_chunk.unwrap_or(prompt));
+        if chunks > u64::from(u16::MAX) {
+            let message =
+                format!("a prompt of {prompt} tokens would be {chunks} chunks, 65535 are possible");
+            return Err(LowerError::new("batch.prefill_chunk", message, "choose larger chunks"));
+        }
+        let steps = u64::from(self.model.layers)
+            * self.batch.count
+            * (self.workload.new_tokens - 1 + chunks);
         if steps > 100_000_000 {
             let message = format!("{steps} layer steps are more than a run can number (100000000)");
             return Err(LowerError::new(
                 "workload.new_tokens",
                 message,
-                "ask for fewer new tokens",
+                "ask for fewer new tokens, or larger chunks of the prompt",
             ));
         }
         if self.workload.context() > self.model.max_context {

@@ -125,7 +125,7 @@ impl Strategy {
 /// Lowers a plan to the schedule that both executors read. Pure and deterministic.
 pub fn lower(plan: &Plan) -> Result<Schedule, LowerError> {
     plan.check_counts()?;
-    match &plan.strategy {
+    let schedule = match &plan.strategy {
         Strategy::Pipo(knobs) => pipo::lower(plan, knobs),
         Strategy::FlexGen(knobs) => flexgen::lower(plan, knobs),
         Strategy::Accelerate(knobs) => accelerate::lower(plan, knobs),
@@ -133,5 +133,11 @@ pub fn lower(plan: &Plan) -> Result<Schedule, LowerError> {
         Strategy::CpuSplit(knobs) => cpu_split::lower(plan, knobs),
         Strategy::HeadInfer(knobs) => headinfer::lower(plan, knobs),
         Strategy::Endor(knobs) => endor::lower(plan, knobs),
+    }?;
+    let units = schedule.layout.units.len();
+    if units > usize::from(u16::MAX) {
+        let message = format!("the model would be cut into {units} units, 65535 are possible");
+        return Err(LowerError::new("model.layers", message, "cut it into larger units"));
     }
+    Ok(schedule)
 }

@@ -4,7 +4,7 @@
 
 mod strategy_support;
 
-use pipo_plan::plan::Plan;
+use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::schedule::{OpKind, Tier};
 use pipo_plan::strategy::accelerate::Accelerate;
 use pipo_plan::strategy::cpu_split::CpuSplit;
@@ -105,6 +105,17 @@ fn each_chunk_of_a_prompt_copies_the_weights_anew() {
 #[test]
 fn impossible_plans_are_refused_with_their_field() {
     let refused = |plan: &Plan| lower(plan).err().map(|e| e.path).unwrap_or_default();
+    let mut fine = split("llama-3.1-8b", 0, true);
+    fine.workload.prompt = 131_000;
+    fine.batch.prefill_chunk = Some(2);
+    assert_eq!(refused(&fine), "", "65500 chunks");
+    fine.batch.prefill_chunk = Some(1);
+    assert_eq!(refused(&fine), "batch.prefill_chunk", "no executor numbers 131000");
+    fine.batch = Batching { micro: 1, count: 64, prefill_chunk: Some(2) };
+    assert_eq!(refused(&fine), "workload.new_tokens", "134 million layer steps");
+    let mut deep = split("opt-125m", 0, true);
+    deep.model.layers = 70_000;
+    assert_eq!(refused(&deep), "model.layers");
     let mut several = accelerate("opt-125m", Bytes::ZERO, Bytes::ZERO);
     several.batch.count = 2;
     assert_eq!(refused(&several), "batch.count");

@@ -94,7 +94,7 @@ pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
             );
             Err(OutOfReach(text).into())
         }
-        Verdict::Offload | Verdict::NoOffloadNeeded => Ok(()),
+        Verdict::Offload | Verdict::OffloadIsFaster | Verdict::NoOffloadNeeded => Ok(()),
     }
 }
 
@@ -186,7 +186,12 @@ fn header(printer: &Printer, request: &Request, why: &str) {
 fn verdict(printer: &Printer, tuning: &Tuning) {
     printer.line("");
     match &tuning.verdict {
-        Verdict::Offload => printer.line("verdict  offload: the model does not fit, this plan streams it"),
+        Verdict::Offload => {
+            printer.line("verdict  offload: not everything fits on the GPU, this plan keeps the rest elsewhere");
+        }
+        Verdict::OffloadIsFaster => {
+            printer.line("verdict  offload: everything would fit on the GPU, but this plan is faster");
+        }
         Verdict::NoOffloadNeeded => {
             printer.line("verdict  no offload needed: everything fits on the GPU, and nothing is faster");
         }

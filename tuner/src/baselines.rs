@@ -161,15 +161,21 @@ pub(crate) fn fill(plan: &Plan, machine: &Machine) -> Result<Option<Plan>, Evalu
     // What is filled into host memory afterwards needs tables on the GPU for its pages.
     let weights = plan.model.total_bytes(plan.precision.weights);
     let tables = Overheads::of(machine).tables_of(if on_host > 0 { weights } else { Bytes::ZERO });
-    let tight = |gpu| {
-        let plan = with(gpu, 0);
-        Plan { budget: Budget { gpu: plan.budget.gpu - tables, ..plan.budget }, ..plan }
-    };
+    // What is on one tier need not be on the next, which is therefore asked for room only once the tiers before it
+    // hold what they can: layers that a GPU keeps are none that the host has to.
+    let of_gpu = Budget { gpu: plan.budget.gpu - tables, host: ENDLESS, disk: ENDLESS };
+    let tight = |gpu| Plan { budget: of_gpu.clone(), ..with(gpu, 0) };
     let Some(gpu) = most(machine, on_gpu, tight)? else { return Ok(None) };
     let left = if on_host > 0 { on_host - gpu.min(on_host) } else { 0 };
-    let Some(host) = most(machine, left, |host| with(gpu, host))? else { return Ok(None) };
-    Ok(Some(with(gpu, host)))
+    let without_disk = Budget { disk: ENDLESS, ..plan.budget };
+    let on_both = |host| Plan { budget: without_disk.clone(), ..with(gpu, host) };
+    let Some(host) = most(machine, left, on_both)? else { return Ok(None) };
+    let filled = with(gpu, host);
+    Ok(fits(&filled, machine)?.then_some(filled))
 }
+
+/// Of a tier that nothing can be too large for.
+const ENDLESS: Bytes = Bytes(u64::MAX);
 
 /// The largest settings of a strategy's knobs for weights on the GPU and in host memory: per cent,
 /// mebibytes or layers. What is on the GPU need not be in host memory.
@@ -194,17 +200,21 @@ fn small(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
+fn fits(plan: &Plan, machine: &Machine) -> Result<bool, EvaluateError> {
+    match Fitted::new(plan, machine) {
+        Ok(_) => Ok(true),
+        Err(EvaluateError::Memory(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The largest setting from 0 to `limit` whose plan fits, if memory grows with the setting.
 fn most(
     machine: &Machine,
     limit: u64,
     plan: impl Fn(u64) -> Plan,
 ) -> Result<Option<u64>, EvaluateError> {
-    let fits = |setting: u64| match Fitted::new(&plan(setting), machine) {
-        Ok(_) => Ok(true),
-        Err(EvaluateError::Memory(_)) => Ok(false),
-        Err(error) => Err(error),
-    };
+    let fits = |setting: u64| fits(&plan(setting), machine);
     if !fits(0)? {
         return Ok(None);
     }

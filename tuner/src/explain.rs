@@ -190,9 +190,17 @@ fn faster_gpu(machine: &mut Machine) {
     if let Some(decompress) = &mut gpu.decompress {
         twice(&mut decompress.value);
     }
-    for kernel in &mut gpu.kernels {
-        kernel.time.value = Nanos(kernel.time.value.0.div_ceil(2));
+    if let Some(elementwise) = &mut gpu.elementwise {
+        twice(&mut elementwise.value);
     }
+    let kernels = gpu.kernels.iter_mut().map(|kernel| &mut kernel.time);
+    for time in kernels.chain(gpu.attentions.iter_mut().map(|attention| &mut attention.time)) {
+        time.value = half(time.value);
+    }
+}
+
+fn half(time: Nanos) -> Nanos {
+    Nanos(time.0.div_ceil(2))
 }
 
 fn faster_cpu(machine: &mut Machine) {
@@ -200,6 +208,12 @@ fn faster_cpu(machine: &mut Machine) {
     twice_the_flops(&mut host.compute.value);
     twice_the_flops(&mut host.attention.value);
     twice(&mut host.weights.value);
+    if let Some(gather) = &mut host.gather {
+        twice(&mut gather.value);
+    }
+    for attention in &mut host.attentions {
+        attention.time.value = half(attention.time.value);
+    }
 }
 
 fn faster_memory(machine: &mut Machine) {

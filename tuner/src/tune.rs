@@ -2,6 +2,7 @@
 
 use pipo_plan::plan::{Plan, Prediction, RunnerUp};
 use pipo_plan::strategy::Strategy;
+use pipo_plan::strategy::resident::Resident;
 use pipo_simulator::CostModel;
 use rayon::prelude::*;
 
@@ -73,6 +74,7 @@ pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<T
     check(request)?;
     let costs = CostModel::new(&request.machine);
     let problem = Problem::new(request, &costs);
+    check_counts(&problem)?;
     let mut best = Best::new(request.top + 1);
     let mut counts = Counts::default();
 
@@ -113,6 +115,17 @@ fn check(request: &Request) -> Result<(), TuneError> {
     match request.space.empty_knob() {
         Some(knob) => Err(TuneError::EmptySpace(knob)),
         None => Ok(()),
+    }
+}
+
+/// Refuses a request that no batching makes possible, before anything is reckoned for it.
+fn check_counts(problem: &Problem) -> Result<(), TuneError> {
+    let Request { workload, space, .. } = problem.request;
+    let plan = |batch| problem.plan(batch, Strategy::Resident(Resident::default()));
+    let mut checks = space.batchings(workload).into_iter().map(|batch| plan(batch).check_counts());
+    match checks.next() {
+        Some(Err(error)) if checks.all(|check| check.is_err()) => Err(TuneError::Request(error)),
+        _ => Ok(()),
     }
 }
 

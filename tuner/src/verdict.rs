@@ -2,7 +2,9 @@
 
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
-use pipo_plan::schedule::{Lane, LaneKind, Layout};
+use pipo_plan::schedule::{Lane, LaneKind, Layout, Tier};
+use pipo_plan::strategy::Strategy;
+use pipo_plan::strategy::resident::Resident;
 use pipo_plan::units::Nanos;
 use pipo_plan::workload::Workload;
 use pipo_simulator::{
@@ -26,8 +28,10 @@ pub struct Ceiling {
 /// Whether to offload.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
-    /// The plan moves weights or cache to the GPU as it runs.
+    /// The plan keeps weights or cache elsewhere than on the GPU, where not all of them fit.
     Offload,
+    /// It does so although all of them would fit.
+    OffloadIsFaster,
     /// Everything fits on the GPU, and nothing is faster.
     NoOffloadNeeded,
     /// No plan makes a decode step within the goal.
@@ -135,9 +139,13 @@ pub(crate) fn verdict(
         };
         return Ok(Verdict::GoalOutOfReach { goal, step: evaluation.step, bound, reason });
     }
-    // Buffers are what data passes through: where there are none, nothing is moved.
-    let resident = fitted.schedule.layout.rings.iter().all(|ring| ring.slot_bytes.0 == 0);
-    Ok(if resident { Verdict::NoOffloadNeeded } else { Verdict::Offload })
+    let rows = &fitted.memory.rows;
+    if rows.iter().all(|row| row.tier == Tier::Gpu || row.overhead) {
+        return Ok(Verdict::NoOffloadNeeded);
+    }
+    let resident = Plan { strategy: Strategy::Resident(Resident::default()), ..plan.clone() };
+    let fits = Fitted::new(&resident, machine).is_ok();
+    Ok(if fits { Verdict::OffloadIsFaster } else { Verdict::Offload })
 }
 
 /// The binding resource of one decode step: what a request with one such step needs beyond a request

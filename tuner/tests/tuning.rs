@@ -133,6 +133,48 @@ fn a_model_that_fits_needs_no_offload() {
 }
 
 #[test]
+fn a_baseline_keeps_on_the_gpu_what_the_host_has_no_room_for() {
+    // 16.9 GB of weights, and a host of 16 GiB: layers on the GPU are none that the host has to hold.
+    let split = Request { strategies: vec!["cpu-split".into()], ..request("opt-30b", "6GB") };
+    let tuning = tuned(&split);
+    let Strategy::CpuSplit(knobs) = &tuning.best.plan.strategy else { panic!("{tuning:?}") };
+    assert!(knobs.gpu_layers > 0);
+    assert_eq!(tuning.best.evaluation.disk_bytes_per_step, Bytes::ZERO);
+    assert_eq!(tuning.verdict, Verdict::Offload, "nothing is streamed, but most is in host memory");
+    let mut more = tuning.best.plan.clone();
+    let Strategy::CpuSplit(knobs) = &mut more.strategy else { panic!() };
+    knobs.gpu_layers += 1;
+    assert!(evaluate(&more, &split.machine, false).is_err(), "one more layer does not fit");
+}
+
+#[test]
+fn counts_that_no_run_can_have_are_refused_at_once() {
+    for (new_tokens, path) in [(4_000_000_000, "workload.new_tokens"), (200_000, "workload.prompt")]
+    {
+        let mut request = request("opt-1.3b", "6GB");
+        request.workload.new_tokens = new_tokens;
+        let error = tune(&request, &|_| {}).unwrap_err();
+        assert!(matches!(&error, TuneError::Request(at) if at.path == path), "{error}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_twice_as_fast_is_so_in_all_that_was_measured_of_it() {
+    // A profile of an H200, whose tables say what products and attentions take, and a plan all on the GPU.
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../results/published/h200-verify/whole.toml");
+    let document = Document::new(path, std::fs::read_to_string(path).unwrap());
+    let machine = Machine::from_toml(&document).unwrap();
+    let mut request = request("opt-1.3b", "40GB");
+    request.workload = Workload { prompt: 1024, batch: Some(64), ..request.workload };
+    request.budget.host = *machine.host.memory;
+    let request = Request { machine, strategies: vec!["resident".into()], ..request };
+    let explained = explain(&tuned(&request).best.plan, &request.machine).unwrap();
+    let faster = explained.what_ifs.iter().find(|what| what.change == "GPU 2x faster").unwrap();
+    // What is left is between kernels.
+    assert!(faster.gain > 0.9 && faster.gain <= 1.0, "{faster:?}");
+}
+
+#[test]
 fn too_small_a_budget_is_told_what_would_do() {
     let error = tune(&request("opt-13b", "400MB"), &|_| {}).unwrap_err();
     let TuneError::NothingFits { needs, budget } = &error else { panic!("{error}") };

@@ -102,7 +102,7 @@ fn add_tensor(
     match tensor.kind {
         TensorKind::Matrix if part == Part::Embedding => {
             // A lookup reads one 16-bit row (dequantised) for each position and writes it.
-            out.elementwise += Bytes(4 * count * tensor.inputs.min(tensor.outputs));
+            out.elementwise += Bytes(product([4, count, tensor.inputs.min(tensor.outputs)]));
             out.launches += 1;
         }
         TensorKind::Matrix => {
@@ -126,7 +126,7 @@ fn add_tensor(
                 beside: launches::beside(model, tensor),
             });
             // A product is followed by about one pass over its output: activation, residual or bias.
-            out.elementwise += Bytes(4 * rows * u64::from(copies) * tensor.outputs);
+            out.elementwise += Bytes(product([4, rows, u64::from(copies), tensor.outputs]));
             let dequantise = u32::from(!style.fused && style.weights.is_quantised());
             out.launches += copies * (1 + dequantise)
                 + u32::from(
@@ -135,7 +135,7 @@ fn add_tensor(
         }
         TensorKind::Vector if tensor.name.contains("norm") && !tensor.name.contains("bias") => {
             // A norm reads and writes its rows once.
-            out.elementwise += Bytes(4 * count * model.hidden);
+            out.elementwise += Bytes(product([4, count, model.hidden]));
             out.launches += 1;
         }
         TensorKind::Vector => {}
@@ -144,13 +144,19 @@ fn add_tensor(
 
 /// Bytes of hidden states for a number of rows; activations are 16-bit everywhere.
 pub fn hidden_bytes(model: &Model, rows: u64) -> Bytes {
-    Bytes(2 * model.hidden * rows)
+    Bytes(product([2, model.hidden, rows]))
+}
+
+/// A product of counts of which a hostile file may choose each, within a range: as large as a number can be where it
+/// would be larger, which no budget has room for.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 /// Bytes of the cache of one layer for some sequences and positions.
 pub fn kv_bytes(model: &Model, style: Style, sequences: u64, positions: u64) -> Bytes {
     // Each head's vector is its own row, so that quantisation groups never straddle heads.
-    style.kv.matrix_bytes(sequences * positions * 2 * style.kv_heads, model.head_dim)
+    style.kv.matrix_bytes(product([2, sequences, positions, style.kv_heads]), model.head_dim)
 }
 
 /// The largest scratch that any part needs for `rows`, or any unit that is more than one: its inner activations, the logits, and, where
@@ -170,7 +176,7 @@ pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Byt
                     Part::Head => (rows.sequences, 4),
                     _ => (rows.count(), 2),
                 };
-                Bytes(width * count * spread(model, t, units.len() > 1) * t.outputs)
+                Bytes(product([width, count, spread(model, t, units.len() > 1), t.outputs]))
             })
             .sum();
         inner
@@ -185,7 +191,7 @@ pub fn workspace(model: &Model, units: &[Unit], rows: Rows, style: Style) -> Byt
         .iter()
         .flat_map(|u| &u.tensors)
         .filter(|(p, t)| t.kind == TensorKind::Matrix && *p != Part::Embedding)
-        .map(|(_, t)| Bytes(2 * t.outputs * t.inputs))
+        .map(|(_, t)| Bytes(product([2, t.outputs, t.inputs])))
         .max();
     inner + dense.unwrap_or(Bytes::ZERO)
 }
@@ -208,7 +214,8 @@ fn routing_bytes(model: &Model, tensor: &Tensor, rows: Rows) -> Bytes {
     match model.experts.filter(|_| tensor.name == "router") {
         Some(experts) => {
             let numbers = 8 * u64::from(experts.count).next_multiple_of(2);
-            Bytes(rows.count() * (numbers + 2 * model.hidden + 4 * model.ffn))
+            let width = product([2, model.hidden]).saturating_add(product([4, model.ffn]));
+            Bytes(product([rows.count(), numbers.saturating_add(width)]))
         }
         None => Bytes::ZERO,
     }
