@@ -1,5 +1,6 @@
 //! What can be typed. The help, the completions and the man page all come from here.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::{RangedU64ValueParser, TypedValueParser};
@@ -335,8 +336,8 @@ pub struct Verify {
     #[arg(long, default_value = "accelerate", value_name = "NAME|none")]
     pub baseline: String,
     /// Runs of each, in turn; the one in the middle is reported.
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    pub runs: usize,
+    #[arg(long, default_value = "3", value_name = "N")]
+    pub runs: NonZeroUsize,
     /// Where the picture, the trace and the table go: FILE.svg, FILE.trace.json, FILE.csv.
     #[arg(short, long, default_value = "verify", value_name = "FILE")]
     pub output: PathBuf,

@@ -42,7 +42,7 @@ pub fn model(name: &str) -> anyhow::Result<Model> {
         return Ok(Model::from_config(&document(path)?)?);
     }
     let nearest = model::catalog::nearest(name);
-    let hint = nearest.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+    let hint = nearest.map_or(";".into(), |n| format!("; did you mean `{n}`?"));
     Err(anyhow!(
         "`{name}` is neither a file, a directory nor a model of the catalogue{hint} `pipo models` lists them"
     ))
@@ -58,7 +58,7 @@ pub fn machine(name: &str) -> anyhow::Result<Machine> {
         return Ok(Machine::from_toml(&document(path)?)?);
     }
     let nearest = machine::catalog::nearest(name);
-    let hint = nearest.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+    let hint = nearest.map_or(";".into(), |n| format!("; did you mean `{n}`?"));
     Err(anyhow!(
         "`{name}` is neither a file nor a machine of the catalogue{hint} `pipo machines` lists them"
     ))
@@ -66,7 +66,7 @@ pub fn machine(name: &str) -> anyhow::Result<Machine> {
 
 /// What `auto` stands for, and why.
 pub fn automatic_machine() -> anyhow::Result<(Machine, String)> {
-    // Profiling a GPU comes with the CUDA engine; until then its presence changes nothing.
+    // A GPU that is here changes nothing: what it does is known from a profile of it alone.
     let machine = machine(machine::catalog::DEFAULT)?;
     let why = format!(
         "no profile of this machine was given, so the catalogue's {} stands in; name another with --machine",

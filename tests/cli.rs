@@ -139,6 +139,8 @@ fn what_cannot_be_met_is_said_with_its_reason() {
     let folder = TempDir::new().unwrap();
     let nothing = bad(folder.path(), "tune --model opt-1.3b --gpu-mem 200MB --prompt 64", 3);
     assert!(nothing.contains("no plan fits") && nothing.contains("--gpu-mem"), "{nothing}");
+    let one = bad(folder.path(), "tune --strategy resident --gpu-mem 6GB", 3);
+    assert!(one.contains("none of the strategies asked for fits: budget.gpu"), "{one}");
     let slow = bad(folder.path(), &format!("{SMALL} --token-within 1us"), 3);
     assert!(slow.contains("alone needs"), "{slow}");
 }

@@ -183,6 +183,10 @@ fn what_cannot_be_compared_is_refused() {
     assert!(error.contains("was measured with 1 threads"), "{error}");
     let error = bad(at, "--threads 1 verify plan.toml --machine machine.toml --model nowhere", 1);
     assert!(error.contains("nowhere"), "{error}");
+    let line = "verify plan.toml --machine machine.toml --model store --threads 1";
+    let error = bad(at, &format!("{line} --baseline flexgem"), 1);
+    assert!(error.contains("`flexgem` is not a strategy") && error.contains("flexgen"), "{error}");
+    bad(at, &format!("{line} --runs 0"), 2);
     // A baseline that cannot be is said, and the plan is run all the same.
     let line = "--threads 1 verify plan.toml --machine machine.toml --model store --baseline resident --runs 1";
     let text = good(at, line);

@@ -32,6 +32,7 @@
 //!   ended and [`PATIENCE`] has passed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use pipo_plan::schedule::{LaneKind, Op, OpId, Schedule, Work};
@@ -129,11 +130,19 @@ pub fn execute(
     let lanes = Lanes::new(state, queues.len());
     let stop = || cancelled.load(Ordering::Relaxed);
     std::thread::scope(|scope| {
+        let lanes = &lanes;
         for (lane, queue) in queues.into_iter().enumerate() {
-            let lanes = &lanes;
-            scope.spawn(move || lanes.run(lane, backend, &stop));
-            if let Some(queue) = queue {
-                scope.spawn(move || lanes.follow(lane, queue));
+            let thread = |name: &str| Builder::new().name(format!("{name} {lane}"));
+            let run = move || lanes.run(lane, backend, &stop);
+            let started = thread("lane").spawn_scoped(scope, run).and_then(|_| {
+                let follow =
+                    |queue| thread("queue").spawn_scoped(scope, move || lanes.follow(lane, queue));
+                queue.map(follow).transpose()
+            });
+            if let Err(error) = started {
+                // Those that run wait for operations of the one that does not.
+                lanes.fail(ExecutionError::NoThread { why: error.to_string() });
+                break;
             }
         }
     });

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use pipo_engine::run::{
     Device, NewToken, Outcome, Request, RunError, default_threads, run as execute,
 };
@@ -146,7 +146,9 @@ impl Session<'_> {
     fn run_aloud(&self, job: &Job) -> anyhow::Result<Outcome> {
         let (sender, receiver) = mpsc::channel();
         std::thread::scope(|scope| {
-            let speaker = scope.spawn(|| self.reader.speak(&{ receiver }, self.printer));
+            let speak = || self.reader.speak(&{ receiver }, self.printer);
+            let speaker = std::thread::Builder::new().spawn_scoped(scope, speak);
+            let speaker = speaker.context("the system has no thread that could print tokens")?;
             let outcome = self.execute(job, &move |new: NewToken| {
                 // Who has heard the end of the text does not listen any more.
                 let _ = sender.send(new);

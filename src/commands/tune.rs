@@ -158,7 +158,9 @@ fn request(args: &Tune, machine: Machine) -> anyhow::Result<Request> {
 /// Errors about the request are the user's to mend; that nothing fits is an answer with its own code.
 fn out_of_reach(error: TuneError) -> anyhow::Error {
     match error {
-        TuneError::NothingFits { .. } => OutOfReach(error.to_string()).into(),
+        TuneError::NothingFits { .. } | TuneError::NoStrategyFits(_) => {
+            OutOfReach(error.to_string()).into()
+        }
         other => other.into(),
     }
 }

@@ -10,6 +10,7 @@ use pipo_engine::store::Store;
 use pipo_plan::machine::Machine;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
+use pipo_plan::strategy::Strategy;
 use pipo_plan::timeline::Timeline;
 use pipo_plan::units::{Bytes, Nanos};
 use pipo_results::accuracy::{Figures, Line, lines};
@@ -74,6 +75,10 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             machine.gpu.name
         );
     }
+    if args.baseline != "none" && !Strategy::NAMES.contains(&args.baseline.as_str()) {
+        let known = Strategy::NAMES.join(", ");
+        bail!("`{}` is not a strategy; compare with one of {known}, or with none", args.baseline);
+    }
     let store = Store::open(&args.model)?;
     let threads = threads.unwrap_or_else(|| default_threads(device));
     if device == Device::Cpu && u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
@@ -94,7 +99,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
     }
     let conditions =
         Conditions { device, threads, shape: args.shape, host_reserved: *machine.host.reserved };
-    measure(&mut cases, &store, &conditions, args.runs.max(1), printer)?;
+    measure(&mut cases, &store, &conditions, args.runs.get(), printer)?;
     for device in cases.iter().filter_map(|case| Some(&case.median().ok()?.device)) {
         if device_differs(device, &machine) && !notes.iter().any(|note| note.contains(device)) {
             let (name, gpu) = (&machine.name, &machine.gpu.name);

@@ -45,6 +45,9 @@ pub enum TuneError {
         /// What it may have.
         budget: Tiers,
     },
+    /// No strategy that was asked for has a plan that fits.
+    #[error("none of the strategies asked for fits: {0}")]
+    NoStrategyFits(EvaluateError),
     /// No strategy that was asked for has a plan.
     #[error("none of the strategies asked for has a plan: {0}")]
     NoStrategy(String),

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::baselines;
 use crate::difference::difference;
 use crate::error::TuneError;
-use crate::evaluate::{Evaluation, Fitted};
+use crate::evaluate::{EvaluateError, Evaluation, Fitted};
 use crate::problem::{Problem, Request};
 use crate::progress::Progress;
 use crate::score::Score;
@@ -94,10 +94,11 @@ pub fn tune(request: &Request, progress: &(dyn Fn(Progress) + Sync)) -> Result<T
     };
     let Some(first) = best.first() else {
         let why = rivals.into_iter().find_map(|rival| rival.why);
-        let why = why.map_or("nothing was tried".into(), |why| why.to_string());
-        return Err(match searched {
-            Searched::NothingThere(error) => error,
-            Searched::ToTheEnd | Searched::Until(_) => TuneError::NoStrategy(why),
+        return Err(match (searched, why) {
+            (Searched::NothingThere(error), _) => error,
+            (_, Some(why @ EvaluateError::Memory(_))) => TuneError::NoStrategyFits(why),
+            (_, Some(why)) => TuneError::NoStrategy(why.to_string()),
+            (_, None) => TuneError::NoStrategy("nothing was tried".into()),
         });
     };
     let gap = match &searched {

@@ -28,6 +28,14 @@ pub enum ExecutionError {
         /// What the panic said.
         message: String,
     },
+    /// A lane has no thread.
+    #[error(
+        "the system has no thread for a lane ({why}); raise the limit of processes (ulimit -u, or that of the container)"
+    )]
+    NoThread {
+        /// The system's reason.
+        why: String,
+    },
     /// Nothing runs and nothing can start.
     #[error("the schedule is stuck: nothing runs and nothing can start\n  {}", .waiting.join("\n  "))]
     Stuck {

@@ -26,6 +26,12 @@ impl<'a> Lanes<'a> {
         Self { state: Mutex::new(state), ready: conditions(), queued: conditions() }
     }
 
+    /// Ends the run from without.
+    pub(super) fn fail(&self, error: ExecutionError) {
+        self.lock().fail(error);
+        self.wake_all();
+    }
+
     /// The life of one lane's thread.
     pub(super) fn run(&self, lane: usize, backend: &dyn Backend, stop: &dyn Fn() -> bool) {
         let mut state = self.lock();

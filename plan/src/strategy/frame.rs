@@ -87,16 +87,22 @@ impl Frame {
 
     /// The experts of a unit's layer that a pass needs.
     pub fn routed(&self, unit: &Unit, pass: u32) -> Option<Vec<bool>> {
-        let experts = self.plan.model.experts.filter(|_| unit.has_experts())?;
-        Some(routing::routed(experts, self.pass_rows(pass), self.plan.seed, pass, unit.layer))
+        self.routed_by(unit, pass, self.pass_rows(pass))
     }
 
-    /// The arithmetic of a unit, or a piece of it, for one chunk of a pass.
+    /// Those that so many of its rows need.
+    fn routed_by(&self, unit: &Unit, pass: u32, rows: u64) -> Option<Vec<bool>> {
+        let experts = self.plan.model.experts.filter(|_| unit.has_experts())?;
+        Some(routing::routed(experts, rows, self.plan.seed, pass, unit.layer))
+    }
+
+    /// The arithmetic of a unit, or a piece of it, for one micro-batch in one chunk of a pass.
     pub fn compute(&self, unit: &Unit, pass: u32, chunk: u16, piece: Piece) -> Compute {
-        let active = self
-            .routed(unit, pass)
-            .map_or(1, |hit| u32::try_from(hit.iter().filter(|&&h| h).count()).unwrap_or(u32::MAX));
         let rows = self.rows(pass, chunk);
+        // Of the experts that a pass needs only some are those of these rows.
+        let hit = self.routed_by(unit, pass, rows.count());
+        let count = |hit: Vec<bool>| hit.into_iter().filter(|&hit| hit).count();
+        let active = hit.map_or(1, |hit| u32::try_from(count(hit)).unwrap_or(u32::MAX));
         shapes::compute(&self.plan.model, unit, rows, self.style, piece, active)
     }
 
