@@ -36,8 +36,12 @@ use scatter::scatter;
 /// Larger than any second-level cache, and room for the largest matrix twice.
 const ARENA: u64 = 1 << 30;
 
-/// Rows in and out, and what a product may overwrite.
-const ROOM: u64 = 2 << 30;
+/// Rows in, rows out, and what a product may overwrite: 8192 rows of 50272 numbers take 0.8 GiB. With what is copied
+/// that is 4.6 GiB in all, which a card of 6 GB has.
+const ROOM: u64 = 1 << 30;
+
+/// What is copied over the link.
+const COPIED: u64 = ROOM / 2;
 
 /// Scratch of libraries.
 const BLAS: u64 = 32 << 20;
@@ -170,10 +174,10 @@ impl Card {
         let before = memory_at_first();
         let context = Context::open().map_err(|error| Fault(error.to_string()))?;
         let (_, memory) = Context::memory()?;
-        let mut arena = Arena::new("measuring", ARENA + 3 * ROOM + (64 << 20))
+        let mut arena = Arena::new("measuring", ARENA + 3 * ROOM + COPIED + 2 * BLAS)
             .map_err(|error| Fault(error.to_string()))?;
         let [weights, x, out, spare, copied, blas] =
-            [ARENA, ROOM, ROOM, ROOM / 2, ROOM / 4, BLAS].map(|bytes| arena.take(Bytes(bytes)));
+            [ARENA, ROOM, ROOM, ROOM, COPIED, BLAS].map(|bytes| arena.take(Bytes(bytes)));
         let (weights, x, copied) = (weights?, x?, copied?);
         let sms = context.multiprocessors(&settings.shape)?;
         let kernels = Kernels::load(context.architecture()?, sms, blas?).map_err(Fault::from)?;
