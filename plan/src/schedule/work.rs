@@ -138,8 +138,10 @@ pub struct Attention {
     pub sequences: u64,
     /// New positions of each sequence.
     pub rows: u64,
-    /// Positions attended to by the last row, itself included.
+    /// Positions attended to by any of the rows, the last row included.
     pub context: u64,
+    /// Positions that one row sees at most, itself included; all up to it where there is no window.
+    pub window: Option<u64>,
     /// Query heads.
     pub heads: u64,
     /// Key and value heads.
@@ -153,11 +155,16 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Query-key pairs: row `i` of `rows` sees `context - rows + i + 1` positions.
+    /// Query-key pairs: row `i` of `rows` sees `context - rows + i + 1` positions, or its window.
     pub fn pairs(&self) -> u64 {
         let before = self.context.saturating_sub(self.rows);
-        let triangle = self.rows.saturating_mul(self.rows.saturating_add(1)) / 2;
-        self.sequences.saturating_mul(self.rows.saturating_mul(before).saturating_add(triangle))
+        let window = self.window.unwrap_or(u64::MAX);
+        // The first rows see one more position each, until they see all of the window.
+        let growing = window.saturating_sub(before).min(self.rows);
+        let triangle = growing.saturating_mul(growing.saturating_add(1)) / 2;
+        let seen = growing.saturating_mul(before).saturating_add(triangle);
+        let full = (self.rows - growing).saturating_mul(window);
+        self.sequences.saturating_mul(seen.saturating_add(full))
     }
 
     /// Two products (scores, values) of two operations for each pair and feature.
@@ -306,5 +313,34 @@ impl std::ops::Index<WorkId> for WorkTable {
     type Output = Work;
     fn index(&self, id: WorkId) -> &Work {
         &self.works[id.0 as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_sees_all_up_to_it_or_its_window() {
+        for window in [None, Some(1), Some(5), Some(16), Some(40)] {
+            let seen = |position: u64| position.min(window.unwrap_or(position));
+            for (rows, context) in [(1, 1), (1, 30), (7, 30), (30, 30), (12, 13)] {
+                // What lies before all of the rows' windows is left out of what they attend to.
+                let touched = window.map_or(context, |window| context.min(window + rows - 1));
+                let attention = Attention {
+                    sequences: 3,
+                    rows,
+                    context: touched,
+                    window,
+                    heads: 1,
+                    kv_heads: 1,
+                    head_dim: 1,
+                    precision: Precision::Fp16,
+                    fused: true,
+                };
+                let pairs: u64 = (context - rows + 1..=context).map(seen).sum();
+                assert_eq!(attention.pairs(), 3 * pairs, "{rows} of {context}, {window:?}");
+            }
+        }
     }
 }

@@ -71,9 +71,11 @@ pub fn compute(
         out.attention = Some(Attention {
             sequences: rows.sequences,
             rows: rows.positions,
-            context: model
-                .sliding_window
-                .map_or(rows.context, |w| rows.context.min(w.max(rows.positions))),
+            // The first of the rows sees a window that ends at it.
+            context: model.sliding_window.map_or(rows.context, |window| {
+                rows.context.min(window.saturating_add(rows.positions.saturating_sub(1)))
+            }),
+            window: model.sliding_window,
             heads: u64::from(model.heads),
             kv_heads: style.kv_heads,
             head_dim: model.head_dim,

@@ -41,6 +41,7 @@ impl Attentions {
                 sequences: 1,
                 rows: time.rows.max(1),
                 context: time.context.max(time.rows).max(1),
+                window: None,
                 heads: time.heads.max(1),
                 kv_heads: time.kv_heads.max(1),
                 head_dim: time.head_dim.max(1),
@@ -126,8 +127,17 @@ mod tests {
         let asked = |sequences| {
             let (heads, kv_heads, head_dim, precision) = (32, 32, 64, Precision::Fp16);
             let (rows, context, fused) = (1, 100, true);
-            let attention =
-                Attention { sequences, rows, context, heads, kv_heads, head_dim, precision, fused };
+            let attention = Attention {
+                sequences,
+                rows,
+                context,
+                window: None,
+                heads,
+                kv_heads,
+                head_dim,
+                precision,
+                fused,
+            };
             table.time(&attention, precision).unwrap()
         };
         close(asked(1), 1000.0);
@@ -150,6 +160,7 @@ mod tests {
                 sequences,
                 rows,
                 context,
+                window: None,
                 heads,
                 kv_heads,
                 head_dim,
@@ -166,6 +177,7 @@ mod tests {
             sequences: 1,
             rows: 1,
             context: 1,
+            window: None,
             heads: 1,
             kv_heads: 1,
             head_dim: 1,

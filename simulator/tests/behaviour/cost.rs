@@ -168,6 +168,7 @@ fn attention_of_one_token_reads_the_cache() {
         sequences: 4,
         rows: 1,
         context: 1000,
+        window: None,
         heads: 32,
         kv_heads: 32,
         head_dim: 128,
@@ -192,6 +193,7 @@ fn attention_on_the_host_takes_what_was_measured_for_its_heads() {
             sequences: 2,
             rows: 1,
             context: 512,
+            window: None,
             heads: 32,
             kv_heads,
             head_dim,
@@ -510,7 +512,7 @@ prop_compose! {
                 2
             ],
             attention: Some(Attention {
-                sequences, rows, context, heads, kv_heads, head_dim, precision, fused,
+                sequences, rows, context, window: None, heads, kv_heads, head_dim, precision, fused,
             }),
             elementwise: Bytes(elementwise),
             passes: Bytes(elementwise),
