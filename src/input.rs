@@ -41,11 +41,15 @@ pub fn model(name: &str) -> anyhow::Result<Model> {
     if path.is_file() {
         return Ok(Model::from_config(&document(path)?)?);
     }
-    let nearest = model::catalog::nearest(name);
-    let hint = nearest.map_or(";".into(), |n| format!("; did you mean `{n}`?"));
+    let hint = did_you_mean(model::catalog::nearest(name));
     Err(anyhow!(
         "`{name}` is neither a file, a directory nor a model of the catalogue{hint} `pipo models` lists them"
     ))
+}
+
+/// What stands between a name that the catalogue does not have and how to list it.
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map_or(";".into(), |nearest| format!("; did you mean `{nearest}`?"))
 }
 
 /// A machine by catalogue name or profile file.
@@ -57,8 +61,7 @@ pub fn machine(name: &str) -> anyhow::Result<Machine> {
     if path.is_file() {
         return Ok(Machine::from_toml(&document(path)?)?);
     }
-    let nearest = machine::catalog::nearest(name);
-    let hint = nearest.map_or(";".into(), |n| format!("; did you mean `{n}`?"));
+    let hint = did_you_mean(machine::catalog::nearest(name));
     Err(anyhow!(
         "`{name}` is neither a file nor a machine of the catalogue{hint} `pipo machines` lists them"
     ))

@@ -76,7 +76,7 @@ impl Settings {
         }
     }
 
-    /// What takes less than half a minute for the host, right before what matters: fewer samples.
+    /// What takes less than a minute for the host, right before what matters: fewer samples.
     #[must_use]
     pub fn brief(self) -> Self {
         Self {
@@ -212,7 +212,7 @@ pub fn profile(
 
 /// Measures the disk alone, and takes every other figure from `base`.
 ///
-/// A disk that others use too is not equally fast at all times; the rest of a machine hardly changes.
+/// A disk that others use too is not equally fast at all times.
 /// With a `file`, that is read and nothing is written: what a disk still has to do with a scratch file
 /// would slow its reads, and another file may lie elsewhere on it. Writing is then the base's as well.
 pub fn profile_disk(

@@ -40,8 +40,8 @@ const ARENA: u64 = 1 << 30;
 /// that is 4.6 GiB in all, which a card of 6 GB has.
 const ROOM: u64 = 1 << 30;
 
-/// What is copied over the link.
-const COPIED: u64 = ROOM / 2;
+/// What is copied over the link, to and from it at once.
+const COPIED: u64 = link::PINNED as u64;
 
 /// Scratch of libraries.
 const BLAS: u64 = 32 << 20;

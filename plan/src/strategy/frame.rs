@@ -100,9 +100,9 @@ impl Frame {
     pub fn compute(&self, unit: &Unit, pass: u32, chunk: u16, piece: Piece) -> Compute {
         let rows = self.rows(pass, chunk);
         // Of the experts that a pass needs only some are those of these rows.
-        let hit = self.routed_by(unit, pass, rows.count());
-        let count = |hit: Vec<bool>| hit.into_iter().filter(|&hit| hit).count();
-        let active = hit.map_or(1, |hit| u32::try_from(count(hit)).unwrap_or(u32::MAX));
+        let active = self
+            .routed_by(unit, pass, rows.count())
+            .map_or(1, |hit| u32::try_from(hit.iter().filter(|&&h| h).count()).unwrap_or(u32::MAX));
         shapes::compute(&self.plan.model, unit, rows, self.style, piece, active)
     }
 

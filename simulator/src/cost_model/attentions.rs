@@ -115,6 +115,13 @@ mod tests {
         AttentionTime { precision, rows, context, heads, kv_heads, head_dim, sequences, time }
     }
 
+    /// An attention of one sequence with the heads of [`measured`].
+    fn one_of(kv_heads: u64, rows: u64, context: u64) -> Attention {
+        let (heads, head_dim, precision) = (32, 64, Precision::Fp16);
+        let (sequences, window, fused) = (1, None, true);
+        Attention { sequences, rows, context, window, heads, kv_heads, head_dim, precision, fused }
+    }
+
     fn close(got: f64, want: f64) {
         assert!((got - want).abs() < 1e-9 * want, "{got} is not {want}");
     }
@@ -125,20 +132,8 @@ mod tests {
         let many = AttentionTime { sequences: Some(8), ..measured(32, 1, 100, 300) };
         let table = Attentions::new(&[many, alone]);
         let asked = |sequences| {
-            let (heads, kv_heads, head_dim, precision) = (32, 32, 64, Precision::Fp16);
-            let (rows, context, fused) = (1, 100, true);
-            let attention = Attention {
-                sequences,
-                rows,
-                context,
-                window: None,
-                heads,
-                kv_heads,
-                head_dim,
-                precision,
-                fused,
-            };
-            table.time(&attention, precision).unwrap()
+            let attention = Attention { sequences, ..one_of(32, 1, 100) };
+            table.time(&attention, Precision::Fp16).unwrap()
         };
         close(asked(1), 1000.0);
         // Seven more take 1400 ns.
@@ -155,35 +150,13 @@ mod tests {
             measured(32, 64, 64, 9000),
         ]);
         let asked = |kv_heads, sequences, rows, context| {
-            let (heads, head_dim, precision) = (32, 64, Precision::Fp16);
-            let attention = Attention {
-                sequences,
-                rows,
-                context,
-                window: None,
-                heads,
-                kv_heads,
-                head_dim,
-                precision,
-                fused: true,
-            };
-            table.time(&attention, precision).unwrap()
+            let attention = Attention { sequences, ..one_of(kv_heads, rows, context) };
+            table.time(&attention, Precision::Fp16).unwrap()
         };
         // Twice the sequences and twice the context are four times the operations.
         close(asked(32, 2, 1, 200), 4000.0);
         close(asked(8, 1, 1, 100), 400.0);
         close(asked(32, 1, 64, 64), 9000.0);
-        let attention = Attention {
-            sequences: 1,
-            rows: 1,
-            context: 1,
-            window: None,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 1,
-            precision: Precision::Int8,
-            fused: true,
-        };
-        assert_eq!(table.time(&attention, Precision::Int8), None);
+        assert_eq!(table.time(&one_of(1, 1, 1), Precision::Int8), None);
     }
 }

@@ -19,8 +19,9 @@ use crate::memory::Buffer;
 /// Sizes of a copy.
 const SIZES: [usize; 6] = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
 
-/// Bytes of pinned memory that copies walk through. Those of the pageable are more: a core reads them.
-const PINNED: usize = 512 << 20;
+/// Bytes of pinned memory that copies walk through, and of the device's that they go to and come from. Those of the
+/// pageable are more: a core reads them.
+pub(super) const PINNED: usize = 512 << 20;
 
 /// Bytes that are copied in one sample, at least.
 const STRETCH: usize = 64 << 20;
