@@ -91,7 +91,9 @@ fn the_disk_alone_is_measured_again() {
     fs::copy(published, at.join("machine.toml")).unwrap();
     let line = "profile --only disk --base machine.toml --quick --disk-size 256MiB -o again.toml";
     let text = good(at, line);
-    for figure in ["read_total", "buffered_total", "page_fault_total"] {
+    for figure in
+        ["read_total", "buffered_pair", "buffered_total", "buffered_jump", "page_fault_total"]
+    {
         assert!(text.contains(&format!("disk.{figure}")), "{figure}: {text}");
     }
     assert!(!text.contains("host.copy"), "{text}");

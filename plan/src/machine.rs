@@ -175,12 +175,19 @@ pub struct Disk {
     pub write: Figure<Curve>,
     /// Reads through the page cache of what it does not hold, by block size.
     pub buffered_read: Figure<Curve>,
-    /// Several threads at once through a page cache that does not hold it, blocks of one file in turn, where
-    /// that was measured. Often less than one thread alone reaches, because the system reads ahead of one
-    /// place of a file and there are several; as much as they reach apart where absent. `pipo profile` has four
-    /// threads, and two count as one: they reached 1.9 GB/s where four reached 1.1 and one 2.2.
+    /// Two threads at once through a page cache that does not hold it, blocks of one file in turn, where that was
+    /// measured. Often less than one thread alone reaches, because the system reads ahead of one place of a file
+    /// and there are several; as much as they reach apart where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffered_pair: Option<Figure<Bandwidth>>,
+    /// The same for more than two: `pipo profile` has four. They reached 1.1 GB/s where two reached 1.9 and one 2.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffered_total: Option<Figure<Bandwidth>>,
+    /// What a read of one thread or two through the page cache takes longer where it does not go on from the one
+    /// before it, where that was measured: what the system had read ahead is not wanted, and reading ahead begins
+    /// anew. Nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffered_jump: Option<Figure<Nanos>>,
     /// One thread faulting in the pages of a memory map that the page cache does not hold, by how much of it: what
     /// the system reads ahead begins anew with each such read, and does not stop where it ends.
     pub page_fault_read: Figure<Curve>,
@@ -337,7 +344,9 @@ impl Machine {
                 entry("disk.write", &disk.write),
                 entry("disk.buffered_read", &disk.buffered_read),
             ]);
+            all.extend(disk.buffered_pair.as_ref().map(|f| entry("disk.buffered_pair", f)));
             all.extend(disk.buffered_total.as_ref().map(|f| entry("disk.buffered_total", f)));
+            all.extend(disk.buffered_jump.as_ref().map(|f| entry("disk.buffered_jump", f)));
             all.push(entry("disk.page_fault_read", &disk.page_fault_read));
             all.extend(disk.page_fault_total.as_ref().map(|f| entry("disk.page_fault_total", f)));
             all.extend(disk.page_fault_hit.as_ref().map(|f| entry("disk.page_fault_hit", f)));

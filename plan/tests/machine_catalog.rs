@@ -69,6 +69,8 @@ fn a_table_of_kernels_and_odd_texts_survive_a_round_trip() {
     let rate = |rate| Some(Figure::new(Bandwidth(rate), "a.b"));
     let disk = machine.disk.as_mut().unwrap();
     (disk.read_total, disk.buffered_total, disk.page_fault_total) = (rate(3), rate(2), rate(4));
+    disk.buffered_pair = rate(5);
+    disk.buffered_jump = Some(Figure::new(Nanos(10), "a.b"));
     let figure = |nanos| Some(Figure::new(Nanos(nanos), "a.b"));
     let gpu = &mut machine.gpu;
     (gpu.gap, gpu.mark, gpu.change) = (figure(1), figure(6), figure(7));

@@ -225,14 +225,14 @@ fn one_layer_reads_as_the_paper_draws_it() {
     insta::assert_snapshot!(lines.join("\n"));
 }
 
-/// One thread or two are followed by what the page cache reads ahead.
+/// One thread or two are followed by what the page cache reads ahead, and two not as well as one.
 #[test]
 fn several_threads_read_through_the_page_cache_in_turn() {
     let cases = [
         (FileReads::Direct, 1, DiskIo::Direct),
         (FileReads::Direct, 4, DiskIo::Direct),
         (FileReads::Buffered, 1, DiskIo::Buffered),
-        (FileReads::Buffered, 2, DiskIo::Buffered),
+        (FileReads::Buffered, 2, DiskIo::BufferedPair),
         (FileReads::Buffered, 4, DiskIo::BufferedInTurn),
     ];
     for (reads, disk_threads, expected) in cases {
@@ -367,5 +367,38 @@ fn hidden_states_in_host_memory_are_not_written_over_and_always_have_a_slot() {
         }
         // Three passes of two micro-batches; the prompt in three chunks where the GPU looks up.
         assert_eq!(lookups, if embedding == Embedding::Host { 6 } else { 10 });
+    }
+}
+
+/// A read goes on where the one before it ended: within a unit, and from the end of one to the beginning of the next.
+#[test]
+fn a_read_jumps_where_the_one_before_it_did_not_end() {
+    for [gpu_weights, host_weights] in [[0, 0], [300, 0], [0, 300], [200, 100], [10_000, 0]] {
+        let [gpu_weights, host_weights] =
+            [gpu_weights, host_weights].map(|mega| Bytes(mega * 1_000_000));
+        let block = Bytes(1 << 20);
+        let knobs = Pipo { gpu_weights, host_weights, block, ..Pipo::default() };
+        let plan = plan("opt-1.3b", knobs.clone(), Batching::single(1), 2);
+        let sizes: Vec<Bytes> = cut(&plan.model, Precision::Int4, knobs.granularity)
+            .iter()
+            .map(|unit| unit.bytes)
+            .collect();
+        let run = run(&plan);
+        let (mut ended, mut jumped, mut reads) = (None, 0, 0);
+        for (_, pass, op) in run.ops() {
+            let Work::DiskRead { bytes, jumps, .. } = run.builder.works[op.work] else { continue };
+            if pass.number != 1 {
+                continue;
+            }
+            assert_eq!(jumps, ended != Some((op.unit, op.offset)), "{op:?} after {ended:?}");
+            jumped += u32::from(jumps);
+            reads += 1;
+            let end = op.offset + bytes;
+            let ends_unit = end == sizes[usize::from(op.unit)];
+            ended = Some(if ends_unit { (op.unit + 1, Bytes::ZERO) } else { (op.unit, end) });
+        }
+        let parted = gpu_weights + host_weights > Bytes::ZERO;
+        assert!(reads == 0 || if parted { jumped > 1 } else { jumped == 1 }, "{jumped}");
+        assert_eq!(reads == 0, gpu_weights > Bytes(1_000_000_000));
     }
 }

@@ -55,61 +55,90 @@ impl<'a> CostModel<'a> {
     }
 
     fn transfer(&self, bytes: Bytes, rate: Bandwidth) -> Cost {
-        // What goes faster than all direct reads together (writes into a disk's cache, reads ahead of a
-        // page cache) takes less of the disk for each byte, and must not make room for direct reads.
-        self.one_of_several(bytes, rate, rate.max(disk_capacity(self.machine)))
+        self.one_of_several(bytes, rate, self.apart(rate), Nanos::ZERO)
+    }
+
+    /// What several reach together that do not get in each other's way. What goes faster than all direct reads
+    /// together (writes into a disk's cache, reads ahead of a page cache) takes less of the disk for each byte, and
+    /// must not make room for direct reads.
+    fn apart(&self, rate: Bandwidth) -> Bandwidth {
+        rate.max(disk_capacity(self.machine))
     }
 
     /// A transfer at `rate`, where as many as there may be of its kind reach `together` and no more. Each of
     /// their bytes takes so much of the disk that all of it is gone at that rate: more than a byte where they
-    /// keep a disk from what it can do, and less where they go faster than direct reads.
-    fn one_of_several(&self, bytes: Bytes, rate: Bandwidth, together: Bandwidth) -> Cost {
+    /// keep a disk from what it can do, and less where they go faster than direct reads. All of the disk is gone
+    /// while it is busy with what is `lost`, too.
+    fn one_of_several(
+        &self,
+        bytes: Bytes,
+        rate: Bandwidth,
+        together: Bandwidth,
+        lost: Nanos,
+    ) -> Cost {
         if bytes == Bytes::ZERO {
             return Cost::default();
         }
         let nanos = rate.min(together).time(bytes) + self.machine.software.disk_request.value;
-        let each = disk_capacity(self.machine).as_f64() / together.as_f64();
-        Cost::moving(bytes, nanos).drawing(Resource::Disk, each)
+        let disk = disk_capacity(self.machine);
+        let each = disk.as_f64() / together.as_f64();
+        let unwanted = disk.per_nano() * lost.as_f64() / bytes.as_f64();
+        Cost::moving(bytes, nanos + lost).drawing(Resource::Disk, each + unwanted)
     }
 
-    /// Requests in a row through a page cache by one of several threads: what they reach together may be less
-    /// than one alone does.
-    fn in_turn(&self, bytes: Bytes, request: Bytes, disk: &Disk) -> Cost {
-        let curve = &disk.buffered_read;
-        match &disk.buffered_total {
-            Some(total) => {
-                self.one_of_several(bytes, curve.bandwidth(request.min(bytes)), total.value)
-            }
-            None => self.requests(bytes, request, curve),
-        }
+    /// Requests in a row through a page cache. All threads that make such reach `together` and no more, be it less
+    /// than one of them does alone; each on its own as much as it does, where that was not measured.
+    fn buffered(
+        &self,
+        bytes: Bytes,
+        request: Bytes,
+        disk: &Disk,
+        together: Option<&Figure<Bandwidth>>,
+        jumps: bool,
+    ) -> Cost {
+        let rate = disk.buffered_read.bandwidth(request.min(bytes));
+        let together = together.map_or_else(|| self.apart(rate), |together| together.value);
+        let jump = disk.buffered_jump.as_ref().filter(|_| jumps);
+        let lost = jump.map_or(Nanos::ZERO, |jump| jump.value);
+        // The disk writes into the page cache, from where the bytes are copied.
+        self.one_of_several(bytes, rate, together, lost).drawing(Resource::Dram, 2.0)
     }
 
     /// A stretch of a memory map by one of several threads, which together may reach no more than one alone.
     fn faulted(&self, bytes: Bytes, disk: &Disk) -> Cost {
         let rate = disk.page_fault_read.bandwidth(bytes);
         match &disk.page_fault_total {
-            Some(total) => self.one_of_several(bytes, rate, total.value.max(rate)),
+            Some(total) => self.one_of_several(bytes, rate, total.value.max(rate), Nanos::ZERO),
             None => self.transfer(bytes, rate),
         }
     }
 
-    fn read(&self, bytes: Bytes, request: Bytes, io: DiskIo) -> Result<Price, Unsupported> {
+    fn read(
+        &self,
+        bytes: Bytes,
+        request: Bytes,
+        io: DiskIo,
+        jumps: bool,
+    ) -> Result<Price, Unsupported> {
         let disk = self.disk("reads weights or cache from a disk")?;
         let cost = match io {
             DiskIo::Direct => self.requests(bytes, request, &disk.read),
-            // The disk writes into the page cache, from where the bytes are copied.
-            DiskIo::Buffered => {
-                self.requests(bytes, request, &disk.buffered_read).drawing(Resource::Dram, 2.0)
+            DiskIo::Buffered => self.buffered(bytes, request, disk, None, jumps),
+            DiskIo::BufferedPair => {
+                self.buffered(bytes, request, disk, disk.buffered_pair.as_ref(), jumps)
             }
             DiskIo::BufferedInTurn => {
-                self.in_turn(bytes, request, disk).drawing(Resource::Dram, 2.0)
+                // Reading ahead follows none of so many, and loses nothing where one jumps.
+                self.buffered(bytes, request, disk, disk.buffered_total.as_ref(), false)
             }
             DiskIo::PageFault => self.faulted(bytes, disk),
         };
         let copy = self.machine.host.copy.value;
         let (copied, hit) = match io {
             DiskIo::Direct => (None, None),
-            DiskIo::Buffered | DiskIo::BufferedInTurn => (Some(copy), Some(memcpy(bytes, copy))),
+            DiskIo::Buffered | DiskIo::BufferedPair | DiskIo::BufferedInTurn => {
+                (Some(copy), Some(memcpy(bytes, copy)))
+            }
             DiskIo::PageFault => {
                 let mapped = disk.page_fault_hit.as_ref().map_or(copy, |rate| rate.value);
                 (Some(mapped), Some(memcpy(bytes, mapped)))
@@ -195,7 +224,9 @@ impl Costs for CostModel<'_> {
         let Machine { link, software, .. } = self.machine;
         let threads = f64::from(self.machine.gpu.sms.value);
         let cost = match work {
-            &Work::DiskRead { bytes, request, io } => return self.read(bytes, request, io),
+            &Work::DiskRead { bytes, request, io, jumps } => {
+                return self.read(bytes, request, io, jumps);
+            }
             &Work::DiskToGpu { bytes } => return self.disk_to_gpu(bytes),
             &Work::DiskWrite { bytes, request } => {
                 let disk = self.disk("writes the cache to a disk")?;

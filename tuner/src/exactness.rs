@@ -100,6 +100,8 @@ fn machine() -> impl Strategy<Value = Machine> {
                     let best = disk.buffered_read.best().0;
                     let total = Bandwidth((best / 10 * (1 + nanos % 30)).max(1));
                     disk.buffered_total = Some(Figure::new(total, "estimate"));
+                    disk.buffered_pair.clone_from(&disk.buffered_total);
+                    disk.buffered_jump = figure(2);
                     disk.page_fault_total.clone_from(&disk.buffered_total);
                 }
                 machine.gpu.page_tables = Some(Figure::new(0.1, "estimate"));

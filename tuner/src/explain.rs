@@ -174,10 +174,14 @@ fn faster_disk(machine: &mut Machine) {
     for curve in [read, write, buffered_read, page_fault_read] {
         twice_the_rate(&mut curve.value);
     }
-    let Disk { read_total, buffered_total, page_fault_total, direct_to_gpu, .. } = disk;
-    for rate in [read_total, buffered_total, page_fault_total, direct_to_gpu].into_iter().flatten()
-    {
+    let Disk { read_total, buffered_pair, buffered_total, .. } = disk;
+    let Disk { page_fault_total, direct_to_gpu, .. } = disk;
+    let rates = [read_total, buffered_pair, buffered_total, page_fault_total, direct_to_gpu];
+    for rate in rates.into_iter().flatten() {
         twice(&mut rate.value);
+    }
+    if let Some(jump) = &mut disk.buffered_jump {
+        jump.value = half(jump.value);
     }
 }
 

@@ -184,7 +184,8 @@ impl<'a> Stand<'a> {
             let best = disk.read.best().max(disk.buffered_read.best()).per_nano();
             // Buffered reads that are faster than the whole disk draw less of it for each byte: one alone,
             // or several together.
-            let together = disk.buffered_total.as_ref().map_or(0.0, |rate| rate.value.per_nano());
+            let together = [&disk.buffered_pair, &disk.buffered_total].into_iter().flatten();
+            let together = together.map(|rate| rate.value.per_nano()).fold(0.0, f64::max);
             let whole_disk = self.problem.pricer.capacity(Resource::Disk).max(best).max(together);
             let reading = |bytes: f64| {
                 let lanes = Demand::on(LaneKind::DiskRead, bytes / best);

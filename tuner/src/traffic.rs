@@ -167,7 +167,7 @@ impl Traffic<'_> {
         let mut asked = self.problem.pricer.demand(LaneKind::H2d, &load)?;
         if self.knobs.kv == KvTier::Disk {
             let io = DiskIo::Direct;
-            let read = |request| Work::DiskRead { bytes, request, io };
+            let read = |request| Work::DiskRead { bytes, request, io, jumps: true };
             asked.add(&self.cheapest(LaneKind::DiskRead, read)?, 1.0);
         }
         Ok(asked)

@@ -25,9 +25,10 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// The read of one block.
+    /// The read of one block, which costs more where it is the first of a stretch of the file.
     fn read(&self, bytes: Bytes) -> Work {
-        Work::DiskRead { bytes, request: self.read_block, io: self.reads.io(self.disk_threads) }
+        let io = self.reads.io(self.disk_threads);
+        Work::DiskRead { bytes, request: self.read_block, io, jumps: false }
     }
 }
 

@@ -169,7 +169,7 @@ fn page_cache(request: &Request, layout: &Layout, way: Way) -> Option<Bytes> {
         // These were to come from the disk, and were refused.
         DiskIo::Direct => None,
         // What the plan leaves of its host memory, as in a prediction.
-        DiskIo::Buffered | DiskIo::BufferedInTurn | DiskIo::PageFault => {
+        DiskIo::Buffered | DiskIo::BufferedPair | DiskIo::BufferedInTurn | DiskIo::PageFault => {
             let taken = layout.bytes(Tier::Pinned) + layout.bytes(Tier::Pageable);
             Some(request.plan.budget.host - taken - request.host_reserved)
         }

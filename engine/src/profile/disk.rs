@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pipo_plan::units::Bytes;
+use pipo_plan::units::{Bytes, Nanos};
 use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::sampling::{Middle, Sampler};
@@ -31,8 +31,12 @@ pub(super) struct DiskTimes {
     /// Nothing where a file was read that is not ours to write.
     pub(super) written: Vec<(Bytes, Middle)>,
     pub(super) buffered: Vec<(Bytes, Middle)>,
-    /// Several threads that take blocks in turn, through the page cache.
+    /// Two threads, and several, that take blocks in turn, through the page cache.
+    pub(super) buffered_pair: Middle,
     pub(super) buffered_together: Middle,
+    /// One thread through the page cache, a stretch of the file in one and in pieces that lie apart.
+    pub(super) in_one: Middle,
+    pub(super) in_pieces: Middle,
     /// In requests as a memory map makes them, by how much is read: what the page cache does not hold.
     pub(super) mapped: Vec<(Bytes, Middle)>,
     /// Several threads, each in a map of its own.
@@ -55,6 +59,12 @@ impl DiskTimes {
     /// The same of those with memory maps.
     pub(super) const MAPPED_TOGETHER: Bytes = Bytes((THREADS * MAPPED_AT_ONCE) as u64);
 
+    /// What a piece takes longer than what goes on: a stretch in one begins anew once, too.
+    pub(super) fn buffered_jump(&self) -> Middle {
+        let longer = self.in_pieces.median - self.in_one.median;
+        Middle { median: Nanos(longer.0 / (PIECES as u64 - 1)), ..self.in_pieces }
+    }
+
     /// Reads that are held back to a shape's rate, all of them together; what the page cache has is not.
     pub(super) fn shaped(mut self, shape: &Shape) -> Self {
         let Some(rate) = shape.disk else { return self };
@@ -66,9 +76,14 @@ impl DiskTimes {
         for (bytes, time) in &mut self.mapped {
             slowed(time, *bytes);
         }
+        for time in [&mut self.in_one, &mut self.in_pieces] {
+            slowed(time, Self::STRETCH);
+        }
         slowed(&mut self.mapped_together, Self::MAPPED_TOGETHER);
         slowed(&mut self.together, Self::TOGETHER);
-        slowed(&mut self.buffered_together, Self::IN_TURN);
+        for time in [&mut self.buffered_pair, &mut self.buffered_together] {
+            slowed(time, Self::IN_TURN);
+        }
         self
     }
 }
@@ -86,6 +101,11 @@ const BLOCK: usize = 4 << 20;
 /// begin on such a multiple the system now and then follows several threads as well as one.
 const ASIDE: u64 = 123 * PAGE as u64;
 
+/// Pieces of a stretch that is read with gaps of the same length: about what plans that keep a part of each unit on
+/// disk read in a row.
+const PIECES: usize = 4;
+const PIECE: usize = STRETCH / PIECES;
+
 /// A memory map is faulted in by so much.
 const FAULTED: usize = 128 << 10;
 
@@ -100,6 +120,7 @@ const MAPPED_AT_ONCE: usize = 16 << 20;
 const _: () = {
     let one_by_one = MAPPED[0] + MAPPED[1] + MAPPED[2] + MAPPED[3] + MAPPED.len() * APART;
     assert!(one_by_one <= LEAST * STRETCH);
+    assert!(2 * PIECES * PIECE <= LEAST * STRETCH);
     assert!(THREADS * (MAPPED_AT_ONCE + APART) <= LEAST * STRETCH);
 };
 
@@ -134,7 +155,8 @@ fn reads(
     let together = scratch.together(sampler)?;
     let request = scratch.request(sampler)?;
     let buffered = scratch.buffered(sampler)?;
-    let buffered_together = scratch.buffered_together(sampler)?;
+    let [buffered_pair, buffered_together] = scratch.buffered_together(sampler)?;
+    let [in_one, in_pieces] = scratch.buffered_apart(sampler)?;
     let mapped = scratch.mapped(sampler)?;
     let mapped_together = scratch.mapped_together(sampler)?;
     let mapped_again = scratch.mapped_again(sampler)?;
@@ -145,7 +167,10 @@ fn reads(
         together,
         written: Vec::new(),
         buffered,
+        buffered_pair,
         buffered_together,
+        in_one,
+        in_pieces,
         mapped,
         mapped_together,
         mapped_again,
@@ -242,6 +267,12 @@ impl Scratch {
         drop().map_err(|source| self.failed("read in", source))
     }
 
+    /// Where each part of the file begins that is as long as the smallest file, round and round.
+    fn rounds(&self) -> impl Iterator<Item = u64> + use<> {
+        let each = DiskTimes::IN_TURN.0;
+        (0..self.size / each).map(move |round| round * each).cycle()
+    }
+
     fn step(&self) -> u64 {
         self.next.fetch_add(STRETCH as u64, Ordering::Relaxed) % self.size
     }
@@ -319,35 +350,43 @@ impl Scratch {
         Ok(time)
     }
 
-    /// The same by several threads, which take one block after the other from a common count: a run's lanes take
-    /// them in turn, and the ring that they fill keeps them together.
-    fn buffered_together(&self, sampler: &mut Sampler) -> Result<Middle, ProfileError> {
+    /// The same by two threads, and by several, which take one block after the other from a common count: a run's
+    /// lanes take them in turn, and the ring that they fill keeps them together.
+    fn buffered_together(&self, sampler: &mut Sampler) -> Result<[Middle; 2], ProfileError> {
         let reader = Buffered::open(&self.path, BLOCK)?;
         let mut buffers = buffers(BLOCK)?;
-        let all = DiskTimes::IN_TURN;
-        let mut begins = (0..self.size / all.0).map(|round| round * all.0).cycle();
+        let (all, mut begins) = (DiskTimes::IN_TURN, self.rounds());
         self.forget()?;
-        sampler.measure("disk.buffered_total", &all.exact(), || {
-            let begin = begins.next().unwrap_or_default();
-            let taken = AtomicU64::new(0);
-            let next = || {
-                let number = taken.fetch_add(1, Ordering::Relaxed);
-                let border = |number: u64| (number * BLOCK as u64).saturating_sub(ASIDE).min(all.0);
-                Some(border(number)..border(number + 1)).filter(|block| !block.is_empty())
-            };
-            let time = at_once(buffers.iter_mut().map(|into| {
-                let (next, reader) = (&next, &reader);
-                move || {
-                    while let Some(block) = next() {
-                        let into = &mut into[..in_memory(block.end - block.start)];
-                        reader.read(begin + block.start, into)?;
-                    }
-                    Ok(())
-                }
-            }))?;
-            reader.forget(begin, all.0);
-            Ok(time)
-        })
+        let mut by = |figure, threads: usize| {
+            sampler.measure(figure, &all.exact(), || {
+                let begin = begins.next().unwrap_or_default();
+                let time = blocks_in_turn(&reader, begin, &mut buffers[..threads])?;
+                reader.forget(begin, all.0);
+                Ok::<_, ProfileError>(time)
+            })
+        };
+        Ok([by("disk.buffered_pair", 2)?, by("disk.buffered_total", THREADS)?])
+    }
+
+    /// A stretch in one, and one in pieces that lie apart: of a file that goes on behind what is wanted, the system
+    /// reads ahead what is not.
+    fn buffered_apart(&self, sampler: &mut Sampler) -> Result<[Middle; 2], ProfileError> {
+        let reader = Buffered::open(&self.path, BLOCK)?;
+        let mut into = room(PIECE)?;
+        let mut begins = self.rounds();
+        self.forget()?;
+        let named = ["64MiB in one", "64MiB in 4 pieces"].map(str::to_owned);
+        let times = sampler.in_turn("disk.buffered_jump", &named, |pieces| {
+            let (begin, apart) = (begins.next().unwrap_or_default(), PIECE * (1 + pieces));
+            let start = Instant::now();
+            for piece in 0..PIECES {
+                reader.read(begin + (piece * apart) as u64, &mut into)?;
+            }
+            let time = start.elapsed();
+            reader.forget(begin, DiskTimes::IN_TURN.0);
+            Ok::<_, ProfileError>(time)
+        })?;
+        Ok([times[0], times[1]])
     }
 
     /// In requests as a memory map makes them. Each read begins anew, with a file that it opens for itself, as in a
@@ -431,6 +470,31 @@ fn in_turn(
     let sizes = REQUESTS.map(|request| Bytes(request as u64));
     let middles = sampler.in_turn(figure, &sizes.map(Bytes::exact), one)?;
     Ok(sizes.into_iter().zip(middles).collect())
+}
+
+/// What threads take for all bytes from `begin` on that [`DiskTimes::IN_TURN`] counts, each with a buffer.
+fn blocks_in_turn(
+    reader: &Buffered,
+    begin: u64,
+    buffers: &mut [AlignedBuf],
+) -> Result<Duration, ProfileError> {
+    let taken = AtomicU64::new(0);
+    let next = || {
+        let number = taken.fetch_add(1, Ordering::Relaxed);
+        let border =
+            |number: u64| (number * BLOCK as u64).saturating_sub(ASIDE).min(DiskTimes::IN_TURN.0);
+        Some(border(number)..border(number + 1)).filter(|block| !block.is_empty())
+    };
+    at_once(buffers.iter_mut().map(|into| {
+        let next = &next;
+        move || {
+            while let Some(block) = next() {
+                let into = &mut into[..in_memory(block.end - block.start)];
+                reader.read(begin + block.start, into)?;
+            }
+            Ok(())
+        }
+    }))
 }
 
 /// What several threads take when each does one of some reads.

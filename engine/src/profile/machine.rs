@@ -175,15 +175,17 @@ pub(super) fn with_disk(base: Machine, disk: &DiskTimes) -> Result<Machine, Prof
         None => return Err(ProfileError::NotWritten { machine: machine.name }),
     };
     let measured = disk_figures(disk, write.clone())?;
-    let Disk { read, read_total, buffered_read, buffered_total, page_fault_total, .. } = measured;
+    let Disk { read, read_total, buffered_read, buffered_pair, buffered_total, .. } = measured;
     machine.disk = Some(Disk {
         read: again(read),
         read_total: read_total.map(again),
         write,
         buffered_read: again(buffered_read),
+        buffered_pair: buffered_pair.map(again),
         buffered_total: buffered_total.map(again),
+        buffered_jump: measured.buffered_jump.map(again),
         page_fault_read: again(measured.page_fault_read),
-        page_fault_total: page_fault_total.map(again),
+        page_fault_total: measured.page_fault_total.map(again),
         page_fault_hit: measured.page_fault_hit.map(again),
         direct_to_gpu,
         capacity: Figure::new(disk.capacity, DISK),
@@ -214,7 +216,9 @@ fn disk_figures(disk: &DiskTimes, write: Figure<Curve>) -> Result<Disk, ProfileE
         read_total: Some(rate(DiskTimes::TOGETHER, disk.together)),
         write,
         buffered_read: curve(&disk.buffered, Some(stretch))?,
+        buffered_pair: Some(rate(DiskTimes::IN_TURN, disk.buffered_pair)),
         buffered_total: Some(rate(DiskTimes::IN_TURN, disk.buffered_together)),
+        buffered_jump: Some(by(disk.buffered_jump().median, disk.buffered_jump())),
         page_fault_read: curve(&disk.mapped, None)?,
         page_fault_total: Some(rate(DiskTimes::MAPPED_TOGETHER, disk.mapped_together)),
         page_fault_hit: Some(rate(stretch, disk.mapped_again)),

@@ -12,7 +12,9 @@ pub enum DiskIo {
     Direct,
     /// Ordinary reads through the page cache.
     Buffered,
-    /// The same by more than two threads that take blocks of one file in turn.
+    /// The same by two threads that take blocks of one file in turn.
+    BufferedPair,
+    /// The same by more than two.
     BufferedInTurn,
     /// A memory map touched page by page by one thread.
     PageFault,
@@ -20,8 +22,8 @@ pub enum DiskIo {
 
 impl DiskIo {
     /// Every way.
-    pub const ALL: [Self; 4] =
-        [Self::Direct, Self::Buffered, Self::BufferedInTurn, Self::PageFault];
+    pub const ALL: [Self; 5] =
+        [Self::Direct, Self::Buffered, Self::BufferedPair, Self::BufferedInTurn, Self::PageFault];
 }
 
 /// A read is checked against checksums in pieces of so many bytes, each while the next one is read: whole
@@ -211,6 +213,9 @@ pub enum Work {
         request: Bytes,
         /// How.
         io: DiskIo,
+        /// Whether it begins where the read before it in the file did not end. What a page cache reads ahead is then
+        /// of no use, and reading ahead begins anew.
+        jumps: bool,
     },
     /// Write `bytes` to a file in requests of `request` bytes.
     DiskWrite {

@@ -156,7 +156,8 @@ impl Program for Hooks {
                 let mut mapped = None;
                 if home.disk > Bytes::ZERO {
                     let io = DiskIo::PageFault;
-                    let work = out.work(Work::DiskRead { bytes: home.disk, request: REQUEST, io });
+                    let (bytes, request) = (home.disk, REQUEST);
+                    let work = out.work(Work::DiskRead { bytes, request, io, jumps: true });
                     mapped = Some(out.take(self.mapped));
                     let read = out.op(self.disk, OpKind::ReadWeights, work).unit(number, 0);
                     let read = read.extent(self.first_extent[index]).takes(mapped);

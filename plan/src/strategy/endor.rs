@@ -227,8 +227,8 @@ impl Serial {
             At::Host => self.load(out, number, packed, due, None, arrival),
             At::Disk => {
                 // Accelerate maps its files, so pages are faulted in one after another.
-                let work = Work::DiskRead { bytes: packed, request: packed, io: DiskIo::PageFault };
-                let work = out.work(work);
+                let (bytes, request, io) = (packed, packed, DiskIo::PageFault);
+                let work = out.work(Work::DiskRead { bytes, request, io, jumps: true });
                 let host = out.take(self.host_ring);
                 let read = out.op(self.disk, OpKind::ReadWeights, work).unit(number, 0);
                 let read = read.extent(extent).after(due).takes(host).emit();

@@ -62,12 +62,13 @@ pub enum FileReads {
 impl FileReads {
     /// How so many threads read the file, blocks in turn. Past the page cache each is on its own; what the system
     /// reads ahead through it follows one thread, and two nearly as well, but not more: on one disk, one had 2.1 GB/s,
-    /// two 1.8 to 2.0 and four 1.0 to 1.4.
+    /// two together 1.8 to 2.0 and four 1.0 to 1.4.
     pub fn io(self, threads: u32) -> DiskIo {
-        match self {
-            Self::Direct => DiskIo::Direct,
-            Self::Buffered if threads > 2 => DiskIo::BufferedInTurn,
-            Self::Buffered => DiskIo::Buffered,
+        match (self, threads) {
+            (Self::Direct, _) => DiskIo::Direct,
+            (Self::Buffered, 0 | 1) => DiskIo::Buffered,
+            (Self::Buffered, 2) => DiskIo::BufferedPair,
+            (Self::Buffered, _) => DiskIo::BufferedInTurn,
         }
     }
 }

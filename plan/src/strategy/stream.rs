@@ -19,6 +19,8 @@ use crate::units::Bytes;
 #[derive(Debug, Clone, Default)]
 pub struct Extents {
     first: Vec<Vec<u32>>,
+    /// Whether each segment's disk part begins where that of the segment before it in the file does not end.
+    apart: Vec<Vec<bool>>,
 }
 
 impl Extents {
@@ -29,12 +31,27 @@ impl Extents {
             layout.extents.extend(blocks(home.disk, block));
             first
         };
-        Self { first: placed.iter().map(|p| p.segments.iter().map(&mut add).collect()).collect() }
+        let first = placed.iter().map(|p| p.segments.iter().map(&mut add).collect()).collect();
+        // A segment's run is cut in this order: GPU, host, disk.
+        let mut ends_on_disk = false;
+        let mut apart = |home: &Home| {
+            let begins_on_disk = home.gpu + home.host == Bytes::ZERO;
+            let before = std::mem::replace(&mut ends_on_disk, home.disk > Bytes::ZERO);
+            !(before && begins_on_disk)
+        };
+        let apart = placed.iter().map(|p| p.segments.iter().map(&mut apart).collect()).collect();
+        Self { first, apart }
     }
 
     fn of(&self, unit: u16, segment: usize, block: usize) -> u32 {
         let first = self.first[usize::from(unit)][segment];
         first.saturating_add(u32::try_from(block).unwrap_or(u32::MAX))
+    }
+
+    /// Whether a block is the first of a stretch of the file. Where experts before it are left out, it is not: their
+    /// part of the file is short beside what a system reads ahead.
+    fn jumps(&self, unit: u16, segment: usize, block: usize) -> bool {
+        block == 0 && self.apart[usize::from(unit)][segment]
     }
 }
 
@@ -147,7 +164,9 @@ impl Load<'_> {
             let extent = stream.extents.of(self.unit, segment, block);
             // In turn over the whole file: small units would otherwise all go to the first threads.
             let reader = stream.readers[extent as usize % stream.readers.len()];
-            let work = out.work(Work::DiskRead { bytes, request: stream.request, io: stream.io });
+            let (request, io) = (stream.request, stream.io);
+            let jumps = stream.extents.jumps(self.unit, segment, block);
+            let work = out.work(Work::DiskRead { bytes, request, io, jumps });
             self.through_host_slot(out, bytes, |out, slot| {
                 out.op(reader, OpKind::ReadWeights, work).extent(extent).takes(slot)
             });

@@ -323,7 +323,7 @@ fn reads_go_past_or_through_the_page_cache() {
     machine.software.disk_request.value = Nanos(80_000);
     let (bytes, request) = (Bytes(100 << 20), Bytes(1 << 20));
     let model = CostModel::new(&machine);
-    let read = |io| model.price(&Work::DiskRead { bytes, request, io }).unwrap();
+    let read = |io| model.price(&Work::DiskRead { bytes, request, io, jumps: false }).unwrap();
     let disk = machine.disk.as_ref().unwrap();
     let direct = read(DiskIo::Direct);
     let expected = disk.read.bandwidth(request).time(bytes) + Nanos(80_000);
@@ -338,7 +338,7 @@ fn reads_go_past_or_through_the_page_cache() {
     assert_eq!(buffered.hit.unwrap().nanos, machine.host.copy.time(bytes));
     // Where faults in the page cache were not measured, they are taken to cost no more than the copy.
     machine.disk.as_mut().unwrap().page_fault_hit = None;
-    let work = Work::DiskRead { bytes, request, io: DiskIo::PageFault };
+    let work = Work::DiskRead { bytes, request, io: DiskIo::PageFault, jumps: false };
     let unmeasured = CostModel::new(&machine).price(&work).unwrap();
     assert_eq!(unmeasured.hit.unwrap().nanos, machine.host.copy.time(bytes));
 }
@@ -362,7 +362,7 @@ fn several_threads_through_the_page_cache_get_what_they_reach_together() {
     machine.software.disk_request.value = Nanos(0);
     let rate = |giga: f64| Figure::new(format!("{giga}GB/s").parse::<Bandwidth>().unwrap(), "ssd");
     let (bytes, request) = (Bytes(100_000_000), Bytes(1 << 20));
-    let work = |io| Work::DiskRead { bytes, request, io };
+    let work = |io| Work::DiskRead { bytes, request, io, jumps: false };
     let in_turn = work(DiskIo::BufferedInTurn);
     let disk = machine.disk.as_mut().unwrap();
     disk.read.value = Curve::flat(rate(2.5).value);
@@ -386,8 +386,38 @@ fn several_threads_through_the_page_cache_get_what_they_reach_together() {
         assert_eq!(ends(&machine, &in_turn, 4), [four; 4], "{total}");
         // The figure is of nothing else.
         assert_eq!(ends(&machine, &work(DiskIo::Buffered), 1), [50_000_000]);
+        assert_eq!(ends(&machine, &work(DiskIo::BufferedPair), 2), [50_000_000; 2]);
         assert_eq!(ends(&machine, &work(DiskIo::Direct), 4), [100_000_000; 4]);
     }
+    // Two have a figure of their own.
+    machine.disk.as_mut().unwrap().buffered_pair = Some(rate(1.25));
+    assert_eq!(ends(&machine, &work(DiskIo::BufferedPair), 2), [160_000_000; 2]);
+    assert_eq!(ends(&machine, &in_turn, 4), [50_000_000; 4]);
+}
+
+#[test]
+fn a_read_that_jumps_costs_what_was_read_ahead_for_nothing() {
+    let mut machine = laptop();
+    machine.software.disk_request.value = Nanos(0);
+    let rate = |giga: f64| Figure::new(format!("{giga}GB/s").parse::<Bandwidth>().unwrap(), "ssd");
+    let (bytes, request) = (Bytes(100_000_000), Bytes(1 << 20));
+    let disk = machine.disk.as_mut().unwrap();
+    disk.read.value = Curve::flat(rate(2.5).value);
+    disk.buffered_read.value = Curve::flat(rate(2.0).value);
+    disk.read_total = Some(rate(4.0));
+    let work = |io, jumps| Work::DiskRead { bytes, request, io, jumps };
+    let goes_on = ends(&machine, &work(DiskIo::Buffered, true), 1);
+    assert_eq!(goes_on, [50_000_000], "nothing where that was not measured");
+    machine.disk.as_mut().unwrap().buffered_jump = Some(Figure::new(Nanos(10_000_000), "ssd"));
+    let ends = |io, threads| ends(&machine, &work(io, true), threads);
+    assert_eq!(ends(DiskIo::Buffered, 1), [60_000_000]);
+    // Two have all of the disk for 25 ms each, and each for another 10 that it jumps.
+    assert_eq!(ends(DiskIo::BufferedPair, 2), [70_000_000; 2]);
+    // What is read past the page cache, or by more than are followed, has nothing read ahead.
+    assert_eq!(ends(DiskIo::Direct, 1), [40_000_000]);
+    assert_eq!(ends(DiskIo::BufferedInTurn, 1), [50_000_000]);
+    let held = CostModel::new(&machine).price(&work(DiskIo::Buffered, true)).unwrap().hit.unwrap();
+    assert_eq!(held.nanos, machine.host.copy.time(bytes), "what the page cache holds is copied");
 }
 
 #[test]
@@ -397,7 +427,7 @@ fn a_memory_map_is_read_by_how_much_of_it_and_several_share_what_they_reach_toge
     let rate = |giga: f64| Figure::new(format!("{giga}GB/s").parse::<Bandwidth>().unwrap(), "ssd");
     let work = |bytes| {
         let request = Bytes(128 << 10);
-        Work::DiskRead { bytes: Bytes(bytes), request, io: DiskIo::PageFault }
+        Work::DiskRead { bytes: Bytes(bytes), request, io: DiskIo::PageFault, jumps: false }
     };
     let disk = machine.disk.as_mut().unwrap();
     disk.read.value = Curve::flat(rate(2.5).value);
@@ -446,6 +476,7 @@ fn one_operation_alone_runs_at_full_speed_on_every_catalogue_machine() {
         if let Some(disk) = &mut machine.disk {
             disk.buffered_total = total.map(|total| Figure::new(total, "estimate"));
             disk.page_fault_total.clone_from(&disk.buffered_total);
+            disk.buffered_pair.clone_from(&disk.buffered_total);
         }
         let model = CostModel::new(&machine);
         let capacities = model.capacities();
@@ -455,10 +486,11 @@ fn one_operation_alone_runs_at_full_speed_on_every_catalogue_machine() {
             Work::D2h { bytes, memory: pinned },
             Work::D2h { bytes, memory: pageable },
             Work::HostCopy { bytes },
-            Work::DiskRead { bytes, request, io: DiskIo::Direct },
-            Work::DiskRead { bytes, request, io: DiskIo::Buffered },
-            Work::DiskRead { bytes, request, io: DiskIo::BufferedInTurn },
-            Work::DiskRead { bytes, request, io: DiskIo::PageFault },
+            Work::DiskRead { bytes, request, io: DiskIo::Direct, jumps: false },
+            Work::DiskRead { bytes, request, io: DiskIo::Buffered, jumps: false },
+            Work::DiskRead { bytes, request, io: DiskIo::BufferedPair, jumps: true },
+            Work::DiskRead { bytes, request, io: DiskIo::BufferedInTurn, jumps: false },
+            Work::DiskRead { bytes, request, io: DiskIo::PageFault, jumps: false },
             Work::DiskWrite { bytes, request },
             Work::DiskToGpu { bytes },
             Work::Decompress { compressed: bytes, dense: bytes },
@@ -534,7 +566,7 @@ prop_compose! {
     ) -> Work {
         let (bytes, request) = (Bytes(a), Bytes(b));
         match which {
-            0 => Work::DiskRead { bytes, request, io },
+            0 => Work::DiskRead { bytes, request, io, jumps: a % 2 == 0 },
             1 => Work::DiskWrite { bytes, request },
             2 => Work::HostCopy { bytes },
             3 => Work::H2d { bytes, memory },
@@ -561,7 +593,9 @@ proptest! {
         let mut machine = catalog::find(name).unwrap();
         if let Some(disk) = &mut machine.disk {
             disk.buffered_total = total.map(|total| Figure::new(Bandwidth(total), "estimate"));
+            disk.buffered_jump = total.map(|total| Figure::new(Nanos(total), "estimate"));
             disk.page_fault_total.clone_from(&disk.buffered_total);
+            disk.buffered_pair.clone_from(&disk.buffered_total);
         }
         if let Ok(price) = CostModel::new(&machine).price(&work) {
             for cost in [Some(price.cost), price.hit].into_iter().flatten() {

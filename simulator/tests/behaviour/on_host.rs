@@ -50,7 +50,8 @@ fn arithmetic_draws_on_the_hosts_memory_and_keeps_its_threads_busy() {
 
 /// A direct read of 100 MB at the profile's 10 GB/s of checks.
 fn read(machine: &Machine, request: u64) -> Cost {
-    let work = Work::DiskRead { bytes: BYTES, request: Bytes(request), io: DiskIo::Direct };
+    let work =
+        Work::DiskRead { bytes: BYTES, request: Bytes(request), io: DiskIo::Direct, jumps: false };
     CostModel::new(machine).price(&work).unwrap().cost
 }
 
@@ -85,10 +86,17 @@ fn more_bytes_never_take_less_time_to_read() {
     let disk = machine.disk.as_mut().unwrap();
     let half = Bandwidth(disk.buffered_read.best().0 / 2);
     disk.buffered_total = Some(Figure::new(half, "estimate"));
+    disk.buffered_pair.clone_from(&disk.buffered_total);
+    disk.buffered_jump = Some(Figure::new(Nanos(1_000_000), "estimate"));
     let model = CostModel::new(&machine);
     for io in DiskIo::ALL {
         let prices = (1..400_u64).map(|step| {
-            let work = Work::DiskRead { bytes: Bytes(step * 250_001), request: Bytes(8 << 20), io };
+            let work = Work::DiskRead {
+                bytes: Bytes(step * 250_001),
+                request: Bytes(8 << 20),
+                io,
+                jumps: true,
+            };
             model.price(&work).unwrap()
         });
         let prices: Vec<_> = prices.collect();

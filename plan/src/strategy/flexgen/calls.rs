@@ -64,7 +64,7 @@ impl<'a> Calls<'a> {
                 let relay = self.out.take(run.rings.relays);
                 let thread = run.queues.read[usize::from(relay.index)];
                 let io = DiskIo::PageFault;
-                let read = Work::DiskRead { bytes, request: REQUEST, io };
+                let read = Work::DiskRead { bytes, request: REQUEST, io, jumps: true };
                 let read = self.start(thread, OpKind::ReadWeights, read, step);
                 let read = read.block(number).extent(extent).takes(relay).emit();
                 let copy = self.by_thread(run.queues.relayed, OpKind::LoadWeights, work, step);
@@ -121,7 +121,8 @@ impl<'a> Calls<'a> {
 
     fn read_cache(&mut self, bytes: Bytes, relay: Slot, step: Step) -> NewOp<'_> {
         let thread = self.run.queues.read[usize::from(relay.index)];
-        let work = Work::DiskRead { bytes, request: REQUEST, io: DiskIo::PageFault };
+        let io = DiskIo::PageFault;
+        let work = Work::DiskRead { bytes, request: REQUEST, io, jumps: true };
         self.start(thread, OpKind::ReadCache, work, step).takes(relay)
     }
 

@@ -306,7 +306,8 @@ impl Pipeline {
             let mut host_slot = None;
             if self.knobs.kv == KvTier::Disk {
                 let request = self.knobs.read_block;
-                let work = out.work(Work::DiskRead { bytes, request, io: DiskIo::Direct });
+                let io = DiskIo::Direct;
+                let work = out.work(Work::DiskRead { bytes, request, io, jumps: true });
                 host_slot = Some(out.take(self.kv_host_ring));
                 let reader =
                     self.stream.readers[usize::from(step.micro) % self.stream.readers.len()];
