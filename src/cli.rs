@@ -76,7 +76,7 @@ pub enum Command {
     Emit(Emit),
     /// Import a model's weights into a store, or fill one with random weights.
     Import(Import),
-    /// Measure this machine, for --machine: copies, kernels, disk. Its cores play the GPU.
+    /// Measure this machine, for --machine: link, kernels, host, disk. Without a GPU its cores play one.
     Profile(Profile),
     /// Run a plan and a baseline for real, beside what is predicted of them.
     Verify(Verify),
@@ -291,7 +291,7 @@ pub struct Profile {
     /// Size of the scratch file.
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     pub disk_size: Bytes,
-    /// A first look in some ten seconds: fewer samples, all in one pass, small matrices, few rows.
+    /// A first look in ten to thirty seconds: fewer samples, all in one pass, small matrices, few rows.
     #[arg(long)]
     pub quick: bool,
     /// Measure only this, and take everything else from --base.

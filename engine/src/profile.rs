@@ -86,7 +86,7 @@ impl Settings {
         }
     }
 
-    /// What takes some ten seconds, for a first look: fewer samples, small matrices, few rows.
+    /// What takes ten to thirty seconds, for a first look: fewer samples, small matrices, few rows.
     #[must_use]
     pub fn quick(self) -> Self {
         let file = self.file.min(256 << 20);
@@ -191,7 +191,7 @@ pub fn profile(
     };
     let (host, gpu) = sampler.in_passes(|sampler| {
         next();
-        let host = on_host(sampler, settings)?;
+        let host = on_host(sampler, settings, card.as_mut())?;
         let gpu = card.as_mut().map(|card| card.measure(sampler, settings)).transpose()?;
         Ok::<_, ProfileError>((host, gpu))
     })?;
@@ -245,7 +245,7 @@ pub fn profile_host(settings: &Settings, base: Machine) -> Result<Profile, Profi
     let name = card.as_ref().map(|card| card.name(settings)).transpose()?;
     machine::check_measured_here(&base, name.as_deref())?;
     let (host, across) = sampler.in_passes(|sampler| {
-        let host = on_host(sampler, settings)?;
+        let host = on_host(sampler, settings, card.as_mut())?;
         let across = card.as_mut().map(|card| card.across(sampler, settings)).transpose()?;
         Ok::<_, ProfileError>((host, across))
     })?;
@@ -262,12 +262,18 @@ fn card(settings: &Settings) -> Result<Option<gpu::Card>, ProfileError> {
     }
 }
 
-/// One pass over what the host's cores and memory take.
-fn on_host(sampler: &mut Sampler, settings: &Settings) -> Result<machine::OnHost, ProfileError> {
+/// One pass over what the host's cores and memory take. What a link has of the memory, cores do not have: what they
+/// do beside a card in a run is measured while its link is busy. One that is held back leaves the memory to them.
+fn on_host(
+    sampler: &mut Sampler,
+    settings: &Settings,
+    card: Option<&mut gpu::Card>,
+) -> Result<machine::OnHost, ProfileError> {
+    let mut beside = card.filter(|_| settings.shape.link.is_none());
     Ok(machine::OnHost {
-        memory: memory::measure(sampler, settings)?,
+        memory: memory::measure(sampler, settings, beside.as_deref_mut())?,
         handover: lanes::handover(sampler)?,
-        kernels: kernels::measure(sampler, settings)?,
+        kernels: kernels::measure(sampler, settings, beside)?,
     })
 }
 

@@ -213,7 +213,7 @@ pub struct Host {
     pub memory: Figure<Bytes>,
     /// What operating system and runtime keep: neither weights nor page cache can have it.
     pub reserved: Figure<Bytes>,
-    /// Achievable bandwidth of the memory, reads and writes added up.
+    /// Achievable bandwidth of the memory, reads and writes added up, a link's copies among them.
     pub memory_bandwidth: Figure<Bandwidth>,
     /// Bytes that one thread's `memcpy` copies in a second; each draws twice on the memory.
     pub copy: Figure<Bandwidth>,
@@ -233,7 +233,8 @@ pub struct Host {
     /// Share of the memory left over that serves as page cache for a file read round and round. The rest
     /// goes to other files, and to what the kernel evicts too early; 0 stands for no hits at all.
     pub page_cache_kept: Figure<f64>,
-    /// Attentions measured on all cores, where there are any: they go before `attention`.
+    /// Attentions measured on all cores, where there are any: they go before `attention`. Beside a GPU `pipo profile`
+    /// measures them while the link copies, as it does in a run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attentions: Vec<AttentionTime>,
 }

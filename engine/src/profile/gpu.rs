@@ -160,6 +160,9 @@ impl Bench {
 /// A GPU that is ready to be measured. Fields are dropped in order: what lies on the device before the device.
 pub(super) struct Card {
     link: Link,
+    /// Bytes that it copies in a second, and when it will have copied what was asked for.
+    speed: f64,
+    idle: Event,
     bench: Bench,
     _part: Option<Part>,
     arena: Arena,
@@ -189,11 +192,43 @@ impl Card {
         let part = settings.shape.sms.map(|sms| Part::new(&context, sms)).transpose()?;
         let stream = part.as_ref().map_or_else(Stream::new, Part::stream)?;
         let (out, spare) = (out?, spare?);
-        let bench = Bench { stream, start, end, kernels, weights, x, out, spare, copied, at: 0 };
+        let mut bench =
+            Bench { stream, start, end, kernels, weights, x, out, spare, copied, at: 0 };
         for region in [weights, x, copied] {
             scatter(&bench.stream, region)?;
         }
-        Ok(Self { link: Link::new()?, bench, _part: part, arena, memory, before, context })
+        let (link, idle) = (Link::new()?, Event::new()?);
+        bench.wake()?;
+        let mut copied = Bytes::ZERO;
+        let time = bench.time(1, |bench| {
+            copied = link.queue(bench, Bytes(COPIED), &idle)?;
+            Ok(())
+        })?;
+        // No link copies half a gigabyte in a millisecond.
+        let speed = copied.as_f64() / time.as_secs_f64().max(1e-3);
+        Ok(Self { link, speed, idle, bench, _part: part, arena, memory, before, context })
+    }
+
+    /// Has the link copy to the card for so long, if nothing slows it, and returns how much that is before it has
+    /// begun: in a run weights cross the link whatever the cores do.
+    pub(super) fn copy_for(&mut self, time: Duration) -> Result<Bytes, Fault> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "whole bytes of what is not negative and far below 2^63"
+        )]
+        let bytes = (self.speed * time.as_secs_f64()) as u64;
+        self.link.queue(&self.bench, Bytes(bytes), &self.idle)
+    }
+
+    /// Whether the link still copies.
+    pub(super) fn copies(&self) -> Result<bool, Fault> {
+        Ok(!self.idle.has_happened()?)
+    }
+
+    /// Waits until it does no longer.
+    pub(super) fn wait(&self) -> Result<(), Fault> {
+        self.idle.synchronise()
     }
 
     /// What the card is called, and what it is made of.
@@ -279,6 +314,13 @@ impl Card {
         let grown = self.before.zip(memory_in_use()).map(|(before, after)| after - before);
         let in_use = grown.unwrap_or(self.memory - free);
         Ok(in_use - Bytes(self.arena.all().bytes()) + Bytes(BLAS))
+    }
+}
+
+impl Drop for Card {
+    /// Nothing is given back that is still copied from or to.
+    fn drop(&mut self) {
+        let _ = self.bench.stream.synchronise();
     }
 }
 

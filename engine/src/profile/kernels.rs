@@ -11,6 +11,7 @@ use pipo_plan::machine::AttentionTime;
 use pipo_plan::model::Precision;
 use pipo_plan::units::{Bytes, Nanos};
 
+use super::gpu::Card;
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
 use super::walk::beyond_caches;
@@ -69,7 +70,11 @@ pub(super) struct Kernels {
     pub(super) launch: Middle,
 }
 
-pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kernels, ProfileError> {
+pub(super) fn measure(
+    sampler: &mut Sampler,
+    settings: &Settings,
+    mut beside: Option<&mut Card>,
+) -> Result<Kernels, ProfileError> {
     let cpu = Cpu::new(settings.threads);
     let arena = arena()?;
     let mut products = Vec::new();
@@ -92,7 +97,8 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Kern
             for [group, dim] in HEADS {
                 for &sequences in if rows == 1 { &SEQUENCES[..] } else { &[1] } {
                     let of = (precision, [group, dim, rows, context, sequences]);
-                    attentions.push(attend(sampler, settings, (&cpu, &arena), of)?);
+                    let beside = beside.as_deref_mut();
+                    attentions.push(attend(sampler, settings, beside, (&cpu, &arena), of)?);
                 }
             }
         }
@@ -167,10 +173,12 @@ impl<'a> Multiply<'a> {
     }
 }
 
-/// Attention of `rows` rows of each sequence that end at `context`, over keys of so many query heads each.
+/// Attention of `rows` rows of each sequence that end at `context`, over keys of so many query heads each; beside a
+/// card while its link is busy.
 fn attend(
     sampler: &mut Sampler,
     settings: &Settings,
+    mut beside: Option<&mut Card>,
     (cpu, arena): (&Cpu, &[u8]),
     (precision, [group, dim, rows, context, sequences]): (Precision, [usize; 5]),
 ) -> Result<Attended, ProfileError> {
@@ -191,9 +199,14 @@ fn attend(
         heads.query, heads.kv
     );
     let figure = named(settings, "attentions");
+    let mut last = Duration::from_millis(1);
     let all = sampler.measure(&figure, &size, || -> Result<Duration, ProfileError> {
         let place = places.next().unwrap_or_default();
         std::thread::sleep(pause);
+        if let Some(card) = &mut beside {
+            // A little longer than the one before took.
+            card.copy_for(last * 5 / 4)?;
+        }
         let begin = Instant::now();
         let matrix = |bytes| Matrix::new(format(precision), context * heads.kv, dim, bytes);
         let caches = place.chunks_exact(2 * plane).map(|cache| {
@@ -204,7 +217,11 @@ fn attend(
         let mut out = vec![0.0; q.len()];
         attentions(cpu, &heads, &q, context - rows, &caches, &mut out)?;
         std::hint::black_box(&out);
-        Ok(begin.elapsed())
+        last = begin.elapsed();
+        if let Some(card) = &beside {
+            card.wait()?;
+        }
+        Ok(last)
     })?;
     let one = Nanos((all.median.0 / sequences as u64).max(1));
     let time = Middle { median: one, ..all };

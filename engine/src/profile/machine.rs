@@ -89,8 +89,7 @@ fn on_host(
     let (size, both) = memory.beside;
     let duplex = rate((Bytes(2 * size.0), both)).max(copies.value.best());
     let weights = single_row(&kernels);
-    let all = memory.all.map(|all| (rate(all), all.1));
-    let (bandwidth, all) = if all[0].0 > all[1].0 { all[0] } else { all[1] };
+    let (bandwidth, all) = (rate(memory.all), memory.all.1);
     // A copy reads and writes; what one operation alone reaches is there for all of them together.
     let bandwidth = bandwidth.max(twice(copy.value)).max(weights.0);
     Ok(Machine {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix};
-use pipo_plan::units::Bytes;
+use pipo_plan::units::{Bandwidth, Bytes};
 
+use super::gpu::Card;
 use super::sampling::{Middle, Sampler};
 use super::walk::{Walk, beyond_caches};
 use super::{ProfileError, Settings};
@@ -23,14 +24,18 @@ pub(super) struct Copies {
     pub(super) one: Vec<(Bytes, Middle)>,
     /// One thread, the largest size, while another does the same.
     pub(super) beside: (Bytes, Middle),
-    /// Bytes that are read and written in all while all cores copy, and while one multiplies and one
-    /// copies.
-    pub(super) all: [(Bytes, Middle); 2],
+    /// Bytes that are read and written in all, where they are most in that time: while all cores copy, while one
+    /// multiplies and one copies, or while all multiply beside a busy link.
+    pub(super) all: (Bytes, Middle),
     /// Checking the checksum of one block.
     pub(super) checksum: (Bytes, Middle),
 }
 
-pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Copies, ProfileError> {
+pub(super) fn measure(
+    sampler: &mut Sampler,
+    settings: &Settings,
+    beside: Option<&mut Card>,
+) -> Result<Copies, ProfileError> {
     // Beside a GPU, samples of a link are those of its link.
     let figures = match settings.device {
         Device::Cpu => ["link.h2d", "link.duplex"],
@@ -45,10 +50,18 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Copi
     let one =
         SIZES.map(|size| (Bytes(size as u64), one(sampler, figures[0], size, &from, &mut to)));
     let largest = SIZES[SIZES.len() - 1];
-    let beside = (Bytes(largest as u64), beside(sampler, figures[1], largest, &from, &mut to));
+    let two = (Bytes(largest as u64), together(sampler, figures[1], largest, &from, &mut to));
     let cores = std::thread::available_parallelism().map_or(settings.threads, usize::from);
     let copied = all(sampler, largest, cores, &from, &mut to);
-    let all = [(Bytes(2 * largest as u64), copied), (MIXED, mixed(sampler, &from, &mut to)?)];
+    let copied = (Bytes(2 * largest as u64), copied);
+    let mixed = (MIXED, mixed(sampler, &from, &mut to)?);
+    let beside_link = match beside {
+        Some(card) => Some((MIXED, beside_link(sampler, settings.threads, &from, card)?)),
+        None => None,
+    };
+    let rate = |&(bytes, time): &(Bytes, Middle)| Bandwidth::of(bytes, time.median);
+    let all = [Some(copied), Some(mixed), beside_link].into_iter().flatten();
+    let all = all.max_by_key(rate).unwrap_or(copied);
     let block = 4 << 20;
     let mut walk = Walk::through(length);
     let check = || {
@@ -57,7 +70,7 @@ pub(super) fn measure(sampler: &mut Sampler, settings: &Settings) -> Result<Copi
         Ok::<(), Infallible>(())
     };
     let Ok(checksum) = sampler.time("software.checksum", &Bytes(block as u64).exact(), check);
-    Ok(Copies { one: one.into(), beside, all, checksum: (Bytes(block as u64), checksum) })
+    Ok(Copies { one: one.into(), beside: two, all, checksum: (Bytes(block as u64), checksum) })
 }
 
 fn one(sampler: &mut Sampler, figure: &str, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
@@ -73,7 +86,13 @@ fn one(sampler: &mut Sampler, figure: &str, size: usize, from: &[u8], to: &mut [
 }
 
 /// Two threads copy at once, each in its own half; the sample is the slower one's.
-fn beside(sampler: &mut Sampler, figure: &str, size: usize, from: &[u8], to: &mut [u8]) -> Middle {
+fn together(
+    sampler: &mut Sampler,
+    figure: &str,
+    size: usize,
+    from: &[u8],
+    to: &mut [u8],
+) -> Middle {
     let half = from.len() / 2;
     let (first, second) = to.split_at_mut(half);
     let (low, high) = from.split_at(half);
@@ -108,7 +127,7 @@ fn all(sampler: &mut Sampler, size: usize, cores: usize, from: &[u8], to: &mut [
     middle
 }
 
-/// What a time of [`mixed`] is for.
+/// What a time of what reads and copies at once is for.
 const MIXED: Bytes = Bytes(1 << 30);
 
 /// One core multiplies a row by 16-bit weights, which reads, while another copies: closer to what lanes do
@@ -148,5 +167,35 @@ fn mixed(sampler: &mut Sampler, from: &[u8], to: &mut [u8]) -> Result<Middle, Pr
             let share = MIXED.as_f64() / (copied + read) as f64;
             Ok(time.mul_f64(share))
         })
+    })
+}
+
+/// All threads that compute multiply rows by 16-bit weights while a link copies from memory: reads alone, as in a run
+/// that attends on the cores, which are more than reads and writes. The sample is the time for [`MIXED`] bytes of both.
+fn beside_link(
+    sampler: &mut Sampler,
+    threads: usize,
+    from: &[u8],
+    card: &mut Card,
+) -> Result<Middle, ProfileError> {
+    const COPYING: Duration = Duration::from_millis(60);
+    let (outputs, inputs) = (4096, 4096);
+    let matrix = 2 * outputs * inputs;
+    let cpu = Cpu::new(threads);
+    let (x, mut out) = (vec![0.5; inputs], vec![0.0; outputs]);
+    sampler.measure("host.memory_bandwidth", "1GiB, multiplying beside a busy link", || {
+        let start = Instant::now();
+        let copied = card.copy_for(COPYING)?;
+        let mut read = 0;
+        for weights in from.chunks_exact(matrix).cycle() {
+            let weights = Matrix::new(Format::Fp16, outputs, inputs, weights)?;
+            linear(&cpu, &x, 1, &weights, None, &mut out)?;
+            read += matrix as u64;
+            if !card.copies()? {
+                break;
+            }
+        }
+        let share = MIXED.as_f64() / (copied + Bytes(read)).as_f64();
+        Ok::<_, ProfileError>(start.elapsed().mul_f64(share))
     })
 }

@@ -105,6 +105,19 @@ impl Link {
         Ok(sizes.into_iter().zip(times).collect())
     }
 
+    /// Queues copies to the device, and returns how much they copy: no less than asked for. The event happens once
+    /// they have ended.
+    pub(super) fn queue(&self, bench: &Bench, bytes: Bytes, end: &Event) -> Result<Bytes, Fault> {
+        let count = bytes.0.div_ceil(STRETCH as u64);
+        let mut walk = Walk::through(PINNED);
+        for _ in 0..count {
+            let place = walk.next(STRETCH);
+            copy(&bench.stream, bench.copied, &self.pinned, place, STRETCH, true)?;
+        }
+        bench.stream.record(end)?;
+        Ok(Bytes(count * STRETCH as u64))
+    }
+
     /// What passes between the device and threads of the host.
     pub(super) fn crossings(
         &self,
