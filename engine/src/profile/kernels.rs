@@ -1,5 +1,6 @@
 //! The arithmetic of a decoder: products by precision, rows and shape; attention; what is between them.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use half::f16;
@@ -14,10 +15,10 @@ use pipo_plan::units::{Bytes, Nanos};
 use super::gpu::Card;
 use super::machine::by;
 use super::sampling::{Middle, Sampler};
-use super::walk::beyond_caches;
+use super::walk::{Walk, beyond_caches};
 use super::{ProfileError, Settings};
 use crate::decoder::format;
-use crate::disk::AlignedBuf;
+use crate::disk::{AlignedBuf, PAGE};
 use crate::run::Device;
 
 /// Outputs and inputs of the matrices, from a small model's to a large one's MLP.
@@ -76,19 +77,19 @@ pub(super) fn measure(
     mut beside: Option<&mut Card>,
 ) -> Result<Kernels, ProfileError> {
     let cpu = Cpu::new(settings.threads);
-    let arena = arena()?;
+    let arena = Arena::new()?;
     let mut products = Vec::new();
     for precision in Precision::ALL {
         for (outputs, inputs) in SHAPES.into_iter().filter(|(o, i)| o * i <= settings.largest) {
             for rows in ROWS.into_iter().filter(|&rows| rows <= settings.most_rows) {
-                let mut work = Multiply::new(&cpu, &arena, precision, [rows, outputs, inputs]);
+                let work = Multiply::new(&cpu, &arena, precision, [rows, outputs, inputs]);
                 let size = format!("{precision} {rows} x {outputs} x {inputs}");
                 let time = sampler.time(&named(settings, "kernels"), &size, || work.once())?;
                 products.push(Product { precision, rows, outputs, inputs, time });
             }
         }
     }
-    let mut tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
+    let tiny = Multiply::new(&cpu, &arena, Precision::Fp16, [1, 16, 64]);
     let launch = sampler.time(&named(settings, "launch"), "1 x 16 x 64", || tiny.once())?;
     let mut attentions = Vec::new();
     // The other 16-bit format runs at the same speed.
@@ -122,30 +123,42 @@ fn named(settings: &Settings, what: &str) -> String {
     format!("{of}.{what}")
 }
 
-/// Memory in which weights and caches lie one after another, so that none is found in a cache of the processor;
-/// of the kind that a run keeps them in. All 16 bits are 0.0078 in fp16 and 1e-19 in bf16: normal numbers, whose
-/// products take no detour.
-fn arena() -> Result<AlignedBuf, ProfileError> {
-    let length = beyond_caches();
-    let mut arena = AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length))?;
-    let (values, _) = arena.as_chunks_mut();
-    values.fill([0x00, 0x20]);
-    Ok(arena)
+/// Memory in which weights and caches lie one after another, so that none is found in a cache of the processor,
+/// whatever was measured before; of the kind that a run keeps them in.
+struct Arena {
+    memory: AlignedBuf,
+    walk: RefCell<Walk>,
+}
+
+impl Arena {
+    /// All 16 bits are 0.0078 in fp16 and 1e-19 in bf16: normal numbers, whose products take no detour.
+    fn new() -> Result<Self, ProfileError> {
+        let length = beyond_caches();
+        let mut memory = AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length))?;
+        let (values, _) = memory.as_chunks_mut();
+        values.fill([0x00, 0x20]);
+        Ok(Self { memory, walk: RefCell::new(Walk::through(length)) })
+    }
+
+    /// The next bytes, from the beginning of a page as in a store.
+    fn next(&self, bytes: usize) -> &[u8] {
+        let at = self.walk.borrow_mut().next(bytes.next_multiple_of(PAGE));
+        &self.memory[at..at + bytes]
+    }
 }
 
 /// A product that meets another matrix each time.
 struct Multiply<'a> {
     cpu: &'a Cpu,
-    arena: &'a [u8],
+    arena: &'a Arena,
     format: Format,
     shape: [usize; 3],
     bytes: usize,
-    at: usize,
     x: Vec<f32>,
 }
 
 impl<'a> Multiply<'a> {
-    fn new(cpu: &'a Cpu, arena: &'a [u8], precision: Precision, shape: [usize; 3]) -> Self {
+    fn new(cpu: &'a Cpu, arena: &'a Arena, precision: Precision, shape: [usize; 3]) -> Self {
         let [rows, outputs, inputs] = shape;
         let bytes = precision.matrix_bytes(outputs as u64, inputs as u64);
         Self {
@@ -154,17 +167,13 @@ impl<'a> Multiply<'a> {
             format: format(precision),
             shape,
             bytes: crate::store::in_memory(bytes.0),
-            at: 0,
             x: vec![0.5; rows * inputs],
         }
     }
 
-    fn once(&mut self) -> Result<(), ProfileError> {
+    fn once(&self) -> Result<(), ProfileError> {
         let [rows, outputs, inputs] = self.shape;
-        self.at =
-            if self.at + 2 * self.bytes > self.arena.len() { 0 } else { self.at + self.bytes };
-        let matrix = &self.arena[self.at..self.at + self.bytes];
-        let matrix = Matrix::new(self.format, outputs, inputs, matrix)?;
+        let matrix = Matrix::new(self.format, outputs, inputs, self.arena.next(self.bytes))?;
         // As the decoder does: a result of its own, in memory that was not used before.
         let mut out = vec![0.0; rows * outputs];
         linear(self.cpu, &self.x, rows, &matrix, None, &mut out)?;
@@ -179,7 +188,7 @@ fn attend(
     sampler: &mut Sampler,
     settings: &Settings,
     mut beside: Option<&mut Card>,
-    (cpu, arena): (&Cpu, &[u8]),
+    (cpu, arena): (&Cpu, &Arena),
     (precision, [group, dim, rows, context, sequences]): (Precision, [usize; 5]),
 ) -> Result<Attended, ProfileError> {
     // Beside a GPU, threads fall asleep between two attentions, as in a run.
@@ -189,10 +198,8 @@ fn attend(
     };
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
-    // Each time other caches, so that none is found where the one before was.
     let plane = precision.matrix_bytes((context * heads.kv) as u64, dim as u64);
     let plane = crate::store::in_memory(plane.0);
-    let mut places = arena.chunks_exact(2 * plane * sequences).cycle();
     let q = vec![0.1; sequences * rows * heads.query * dim];
     let size = format!(
         "{precision} {sequences} x {rows} x {context}, {} heads of {dim} over {}",
@@ -201,7 +208,7 @@ fn attend(
     let figure = named(settings, "attentions");
     let mut last = Duration::from_millis(1);
     let all = sampler.measure(&figure, &size, || -> Result<Duration, ProfileError> {
-        let place = places.next().unwrap_or_default();
+        let place = arena.next(2 * plane * sequences);
         std::thread::sleep(pause);
         if let Some(card) = &mut beside {
             // A little longer than the one before took.
@@ -269,12 +276,12 @@ fn elementwise(
 fn dequantise(
     sampler: &mut Sampler,
     figure: &str,
-    arena: &[u8],
+    arena: &Arena,
 ) -> Result<(Bytes, Middle), ProfileError> {
     let (outputs, inputs) = (256, 4096);
     let bytes = Precision::Int4.matrix_bytes(outputs as u64, inputs as u64);
-    let matrix =
-        Matrix::new(Format::Int4, outputs, inputs, &arena[..crate::store::in_memory(bytes.0)])?;
+    let matrix = arena.next(crate::store::in_memory(bytes.0));
+    let matrix = Matrix::new(Format::Int4, outputs, inputs, matrix)?;
     let mut row = vec![0.0; inputs];
     let mut dense = vec![f16::ZERO; inputs];
     let time = sampler.time(figure, &format!("{outputs} x {inputs}"), || {
@@ -289,10 +296,10 @@ fn dequantise(
 }
 
 /// Rows of a 4-bit embedding that lie far apart.
-fn gather(sampler: &mut Sampler, arena: &[u8]) -> Result<(Bytes, Middle), ProfileError> {
+fn gather(sampler: &mut Sampler, arena: &Arena) -> Result<(Bytes, Middle), ProfileError> {
     let (rows, outputs, inputs) = (32_u32, 50_272_u32, 2048);
     let bytes = Precision::Int4.matrix_bytes(u64::from(outputs), inputs as u64);
-    let bytes = &arena[..crate::store::in_memory(bytes.0)];
+    let bytes = arena.next(crate::store::in_memory(bytes.0));
     let table = Matrix::new(Format::Int4, outputs as usize, inputs, bytes)?;
     let mut first = 0;
     let time = sampler.time("host.gather", &format!("{rows} x {inputs}"), || {
