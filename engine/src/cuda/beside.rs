@@ -5,6 +5,8 @@
 //! attended the second half fetches by a kernel that reads the memory of the host: a copy would wait until the
 //! engine has got through a block of weights.
 
+use std::sync::{Mutex, PoisonError};
+
 use pipo_kernels::cuda::{Append, Region};
 use pipo_plan::schedule::Tier;
 use pipo_plan::units::Bytes;
@@ -30,6 +32,14 @@ pub(super) struct Crossing {
     rows: Region,
     /// In host memory: queries, and then what was attended.
     pub(super) home: Buffer,
+    /// The same rows as the CPU computes with them.
+    room: Mutex<Room>,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    queries: Vec<f32>,
+    attended: Vec<f32>,
 }
 
 impl Crossing {
@@ -49,6 +59,7 @@ impl Crossing {
                 attended: arena.take(accounts.claim(Tier::Gpu, line, queries)?)?,
                 rows: arena.take(accounts.claim(Tier::Gpu, line, rows)?)?,
                 home: accounts.get(Tier::Pinned, "queries").draw(queries)?,
+                room: Mutex::default(),
             })
         };
         (0..frame.plan.batch.count).map(|_| one()).collect()
@@ -96,13 +107,16 @@ impl CudaBackend<'_> {
 
     /// Attention over the cache in host memory.
     pub(super) fn attend_beside(&self, task: &Task) -> Result<(), Fault> {
-        let mut home = self.crossing(task)?.home.write()?;
-        let cache = self.home(task)?.read()?;
-        let mut queries = Vec::with_capacity(home.len() / 2);
-        half::load(&home, &mut queries);
+        let Crossing { home, room, .. } = self.crossing(task)?;
+        let (mut home, cache) = (home.write()?, self.home(task)?.read()?);
+        let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+        let Room { queries, attended } = &mut *room;
+        queries.clear();
+        half::load(&home, queries);
+        attended.resize(queries.len(), 0.0);
         let before = self.host.before(task);
-        let attended = self.host.attend(&self.decoder, &queries, &cache, before)?;
-        half::store(&attended, &mut home);
+        self.host.attend_into(&self.decoder, queries, &cache, before, attended)?;
+        half::store(attended, &mut home);
         Ok(())
     }
 

@@ -38,7 +38,8 @@ impl Decoder {
         self.project(&run, hidden, first..first + rows, &mut projected)?;
         cache.append(&projected.keys, &projected.values);
         let (keys, values) = cache.matrices(self.model().kv_heads as usize)?;
-        let attended = self.attend(&projected.queries, first, &[(keys, values)])?;
+        let mut attended = vec![0.0; projected.queries.len()];
+        self.attend(&projected.queries, first, &[(keys, values)], &mut attended)?;
         self.after_attention(&run, hidden, &attended)
     }
 
@@ -93,13 +94,14 @@ impl Decoder {
     }
 
     /// Attention of sequences' rows from position `first` on, over keys and values of each that hold them
-    /// already.
+    /// already. All of `out`, which is as long as the queries, is written.
     pub fn attend(
         &self,
         queries: &[f32],
         first: usize,
         caches: &[(Matrix, Matrix)],
-    ) -> Result<Vec<f32>, Fault> {
+        out: &mut [f32],
+    ) -> Result<(), Fault> {
         let dim = in_memory(self.model().head_dim);
         let heads = Heads {
             query: self.model().heads as usize,
@@ -108,9 +110,7 @@ impl Decoder {
             window: self.model().sliding_window.map(in_memory),
             scale: 1.0 / (dim as f32).sqrt(),
         };
-        let mut out = vec![0.0; queries.len()];
-        attentions(&self.cpu, &heads, queries, first, caches, &mut out)?;
-        Ok(out)
+        Ok(attentions(&self.cpu, &heads, queries, first, caches, out)?)
     }
 
     /// Output projection and residual; the norm, in a model that has it behind.
