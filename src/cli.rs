@@ -1,7 +1,7 @@
 //! What can be typed. The help, the completions and the man page all come from here.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -200,9 +200,12 @@ pub struct TimelineFiles {
 }
 
 impl TimelineFiles {
-    /// Whether any was asked for.
-    pub fn any(&self) -> bool {
-        [&self.timeline, &self.svg, &self.trace, &self.csv].into_iter().any(Option::is_some)
+    /// Those that were asked for.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.timeline, &self.svg, &self.trace, &self.csv]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
     }
 }
 

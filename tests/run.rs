@@ -143,8 +143,33 @@ fn prompts_of_several_lengths_come_out_in_their_order() {
     let numbers: Vec<usize> = ["[1] ", "[2] ", "[3] "].map(|n| text.find(n).unwrap()).to_vec();
     assert!(numbers.is_sorted(), "{text}");
     assert_eq!(notes.matches("adapted to").count(), 2, "{notes}");
-    let refused = bad(at, &[file.as_slice(), &["--svg", "run.svg"]].concat(), 1);
-    assert!(refused.contains("2 different lengths") && refused.contains("--svg"), "{refused}");
+    for wanted in [["--svg", "run.svg"], ["--counters", "run.csv"]] {
+        let refused = bad(at, &[file.as_slice(), &wanted].concat(), 1);
+        assert!(
+            refused.contains("2 different lengths") && refused.contains(wanted[0]),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_runs() {
+    let folder = tuned();
+    let at = folder.path();
+    let run = ["run", "pipo.toml", "--model", "store", "--prompt", "The link carries"];
+    fs::write(at.join("file"), "").unwrap();
+    for (wanted, why) in [
+        (["--csv", "store"], "it is a folder"),
+        (["--trace", "file/trace.json"], "cannot create the folder file"),
+        (["--counters", "counters.csv"], "the CPU has none that NVML reads"),
+    ] {
+        let line = [run.as_slice(), &wanted].concat();
+        let refused = bad(at, &line, 1);
+        assert!(refused.contains(why), "{wanted:?}: {refused}");
+        assert!(!refused.contains("tokens/s"), "{refused}");
+    }
+    let taken = bad(at, &["tune", "--model", "opt-125m", "-o", "store"], 1);
+    assert!(taken.contains("it is a folder"), "{taken}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub fn run(args: &Args, threads: Option<usize>, printer: &Printer) -> anyhow::Re
         bail!("--file is what --only disk reads; leave it out with --only host");
     }
     let base = args.base.as_deref().map(input::machine).transpose()?;
+    output::expect(&args.output)?;
     let bar = printer.progress("measuring");
     bar.set_length(1);
     let measured = match (args.only, base) {

@@ -45,13 +45,18 @@ pub fn subtitle(plan: &Plan, evaluation: &Evaluation) -> String {
     )
 }
 
+/// A number of things.
+fn counted(number: u64, thing: &str, plural: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { plural })
+}
+
 /// The plan's own text without its prediction and model: the knobs.
 pub fn plan(printer: &Printer, plan: &Plan) {
     printer.section(&format!("Plan: {}", plan.strategy.name()));
     printer.line(format!(
-        "  batch: {} micro-batches of {} sequences{}",
-        plan.batch.count,
-        plan.batch.micro,
+        "  batch: {} of {}{}",
+        counted(plan.batch.count, "micro-batch", "es"),
+        counted(plan.batch.micro, "sequence", "s"),
         plan.batch.prefill_chunk.map_or(String::new(), |c| format!(", prefill in chunks of {c}"))
     ));
     let text = plan.to_toml();

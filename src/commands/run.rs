@@ -1,5 +1,6 @@
 //! `pipo run`: a plan on its store, from prompts to text, with what it took.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
@@ -39,6 +40,25 @@ struct Session<'a> {
     printer: &'a Printer,
 }
 
+/// What was asked for is to be written: whether it can be is said before a run, not after it.
+fn check_files(args: &Run, jobs: &[Job], device: Device) -> anyhow::Result<()> {
+    let files: Vec<&Path> = args.files.paths().chain(args.counters.as_deref()).collect();
+    if jobs.len() > 1 && !files.is_empty() {
+        bail!(
+            "the prompts have {} different lengths and run one length after another, so there is no one \
+             timeline to write; leave --timeline, --svg, --trace, --csv and --counters out, or give prompts of \
+             one length",
+            jobs.len()
+        );
+    }
+    if args.counters.is_some() && device == Device::Cpu {
+        bail!(
+            "there are no counters to write: the CPU has none that NVML reads; leave --counters out"
+        );
+    }
+    files.into_iter().try_for_each(output::expect)
+}
+
 /// Runs the command.
 pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Result<()> {
     let document = input::document(&args.plan)?;
@@ -46,20 +66,14 @@ pub fn run(args: &Run, threads: Option<usize>, printer: &Printer) -> anyhow::Res
     let store = Store::open(&args.model)?;
     let read = prompts::read(&args.prompts, &plan, &store, args.seed)?;
     let jobs = job::jobs(&plan, &document, &read.prompts, args.new_tokens)?;
-    if jobs.len() > 1 && args.files.any() {
-        bail!(
-            "the prompts have {} different lengths and run one length after another, so there is no one \
-             timeline to write; leave --timeline, --svg, --trace and --csv out, or give prompts of one length",
-            jobs.len()
-        );
-    }
+    let device = args.backend.device();
+    check_files(args, &jobs, device)?;
     let settings = Settings {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
         seed: args.seed,
     };
-    let device = args.backend.device();
     let session = Session {
         store: &store,
         reader: Reader { tokenizer: read.tokenizer.as_ref(), ends: &store.arithmetic().end_tokens },

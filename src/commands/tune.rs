@@ -22,6 +22,7 @@ use crate::{OutOfReach, input};
 pub fn run(args: &Tune, printer: &Printer) -> anyhow::Result<()> {
     let (machine, why) = machine(args)?;
     let request = request(args, machine)?;
+    output::expect(&args.output)?;
     let bar = printer.progress("tuning");
     let tuning = tune(&request, &|progress| {
         bar.set_length(progress.total);

@@ -89,6 +89,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             machine.gpu.sms.value
         );
     }
+    output::expect(&beside(&args.output, "svg"))?;
     let mut cases = vec![Case::new("plan", plan, &machine)?];
     let mut notes = Vec::new();
     if args.baseline != "none" {

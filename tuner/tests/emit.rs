@@ -5,6 +5,7 @@
 use pipo_plan::machine::catalog as machines;
 use pipo_plan::model::{Precision, catalog as models};
 use pipo_plan::plan::{Batching, Plan, Precisions};
+use pipo_plan::strategy::cpu_split::CpuSplit;
 use pipo_plan::strategy::pipo::Pipo;
 use pipo_plan::strategy::resident::Resident;
 use pipo_plan::strategy::{KvTier, Processor, Strategy};
@@ -50,6 +51,24 @@ fn split() -> Plan {
 #[test]
 fn llama_cpp() {
     insta::assert_snapshot!(emit(&split(), Target::LlamaCpp).unwrap());
+}
+
+/// Which layers a split keeps off the GPU is its own choice, and no share of the bytes.
+#[test]
+fn llama_cpp_has_the_layers_of_a_split() {
+    let text = |gpu_layers| {
+        let knobs = CpuSplit { gpu_layers, ..CpuSplit::default() };
+        let batch = Batching { micro: 1, count: 1, prefill_chunk: None };
+        let plan = Plan { batch, ..plan("llama-3.1-8b", Strategy::CpuSplit(knobs)) };
+        emit(&plan, Target::LlamaCpp).unwrap()
+    };
+    let some = text(28);
+    for tensors in ["attn", "ffn"] {
+        assert!(some.contains(&format!("'blk\\.(0|1|2|3)\\.{tensors}_.*=CPU'")), "{some}");
+    }
+    assert!(!some.contains("output") && !some.contains("share"), "{some}");
+    let all = text(32);
+    assert!(all.contains("-ngl all \\") && !all.contains("=CPU"), "{all}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pipo_plan::model::Precision;
+use pipo_plan::model::{Family, Precision};
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
 use pipo_plan::units::Bytes;
@@ -54,6 +54,9 @@ fn notes(plan: &Plan, placement: &Placement) -> Vec<String> {
                 .into(),
         );
     }
+    if plan.model.family == Family::Opt {
+        notes.push("llama.cpp has no OPT: take a model of the same shape that it has.".into());
+    }
     if placement.weights.disk > Bytes::ZERO {
         notes.push("Weights on disk are read through a memory map, page by page.".into());
     }
@@ -77,8 +80,6 @@ fn exceptions(placement: &Placement) -> Vec<String> {
         let layers = placement.layers.iter().enumerate();
         layers.filter(|(_, home)| off(home)).map(|(layer, _)| layer.to_string()).collect()
     };
-    let off = |tier: Tier| tier != Tier::Gpu;
-    let _ = off;
     let attention = numbers(|home| home.attention != Tier::Gpu);
     let mlp = numbers(|home| home.mlp != Tier::Gpu);
     let mut patterns = Vec::new();

@@ -3,6 +3,7 @@
 use pipo_plan::model::Part;
 use pipo_plan::plan::Plan;
 use pipo_plan::schedule::Tier;
+use pipo_plan::strategy::cpu_split::CpuSplit;
 use pipo_plan::strategy::frame::Frame;
 use pipo_plan::strategy::pipo::{Pipo, place, placed_units};
 use pipo_plan::strategy::residency::Placed;
@@ -73,6 +74,7 @@ impl Placement {
         }
         let (layers, head, by_layer) = match &plan.strategy {
             Strategy::Pipo(knobs) => of_pipo(plan, knobs),
+            Strategy::CpuSplit(knobs) => of_cpu_split(plan, knobs),
             _ => by_share(plan, &weights),
         };
         Ok(Self { weights, cache, layers, head, pinned, by_layer })
@@ -103,6 +105,17 @@ fn of_pipo(plan: &Plan, knobs: &Pipo) -> (Vec<LayerHome>, Tier, bool) {
         }
     }
     (layers, head, true)
+}
+
+/// The first layers stay off the GPU.
+fn of_cpu_split(plan: &Plan, knobs: &CpuSplit) -> (Vec<LayerHome>, Tier, bool) {
+    let tier = |on_gpu: bool| if on_gpu { Tier::Gpu } else { Tier::Pageable };
+    let first_on_gpu = plan.model.layers.saturating_sub(knobs.gpu_layers);
+    let home = |layer| LayerHome {
+        attention: tier(layer >= first_on_gpu),
+        mlp: tier(layer >= first_on_gpu),
+    };
+    ((0..plan.model.layers).map(home).collect(), tier(knobs.gpu_head), true)
 }
 
 fn slowest(placed: &Placed) -> Tier {

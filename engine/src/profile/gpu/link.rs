@@ -26,6 +26,9 @@ pub(super) const PINNED: usize = 512 << 20;
 /// Bytes that are copied in one sample, at least.
 const STRETCH: usize = 64 << 20;
 
+/// A block of weights.
+const BLOCK: usize = 16 << 20;
+
 /// Writes numbers that look like nothing in particular: copies are measured for weights, and zeros need not cost
 /// the same. Writing all of a buffer also leaves nothing of its beginning in a cache.
 fn fill(bytes: &mut [u8]) {
@@ -108,14 +111,13 @@ impl Link {
     /// Queues copies to the device, and returns how much they copy: no less than asked for. The event happens once
     /// they have ended.
     pub(super) fn queue(&self, bench: &Bench, bytes: Bytes, end: &Event) -> Result<Bytes, Fault> {
-        let count = bytes.0.div_ceil(STRETCH as u64);
+        let count = bytes.0.div_ceil(BLOCK as u64);
         let mut walk = Walk::through(PINNED);
         for _ in 0..count {
-            let place = walk.next(STRETCH);
-            copy(&bench.stream, bench.copied, &self.pinned, place, STRETCH, true)?;
+            copy(&bench.stream, bench.copied, &self.pinned, walk.next(BLOCK), BLOCK, true)?;
         }
         bench.stream.record(end)?;
-        Ok(Bytes(count * STRETCH as u64))
+        Ok(Bytes(count * BLOCK as u64))
     }
 
     /// What passes between the device and threads of the host.
