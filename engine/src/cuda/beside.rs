@@ -18,7 +18,7 @@ use crate::backend::accounts::Accounts;
 use crate::backend::knobs::Knobs;
 use crate::backend::{fetched, moved};
 use crate::executor::{Fault, Task};
-use crate::half;
+use crate::half::Room;
 use crate::memory::Buffer;
 use crate::run::RunError;
 use crate::store::in_memory;
@@ -34,12 +34,6 @@ pub(super) struct Crossing {
     pub(super) home: Buffer,
     /// The same rows as the CPU computes with them.
     room: Mutex<Room>,
-}
-
-#[derive(Debug, Default)]
-struct Room {
-    queries: Vec<f32>,
-    attended: Vec<f32>,
 }
 
 impl Crossing {
@@ -110,14 +104,10 @@ impl CudaBackend<'_> {
         let Crossing { home, room, .. } = self.crossing(task)?;
         let (mut home, cache) = (home.write()?, self.home(task)?.read()?);
         let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-        let Room { queries, attended } = &mut *room;
-        queries.clear();
-        half::load(&home, queries);
-        attended.resize(queries.len(), 0.0);
         let before = self.host.before(task);
-        self.host.attend_into(&self.decoder, queries, &cache, before, attended)?;
-        half::store(attended, &mut home);
-        Ok(())
+        room.replace(&mut home, |queries, attended| {
+            self.host.attend_into(&self.decoder, queries, &cache, before, attended)
+        })
     }
 
     fn crossing(&self, task: &Task) -> Result<&Crossing, Fault> {

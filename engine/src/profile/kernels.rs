@@ -201,8 +201,8 @@ fn attend(
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
     let plane = precision.matrix_bytes((context * heads.kv) as u64, dim as u64);
     let plane = crate::store::in_memory(plane.0);
-    let mut q = vec![0.1; sequences * rows * heads.query * dim];
-    let (mut home, mut attended) = (vec![0; 2 * q.len()], vec![0.0; q.len()]);
+    let q = vec![0.1; sequences * rows * heads.query * dim];
+    let (mut home, mut room) = (vec![0; 2 * q.len()], half::Room::default());
     half::store(&q, &mut home);
     let size = format!(
         "{precision} {sequences} x {rows} x {context}, {} heads of {dim} over {}",
@@ -224,21 +224,17 @@ fn attend(
             Ok((matrix(keys)?, matrix(values)?))
         });
         let caches = caches.collect::<Result<Vec<_>, ProfileError>>()?;
-        let first = context - rows;
+        let attend =
+            |q: &[f32], out: &mut [f32]| attentions(cpu, &heads, q, context - rows, &caches, out);
         match settings.device {
             // As the decoder does: a result of its own, in memory that was not used before.
             Device::Cpu => {
                 let mut out = vec![0.0; q.len()];
-                attentions(cpu, &heads, &q, first, &caches, &mut out)?;
+                attend(&q, &mut out)?;
                 std::hint::black_box(&out);
             }
             // As beside a GPU: rows come and go as 16-bit numbers.
-            Device::Cuda => {
-                q.clear();
-                half::load(&home, &mut q);
-                attentions(cpu, &heads, &q, first, &caches, &mut attended)?;
-                half::store(&attended, &mut home);
-            }
+            Device::Cuda => room.replace(&mut home, attend)?,
         }
         last = begin.elapsed();
         if let Some(card) = &beside {

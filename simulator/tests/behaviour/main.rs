@@ -6,6 +6,7 @@
 mod blame;
 mod conservation;
 mod cost;
+mod disk;
 mod on_host;
 mod page_cache;
 mod phases;

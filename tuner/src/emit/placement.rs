@@ -111,11 +111,9 @@ fn of_pipo(plan: &Plan, knobs: &Pipo) -> (Vec<LayerHome>, Tier, bool) {
 fn of_cpu_split(plan: &Plan, knobs: &CpuSplit) -> (Vec<LayerHome>, Tier, bool) {
     let tier = |on_gpu: bool| if on_gpu { Tier::Gpu } else { Tier::Pageable };
     let first_on_gpu = plan.model.layers.saturating_sub(knobs.gpu_layers);
-    let home = |layer| LayerHome {
-        attention: tier(layer >= first_on_gpu),
-        mlp: tier(layer >= first_on_gpu),
-    };
-    ((0..plan.model.layers).map(home).collect(), tier(knobs.gpu_head), true)
+    let home = |tier| LayerHome { attention: tier, mlp: tier };
+    let layers = (0..plan.model.layers).map(|layer| home(tier(layer >= first_on_gpu)));
+    (layers.collect(), tier(knobs.gpu_head), true)
 }
 
 fn slowest(placed: &Placed) -> Tier {
