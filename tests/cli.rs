@@ -135,6 +135,17 @@ fn a_model_that_fits_needs_no_offload() {
 }
 
 #[test]
+fn a_budget_beyond_the_machine_is_noted() {
+    let folder = TempDir::new().unwrap();
+    let tune = |more: &str| good(folder.path(), &format!("{SMALL} --strategy flexgen {more}"));
+    assert!(!tune("").contains("less than this budget"));
+    let text = tune("--host-mem 99GB");
+    let note = "note     the machine has 17.2 GB (16.0 GiB) of host memory, less than this budget";
+    assert!(text.contains(note), "{text}");
+    assert!(!text.contains("of GPU memory, less than"), "{text}");
+}
+
+#[test]
 fn what_cannot_be_met_is_said_with_its_reason() {
     let folder = TempDir::new().unwrap();
     let nothing = bad(folder.path(), "tune --model opt-1.3b --gpu-mem 200MB --prompt 64", 3);

@@ -3,8 +3,10 @@
 //! A reader is shared by all disk lanes; each read is one lane's. A read fills the whole buffer or
 //! fails: short reads are read on, the end of the file is an error.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
+
+use pipo_plan::units::Bytes;
 
 use crate::store::in_memory;
 
@@ -24,6 +26,12 @@ pub(crate) use overlapped::overlapped;
 
 /// What direct reads must be aligned to, in memory and in the file: the page, which no disk exceeds.
 pub const PAGE: usize = 4096;
+
+/// What whoever runs this may still write to the disk of a folder.
+pub(crate) fn free_space(folder: &Path) -> io::Result<Bytes> {
+    let free = rustix::fs::statvfs(folder)?;
+    Ok(Bytes(free.f_bavail.saturating_mul(free.f_frsize)))
+}
 
 /// Reads a file at any place.
 pub trait BlockReader: fmt::Debug + Send + Sync {
@@ -65,7 +73,7 @@ pub struct ReadError {
 pub enum Cause {
     /// The operating system refused.
     #[error("{0}; check the disk and the file's permissions")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     /// The file ends before.
     #[error("the file ends after {0} of them; it was cut off, import the model again")]
     Short(u64),
@@ -131,7 +139,7 @@ fn fill(file: &impl std::os::unix::fs::FileExt, offset: u64, into: &mut [u8]) ->
         match file.read_at(&mut into[done..], offset + done as u64) {
             Ok(0) => return Err(Cause::Short(done as u64)),
             Ok(read) => done += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Cause::Io(error)),
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use pipo_kernels::Cpu;
+use pipo_kernels::cuda::MOST_ACROSS;
 use pipo_kernels::sample::{SampleError, Sampler, Settings};
 use pipo_plan::memory::{MemoryTable, Overheads};
 use pipo_plan::plan::Plan;
@@ -258,6 +259,17 @@ fn check(request: &Request) -> Result<(), RunError> {
         return Err(RunError::Unavailable {
             what,
             next_step: "leave --shape out, or run on a GPU",
+        });
+    }
+    let attended = plan.batch.micro.saturating_mul(plan.model.kv_heads.into());
+    if request.device == Device::Cuda && attended > u64::from(MOST_ACROSS) {
+        let (micro, heads) = (plan.batch.micro, plan.model.kv_heads);
+        return Err(RunError::Unavailable {
+            what: format!(
+                "batch.micro: a GPU attends for at most {MOST_ACROSS} sequences times kv heads at once, the plan \
+                 has {micro} times {heads}"
+            ),
+            next_step: "use more micro-batches of fewer sequences, or tune with a smaller --batch",
         });
     }
     let mismatch = |text| Err(RunError::Mismatch(text));

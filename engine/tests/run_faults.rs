@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pipo_engine::disk::{BlockReader, Buffered, Faulty, ReadError, Trouble};
 use pipo_engine::executor::ExecutionError;
-use pipo_engine::run::{Outcome, Request, RunError, run as execute};
+use pipo_engine::run::{Device, Outcome, Request, RunError, run as execute};
 use pipo_plan::plan::{Batching, Plan};
 use pipo_plan::strategy::pipo::{Embedding, Pipo};
 use pipo_plan::strategy::{KvTier, Strategy};
@@ -188,6 +188,22 @@ fn a_budget_that_is_a_byte_too_small_is_refused_before_anything_is_read() {
             assert!(error.starts_with(path) && error.contains("1 B (1 B) too much"), "{error}");
             assert_eq!(count.into_inner(), 0);
         }
+    }
+}
+
+/// Said without a GPU, too: before a device is looked for.
+#[test]
+fn more_sequences_than_a_gpu_attends_for_at_once_are_refused_before_anything_is_read() {
+    let fixture = fixture(2, 0);
+    let plan = fixture.plan(resident(), Batching::single(40_000), 2);
+    let heads = plan.model.kv_heads;
+    assert!(heads > 1);
+    let request = Request { device: Device::Cuda, ..Request::new(&plan, &fixture.store, &[]) };
+    let error = execute(&request, &AtomicBool::new(false)).unwrap_err().to_string();
+    for words in
+        ["batch.micro: ", "at most 65535 ", &format!("40000 times {heads}"), "smaller --batch"]
+    {
+        assert!(error.contains(words), "`{words}` is not in: {error}");
     }
 }
 

@@ -49,6 +49,7 @@ pub use architecture::Architecture;
 pub use attention::{Append, Attention};
 pub use compile::{Compiled, compile};
 pub use error::CudaError;
+pub use launch::MOST_ACROSS;
 pub use linear::{Linear, Out, Then};
 pub use norm::Turn;
 pub use operand::{DeviceCache, DeviceMatrix, DeviceVector, Region};

@@ -184,6 +184,18 @@ fn header(printer: &Printer, request: &Request, why: &str) {
         workload.objective.name()
     ));
     printer.line(format!("budget   GPU {}, host {}", budget.gpu.both(), budget.host.both()));
+    let tiers = [
+        ("GPU", budget.gpu, machine.gpu.memory.value),
+        ("host", budget.host, machine.host.memory.value),
+    ];
+    for (name, budget, has) in tiers {
+        if budget > has {
+            printer.line(format!(
+                "note     the machine has {} of {name} memory, less than this budget",
+                has.both()
+            ));
+        }
+    }
 }
 
 fn verdict(printer: &Printer, tuning: &Tuning) {

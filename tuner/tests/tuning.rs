@@ -161,7 +161,8 @@ fn counts_that_no_run_can_have_are_refused_at_once() {
 #[test]
 fn a_gpu_that_is_twice_as_fast_is_so_in_all_that_was_measured_of_it() {
     // A profile of an H200, whose tables say what products and attentions take, and a plan all on the GPU.
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../results/published/h200-verify/whole.toml");
+    let path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../results/published/h200-verify/second/whole.toml");
     let document = Document::new(path, std::fs::read_to_string(path).unwrap());
     let machine = Machine::from_toml(&document).unwrap();
     let mut request = request("opt-1.3b", "40GB");

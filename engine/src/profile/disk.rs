@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pipo_plan::units::{Bytes, Nanos};
-use rustix::fs::{Advice, fadvise, statvfs};
+use rustix::fs::{Advice, fadvise};
 
 use super::sampling::{Middle, Sampler};
 use super::{ProfileError, not_direct};
-use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE, ReadError};
+use crate::disk::{AlignedBuf, BlockReader, Buffered, Direct, PAGE, ReadError, free_space};
 use crate::shape::Shape;
 use crate::store::in_memory;
 
@@ -160,8 +160,8 @@ fn reads(
     let mapped = scratch.mapped(sampler)?;
     let mapped_together = scratch.mapped_together(sampler)?;
     let mapped_again = scratch.mapped_again(sampler)?;
-    let free = statvfs(&scratch.folder).map_err(|error| scratch.failed("inspect", error.into()))?;
-    let capacity = Bytes(free.f_bavail.saturating_mul(free.f_frsize).max(1));
+    let free = free_space(&scratch.folder).map_err(|error| scratch.failed("inspect", error))?;
+    let capacity = free.max(Bytes(1));
     Ok(DiskTimes {
         direct,
         together,

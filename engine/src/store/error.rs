@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pipo_plan::diagnostic::Diagnostic;
+use pipo_plan::units::Bytes;
 
 use super::Place;
 
@@ -130,6 +131,19 @@ pub enum StoreError {
         blocks: u64,
         /// The most that are believed.
         limit: u64,
+    },
+    /// The disk has no room for the store.
+    #[error(
+        "{} takes {}, and {} is free on its disk; free some space, name another disk, or use fewer bits a weight",
+        path.display(), needed.both(), free.both()
+    )]
+    NoRoom {
+        /// The target.
+        path: PathBuf,
+        /// The length of its weights.
+        needed: Bytes,
+        /// What may still be written there.
+        free: Bytes,
     },
     /// The target is there already.
     #[error("{} exists already; remove it or name another place", path.display())]

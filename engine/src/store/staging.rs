@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use pipo_plan::units::Bytes;
+
 use super::{DATA, StoreError, TABLE, TOKENIZER};
+use crate::disk::free_space;
 
 /// Every file that an import writes under a name.
 const FILES: [&str; 3] = [DATA, TABLE, TOKENIZER];
@@ -24,7 +27,8 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    pub(super) fn create(target: &Path) -> Result<Self, StoreError> {
+    /// Fails before anything is written where the disk has no room for `bytes`.
+    pub(super) fn create(target: &Path, bytes: Bytes) -> Result<Self, StoreError> {
         let Some(name) = target.file_name() else {
             return Err(StoreError::BadTarget { path: target.to_owned() });
         };
@@ -39,6 +43,12 @@ impl Staging {
         let folder = parent.join(hidden);
 
         remove_abandoned(&folder)?;
+        // Where a file system does not say what is free, writing will.
+        if let Ok(free) = free_space(&parent)
+            && free < bytes
+        {
+            return Err(StoreError::NoRoom { path: target.to_owned(), needed: bytes, free });
+        }
         fs::create_dir(&folder).map_err(StoreError::io("create the folder", &folder))?;
         let data = create_locked(&folder).inspect_err(|_| {
             let _ = remove(&folder);

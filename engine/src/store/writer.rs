@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use pipo_plan::model::{Model, Part, Precision};
+use pipo_plan::units::Bytes;
 
 use super::staging::Staging;
 use super::table::{Attached, MOST_BLOCKS, Table};
@@ -78,7 +79,7 @@ impl Writer {
             return Err(StoreError::TooLarge { blocks, limit: MOST_BLOCKS });
         }
         let ahead: Vec<u64> = lengths().collect();
-        let staging = Staging::create(target)?;
+        let staging = Staging::create(target, Bytes(layout.file_length()))?;
         let out = through(staging.data()?);
         let mut writer = Self {
             out,

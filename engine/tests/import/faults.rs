@@ -251,6 +251,13 @@ fn a_store_beyond_belief_is_refused_before_anything_is_written() {
     (header.model.layers, header.precision) = (9000, Precision::Fp16);
     let error = Writer::create(&target(&folder), header.clone()).unwrap_err().to_string();
     assert!(error.contains("blocks"), "{error}");
+    // 19 TB.
+    header.model.layers = 5000;
+    let error = Writer::create(&target(&folder), header.clone()).unwrap_err();
+    assert!(matches!(error, StoreError::NoRoom { .. }), "{error}");
+    for word in ["store takes 18.", "is free on its disk", "name another disk"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
     header.model.layers = u32::MAX;
     let error = Writer::create(&target(&folder), header).unwrap_err().to_string();
     assert!(error.contains(&u32::MAX.to_string()), "{error}");

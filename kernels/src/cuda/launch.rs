@@ -12,6 +12,10 @@ use super::unit::Unit;
 use super::{CudaError, Kernels, Stream, compile};
 use crate::error::ShapeError;
 
+/// Blocks that a grid may have in its second and its third direction, which is the driver's limit. An attention
+/// has a block there for each sequence and key-value head.
+pub const MOST_ACROSS: u32 = 65535;
+
 /// A loaded unit.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -81,7 +85,7 @@ impl Kernels {
         let mut grid = [0; 3];
         for (index, (grid, blocks)) in grid.iter_mut().zip(launch.grid).enumerate() {
             // The driver's limits.
-            let limit = if index == 0 { i32::MAX.cast_unsigned() } else { 65535 };
+            let limit = if index == 0 { i32::MAX.cast_unsigned() } else { MOST_ACROSS };
             let fits = u32::try_from(blocks).ok().filter(|blocks| *blocks <= limit);
             *grid = fits.ok_or(ShapeError::TooLarge { what: "the grid of a kernel" })?;
         }
