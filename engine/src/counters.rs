@@ -15,6 +15,10 @@ use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 use nvml_wrapper::{Device, Nvml};
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
+mod state;
+
+pub use state::State;
+
 /// Between two readings: GPM needs 100 ms to be trusted, and NVML is refreshed about every 200 ms.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use pipo_plan::machine::Machine;
 use pipo_plan::units::Bytes;
 
+use crate::counters::State;
 use crate::disk::{NotDirect, ReadError};
 use crate::executor::{ExecutionError, Fault};
 use crate::run::Device;
@@ -183,6 +184,8 @@ pub fn profile(
     let Settings { samples, patience, passes, .. } = *settings;
     let mut sampler = Sampler::new(samples, patience, passes);
     let mut card = card(settings)?;
+    let state = |card: &Option<gpu::Card>| card.as_ref().and_then(|_| State::now());
+    let before = state(&card);
     let mut done = 0;
     let mut next = || {
         // The disk is a part, too.
@@ -195,6 +198,7 @@ pub fn profile(
         let gpu = card.as_mut().map(|card| card.measure(sampler, settings)).transpose()?;
         Ok::<_, ProfileError>((host, gpu))
     })?;
+    let after = state(&card);
     // Its buffers are not what others have reserved of the host.
     drop(card);
     next();
@@ -205,6 +209,10 @@ pub fn profile(
     let mut machine = machine::assemble(host, gpu, &disk, settings.threads)?;
     if settings.shape.disk.is_some() {
         machine::without_page_cache(&mut machine);
+    }
+    if let Some((before, after)) = before.zip(after) {
+        let what = &machine.description;
+        machine.description = format!("{what}; {before} before it was measured, {after} after");
     }
     let samples = [sampler, of_disk].into_iter().flat_map(Sampler::into_samples).collect();
     Ok(Profile { machine, samples, notes })
