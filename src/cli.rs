@@ -279,10 +279,11 @@ pub struct Profile {
     /// What plays the GPU.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: Backend,
-    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s, or some of them.
+    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s,gpu-mem=6GB, or
+    /// some of them.
     ///
-    /// Kernels run on so many multiprocessors; copies and reads are held back by the host. Every output
-    /// says so.
+    /// Kernels run on so many multiprocessors; copies and reads are held back by the host; no plan's budget
+    /// may exceed the memory. Every output says so.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
     pub shape: Shape,
     /// Where the profile goes; every sample goes beside it.
@@ -329,10 +330,11 @@ pub struct Verify {
     /// The store with the weights.
     #[arg(long, value_name = "STORE")]
     pub model: PathBuf,
-    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s, or some of them.
+    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s,gpu-mem=6GB, or
+    /// some of them.
     ///
-    /// Kernels run on so many multiprocessors; copies and reads are held back by the host. Every output
-    /// says so.
+    /// Kernels run on so many multiprocessors; copies and reads are held back by the host; no plan's budget
+    /// may exceed the memory. Every output says so.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
     pub shape: Shape,
     /// The system that the plan is compared with, in the same budget; `none` for no comparison.

@@ -13,6 +13,7 @@ use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 use nvml_wrapper::{Device, Nvml};
+use pipo_plan::timeline::Reading;
 use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 
 mod state;
@@ -24,27 +25,6 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often the end is looked for in between.
 const PATIENCE: Duration = Duration::from_millis(5);
-
-/// One reading.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Reading {
-    /// When, from the beginning of the run.
-    pub at: Nanos,
-    /// NVML's utilisation, in percent.
-    pub nvml: Option<f64>,
-    /// GPM's graphics utilisation since the reading before, in percent.
-    pub kernel: Option<f64>,
-    /// GPM's utilisation of multiprocessors since the reading before, in percent.
-    pub sm: Option<f64>,
-    /// From host to device since the reading before.
-    pub to_device: Option<Bandwidth>,
-    /// From device to host.
-    pub from_device: Option<Bandwidth>,
-    /// Clock of the multiprocessors, in MHz.
-    pub clock: Option<u32>,
-    /// Power drawn, in watts.
-    pub power: Option<f64>,
-}
 
 /// Readings in their order.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -71,20 +51,21 @@ impl Counters {
             "seconds,nvml_percent,kernel_percent,sm_percent,to_device_bytes_per_s,from_device_bytes_per_s,sm_clock_mhz,power_w\n",
         );
         let cell = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.1}"));
+        let percent = |permille: Option<u16>| cell(permille.map(|value| f64::from(value) / 10.0));
         let rate = |rate: Option<Bandwidth>| rate.map_or(String::new(), |rate| rate.0.to_string());
         for r in &self.readings {
-            let clock = r.clock.map_or(String::new(), |clock| clock.to_string());
+            let clock = r.clock_mhz.map_or(String::new(), |clock| clock.to_string());
             // Writing to a text cannot fail.
             let _ = writeln!(
                 text,
                 "{:.3},{},{},{},{},{},{clock},{}",
                 r.at.as_f64() / 1e9,
-                cell(r.nvml),
-                cell(r.kernel),
-                cell(r.sm),
+                percent(r.nvml_permille),
+                percent(r.kernel_permille),
+                percent(r.sm_permille),
                 rate(r.to_device),
                 rate(r.from_device),
-                cell(r.power)
+                cell(r.power_mw.map(|power| f64::from(power) / 1e3))
             );
         }
         text
@@ -180,15 +161,22 @@ impl Watched {
         let device = &self.device;
         Reading {
             at: Nanos::ZERO,
-            nvml: device.utilization_rates().ok().map(|rates| f64::from(rates.gpu)),
-            kernel,
-            sm,
+            nvml_permille: device.utilization_rates().ok().map(|r| permille(f64::from(r.gpu))),
+            kernel_permille: kernel.map(permille),
+            sm_permille: sm.map(permille),
             to_device: to_device.map(megabytes),
             from_device: from_device.map(megabytes),
-            clock: device.clock_info(Clock::SM).ok(),
-            power: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+            clock_mhz: device.clock_info(Clock::SM).ok(),
+            power_mw: device.power_usage().ok(),
         }
     }
+}
+
+/// Of a percentage, which a counter may put a little above a hundred.
+fn permille(percent: f64) -> u16 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1000")]
+    let permille = (10.0 * percent).round().clamp(0.0, 1000.0) as u16;
+    permille
 }
 
 /// GPM's rates come in MiB a second.
@@ -221,17 +209,26 @@ mod tests {
 
     #[test]
     fn a_counter_that_is_not_there_is_an_empty_cell_and_no_part_of_a_mean() {
-        let with = Reading { at: Nanos(100_000_000), nvml: Some(90.0), ..Reading::default() };
+        let with =
+            Reading { at: Nanos(100_000_000), nvml_permille: Some(900), ..Reading::default() };
         let rate = Some(Bandwidth(55_000_000_000));
         let other = Reading { at: Nanos(200_000_000), to_device: rate, ..Reading::default() };
         let counters = Counters { readings: vec![with, other], ..Counters::default() };
-        assert_eq!(counters.mean(|r| r.nvml), Some(90.0));
-        assert_eq!(counters.mean(|r| r.sm), None);
+        assert_eq!(counters.mean(|r| r.nvml_permille.map(f64::from)), Some(900.0));
+        assert_eq!(counters.mean(|r| r.sm_permille.map(f64::from)), None);
         insta::assert_snapshot!(counters.csv(), @r"
         seconds,nvml_percent,kernel_percent,sm_percent,to_device_bytes_per_s,from_device_bytes_per_s,sm_clock_mhz,power_w
         0.100,90.0,,,,,,
         0.200,,,,55000000000,,,
         ");
+    }
+
+    #[test]
+    fn shares_are_thousandths_of_no_more_than_all() {
+        assert_eq!(
+            [0.04, 0.06, 20.44, 100.0, 100.3, -1.0].map(permille),
+            [0, 1, 204, 1000, 1000, 0]
+        );
     }
 
     #[test]

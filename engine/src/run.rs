@@ -241,7 +241,8 @@ pub fn run(request: &Request, cancelled: &AtomicBool) -> Result<Outcome, RunErro
             let before = memory_at_first();
             let backend = CudaBackend::new(request, &schedule.layout, cpu, cancelled)?;
             let (timeline, counters) = watch(before, || execute(&schedule, &backend, cancelled));
-            let timeline = timeline?;
+            let mut timeline = timeline?;
+            timeline.readings = counters.iter().flat_map(|c| c.readings.iter().copied()).collect();
             backend.finish()?;
             let (allocated, notes) = (backend.allocated().to_vec(), backend.notes().to_vec());
             let (tokens, logits) = backend.results();
@@ -260,6 +261,14 @@ fn check(request: &Request) -> Result<(), RunError> {
             what,
             next_step: "leave --shape out, or run on a GPU",
         });
+    }
+    if let Some(size) = request.shape.gpu_mem.filter(|&size| size < plan.budget.gpu) {
+        return Err(RunError::Mismatch(format!(
+            "budget.gpu is {}, the GPU is shaped to {}; tune with --gpu-mem {}",
+            plan.budget.gpu.both(),
+            size.both(),
+            size.exact()
+        )));
     }
     let attended = plan.batch.micro.saturating_mul(plan.model.kv_heads.into());
     if request.device == Device::Cuda && attended > u64::from(MOST_ACROSS) {

@@ -1,8 +1,9 @@
-//! A device made smaller, to stand in for another: fewer multiprocessors, a slower link, a slower disk.
+//! A device made smaller, to stand in for another: fewer multiprocessors, a slower link, a slower disk, less memory.
 //!
 //! Multiprocessors are really fewer: kernels run in a green context that has no others. Link and disk are
 //! held back by the host, operation by operation: each is done as fast as it goes, and counts as done no
 //! earlier than the slower device would have done it. Never by a kernel that spins, which would count as work.
+//! Memory is what a profile says, and what no plan's budget may exceed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,18 +21,22 @@ pub struct Shape {
     pub link: Option<Bandwidth>,
     /// All reads from the disk together.
     pub disk: Option<Bandwidth>,
+    /// Memory of the GPU.
+    pub gpu_mem: Option<Bytes>,
 }
+
+/// How one is written.
+const EXAMPLE: &str = "sms=8,link=12GB/s,disk=3GB/s,gpu-mem=6GB";
 
 impl FromStr for Shape {
     type Err = String;
 
-    /// Reads `sms=8,link=12GB/s,disk=3GB/s`, each of them once at most.
+    /// Reads `sms=8,link=12GB/s,disk=3GB/s,gpu-mem=6GB`, each of them once at most.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut shape = Self::default();
         for part in text.split(',') {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            let wrong =
-                |what: &str| format!("`{part}`: {what}; write sms=8,link=12GB/s,disk=3GB/s");
+            let wrong = |what: &str| format!("`{part}`: {what}; write {EXAMPLE}");
             let rate = || {
                 let rate = value.parse::<Bandwidth>().ok().filter(|rate| rate.0 > 0);
                 rate.ok_or_else(|| wrong("this is no rate above zero"))
@@ -46,7 +51,12 @@ impl FromStr for Shape {
                 }
                 "link" => shape.link.replace(rate()?).is_some(),
                 "disk" => shape.disk.replace(rate()?).is_some(),
-                _ => return Err(wrong("a shape has sms, link and disk")),
+                "gpu-mem" => {
+                    let size = value.parse::<Bytes>().ok().filter(|size| size.0 > 0);
+                    let size = size.ok_or_else(|| wrong("this is no size above zero"))?;
+                    shape.gpu_mem.replace(size).is_some()
+                }
+                _ => return Err(wrong("a shape has sms, link, disk and gpu-mem")),
             };
             if twice {
                 return Err(wrong("this is said twice"));
@@ -62,6 +72,7 @@ impl fmt::Display for Shape {
             self.sms.map(|sms| format!("{sms} SMs")),
             self.link.map(|rate| format!("a link of {rate} each way")),
             self.disk.map(|rate| format!("a disk of {rate}")),
+            self.gpu_mem.map(|size| format!("{size} of memory")),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         f.pad(&parts.join(", "))
@@ -130,16 +141,28 @@ mod tests {
         assert_eq!(shape.link, Some(Bandwidth(12_000_000_000)));
         insta::assert_snapshot!(shape.name("NVIDIA H200"), @"NVIDIA H200 shaped to 8 SMs, a link of 12.0 GB/s each way");
         assert_eq!(Shape::default().name("NVIDIA H200"), "NVIDIA H200");
+        let small: Shape = "gpu-mem=6GB,disk=1GB/s".parse().unwrap();
+        insta::assert_snapshot!(small.to_string(), @"a disk of 1.00 GB/s, 6.00 GB of memory");
     }
 
     #[test]
     fn what_is_no_shape_is_said() {
-        for text in
-            ["", "sms", "sms=0", "sms=-1", "link=fast", "link=0B/s", "tensor=1", "sms=8,sms=9"]
-        {
+        for text in [
+            "",
+            "sms",
+            "sms=0",
+            "sms=-1",
+            "link=fast",
+            "link=0B/s",
+            "tensor=1",
+            "sms=8,sms=9",
+            "gpu-mem=6g",
+            "gpu-mem=0B",
+        ] {
             let error = text.parse::<Shape>().unwrap_err();
-            assert!(error.contains("write sms=8,link=12GB/s,disk=3GB/s"), "{text}: {error}");
+            assert!(error.contains(&format!("write {EXAMPLE}")), "{text}: {error}");
         }
+        assert!(EXAMPLE.parse::<Shape>().is_ok());
     }
 
     #[test]

@@ -207,6 +207,21 @@ fn more_sequences_than_a_gpu_attends_for_at_once_are_refused_before_anything_is_
     }
 }
 
+#[test]
+fn a_plan_for_more_memory_than_the_shape_has_is_refused() {
+    let fixture = fixture(2, 0);
+    let mut plan = fixture.plan(resident(), Batching::single(1), 2);
+    plan.budget.gpu = Bytes(6_000_000_001);
+    let shape = "gpu-mem=6GB".parse().unwrap();
+    let request = Request::new(&plan, &fixture.store, &[]);
+    let request = Request { device: Device::Cuda, shape, ..request };
+    let error = execute(&request, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(
+        error.starts_with("budget.gpu is 6.00 GB") && error.contains("--gpu-mem 6GB"),
+        "{error}"
+    );
+}
+
 /// A cache on disk leaves nothing there, whether the run ends well or not.
 #[test]
 fn a_scratch_file_is_gone_with_its_run() {

@@ -1,7 +1,7 @@
 //! The timeline: what ran when. The simulator predicts one, the engine measures one, and they compare.
 
 use crate::schedule::{LaneId, Layout, OpId, OpKind, Phase};
-use crate::units::{Bytes, Nanos};
+use crate::units::{Bandwidth, Bytes, Nanos};
 
 /// Why an operation did not start earlier: the last thing it waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +67,27 @@ pub struct PassEnd {
     pub end: Nanos,
 }
 
+/// What a GPU said of itself at one moment of a run. What it does not say is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// When, from the beginning of the run.
+    pub at: Nanos,
+    /// NVML's utilisation, in thousandths.
+    pub nvml_permille: Option<u16>,
+    /// GPM's graphics utilisation since the reading before, in thousandths: some kernel ran.
+    pub kernel_permille: Option<u16>,
+    /// GPM's utilisation of multiprocessors since the reading before, in thousandths.
+    pub sm_permille: Option<u16>,
+    /// From host to device since the reading before.
+    pub to_device: Option<Bandwidth>,
+    /// From device to host.
+    pub from_device: Option<Bandwidth>,
+    /// Clock of the multiprocessors.
+    pub clock_mhz: Option<u32>,
+    /// Power drawn.
+    pub power_mw: Option<u32>,
+}
+
 /// Everything that ran, by start time and then by program order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeline {
@@ -78,6 +99,8 @@ pub struct Timeline {
     pub passes: Vec<PassEnd>,
     /// When everything had ended.
     pub end: Nanos,
+    /// What a GPU said of itself meanwhile, by time: nothing in a prediction, and where there is no GPU.
+    pub readings: Vec<Reading>,
 }
 
 /// The times that a run is judged by, predicted or measured.

@@ -1,8 +1,8 @@
 //! Timelines for tests: a weight-streaming pipeline scheduled greedily, and arbitrary ones.
 
 use pipo_plan::schedule::{Lane, LaneId, LaneKind, Layout, OpId, OpKind, Phase, Tier};
-use pipo_plan::timeline::{Blame, PassEnd, Span, Timeline};
-use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::timeline::{Blame, PassEnd, Reading, Span, Timeline};
+use pipo_plan::units::{Bandwidth, Bytes, Nanos};
 use proptest::prelude::*;
 
 use crate::chart::{Bar, BarChart, Group, Line, LineChart, Point, Scale};
@@ -144,7 +144,7 @@ pub(crate) fn pipeline(shape: Shape) -> Timeline {
     }
     let end = run.spans.iter().map(|s| s.end).max().unwrap();
     run.spans.sort_by_key(|s| (s.start, s.op));
-    Timeline { layout, spans: run.spans, passes, end }
+    Timeline { layout, spans: run.spans, passes, end, readings: Vec::new() }
 }
 
 /// Two tokens of two layers.
@@ -152,10 +152,52 @@ pub(crate) fn two_tokens() -> Timeline {
     pipeline(Shape { layers: 2, decode_passes: 1, ..LAPTOP })
 }
 
+/// Two tokens with what a GPU said meanwhile: all of it once, and only a part of it the second time.
+pub(crate) fn watched() -> Timeline {
+    let all = Reading {
+        at: Nanos(100_000_000),
+        nvml_permille: Some(1000),
+        kernel_permille: Some(204),
+        sm_permille: Some(31),
+        to_device: Some(Bandwidth(55_000_000_000)),
+        from_device: Some(Bandwidth(1_250_000_000)),
+        clock_mhz: Some(1980),
+        power_mw: Some(126_400),
+    };
+    let some = Reading { at: Nanos(200_000_000), nvml_permille: Some(480), ..Reading::default() };
+    Timeline { readings: vec![all, some], ..two_tokens() }
+}
+
+/// Readings anywhere, one after another, of which parts are absent.
+fn any_readings() -> impl Strategy<Value = Vec<Reading>> {
+    use proptest::option::of;
+    let shares = (of(0_u16..=1000), of(0_u16..=1000), of(0_u16..=1000));
+    let rates = (of(1_u64..1 << 40), of(1_u64..1 << 40));
+    let reading = (1_u64..1 << 30, shares, rates, of(0_u32..4000), of(0_u32..1_000_000));
+    proptest::collection::vec(reading, 0..4).prop_map(|readings| {
+        let mut at = 0;
+        let one = |(after, (nvml, kernel, sm), (to, from), clock_mhz, power_mw)| {
+            at += after;
+            Reading {
+                at: Nanos(at),
+                nvml_permille: nvml,
+                kernel_permille: kernel,
+                sm_permille: sm,
+                to_device: Option::map(to, Bandwidth),
+                from_device: Option::map(from, Bandwidth),
+                clock_mhz,
+                power_mw,
+            }
+        };
+        readings.into_iter().map(one).collect()
+    })
+}
+
 /// Spans anywhere on every kind of lane, overlapping as they like.
 pub(crate) fn any_timeline() -> impl Strategy<Value = Timeline> {
     let span = (0_u8..9, 0_usize..14, 0_u32..3, 0_u64..10_000, 0_u64..3_000, 0_u16..=1000, 0_u8..5);
-    proptest::collection::vec(span, 0..40).prop_map(|spans| {
+    let spans = proptest::collection::vec(span, 0..40);
+    (spans, any_readings()).prop_map(|(spans, readings)| {
         let mut layout = Layout { units: vec!["unit <&\"> 0".into()], ..Layout::default() };
         layout.lanes = LaneKind::ALL.map(|kind| Lane { kind, index: 0 }).to_vec();
         let mut spans: Vec<Span> = spans
@@ -191,7 +233,7 @@ pub(crate) fn any_timeline() -> impl Strategy<Value = Timeline> {
                 PassEnd { phase, end: ends.max().unwrap_or_default() }
             })
             .collect();
-        Timeline { layout, spans, passes, end }
+        Timeline { layout, spans, passes, end, readings }
     })
 }
 

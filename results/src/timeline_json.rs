@@ -13,14 +13,14 @@
 //! ```
 //!
 //! One span is one line. Kinds, lanes and tiers go by the names they are printed with; all numbers are
-//! integers. A file comes from anywhere: every index and time is checked before a [`Timeline`] exists.
+//! integers. A run that was measured on a GPU also has `readings` of its counters, behind `end_ns`. A file comes from anywhere: every index and time is checked before a [`Timeline`] exists.
 
 use std::fmt::Write;
 
 use pipo_plan::diagnostic::{Diagnostic, Document};
 use pipo_plan::schedule::{Allocation, LaneId, LaneKind, Layout, OpId, OpKind, Phase, Ring, Tier};
-use pipo_plan::timeline::{Blame, PassEnd, Span, Timeline};
-use pipo_plan::units::{Bytes, LIMIT, Nanos};
+use pipo_plan::timeline::{Blame, PassEnd, Reading, Span, Timeline};
+use pipo_plan::units::{Bandwidth, Bytes, LIMIT, Nanos};
 use serde::{Deserialize, Serialize};
 
 use crate::csv::blame;
@@ -63,6 +63,8 @@ struct File {
     layout: FileLayout,
     passes: Vec<FilePass>,
     end_ns: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    readings: Vec<FileReading>,
     columns: Vec<String>,
     spans: Vec<FileSpan>,
 }
@@ -104,6 +106,27 @@ struct FilePass {
     end_ns: u64,
 }
 
+/// What the GPU did not say is left out.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileReading {
+    at_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvml_permille: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_permille: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sm_permille: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to_device_bytes_per_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_device_bytes_per_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_mhz: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    power_mw: Option<u32>,
+}
+
 /// In the order of [`COLUMNS`].
 type FileSpan = (u32, u8, String, u32, u16, u16, u16, u64, u64, u64, u16, String, Option<u32>);
 
@@ -119,6 +142,7 @@ pub fn write(timeline: &Timeline) -> String {
             .map(|p| FilePass { phase: phase_name(p.phase).to_owned(), end_ns: p.end.0 })
             .collect(),
         end_ns: timeline.end.0,
+        readings: timeline.readings.iter().map(write_reading).collect(),
         columns: COLUMNS.map(str::to_owned).to_vec(),
         spans: Vec::new(),
     };
@@ -148,6 +172,19 @@ pub fn write(timeline: &Timeline) -> String {
     }
     text.push_str("\n]}\n");
     text
+}
+
+fn write_reading(reading: &Reading) -> FileReading {
+    FileReading {
+        at_ns: reading.at.0,
+        nvml_permille: reading.nvml_permille,
+        kernel_permille: reading.kernel_permille,
+        sm_permille: reading.sm_permille,
+        to_device_bytes_per_s: reading.to_device.map(|rate| rate.0),
+        from_device_bytes_per_s: reading.from_device.map(|rate| rate.0),
+        clock_mhz: reading.clock_mhz,
+        power_mw: reading.power_mw,
+    }
 }
 
 fn write_layout(layout: &Layout) -> FileLayout {
@@ -197,8 +234,9 @@ pub fn read(document: &Document) -> Result<Timeline, Box<Diagnostic>> {
     let end = time(file.end_ns, "end_ns").map_err(fault("end_ns"))?;
     let passes = file.passes.iter().map(|pass| read_pass(pass, end)).collect::<Result<_, _>>();
     let passes = passes.map_err(fault("passes"))?;
+    let readings = read_readings(file.readings).map_err(fault("readings"))?;
     let spans = read_spans(file.spans, &layout, end).map_err(fault("spans"))?;
-    Ok(Timeline { layout, spans, passes, end })
+    Ok(Timeline { layout, spans, passes, end, readings })
 }
 
 fn read_layout(file: FileLayout) -> Result<Layout, String> {
@@ -249,6 +287,40 @@ fn read_pass(pass: &FilePass, last: Nanos) -> Result<PassEnd, String> {
         return Err(format!("a pass ends at {} ns, after the run's end at {} ns", end.0, last.0));
     }
     Ok(PassEnd { phase, end })
+}
+
+/// The last one may be from after the end: a counter is read at its own pace.
+fn read_readings(readings: Vec<FileReading>) -> Result<Vec<Reading>, String> {
+    let mut read: Vec<Reading> = Vec::with_capacity(readings.len());
+    for (number, reading) in (1..).zip(readings) {
+        let reading = read_reading(&reading).map_err(|e| format!("reading {number}: {e}"))?;
+        if read.last().is_some_and(|last| last.at >= reading.at) {
+            return Err(format!("reading {number}: readings must rise by at_ns"));
+        }
+        read.push(reading);
+    }
+    Ok(read)
+}
+
+fn read_reading(file: &FileReading) -> Result<Reading, String> {
+    let shares = [file.nvml_permille, file.kernel_permille, file.sm_permille];
+    if let Some(share) = shares.into_iter().flatten().find(|&share| share > 1000) {
+        return Err(format!("a share is {share} thousandths, at most 1000 are possible"));
+    }
+    let rate = |rate: Option<u64>| {
+        let valid = rate.is_none_or(|rate| rate <= LIMIT).then(|| rate.map(Bandwidth));
+        valid.ok_or_else(|| "a rate is above 2^60 bytes a second".to_owned())
+    };
+    Ok(Reading {
+        at: time(file.at_ns, "at_ns")?,
+        nvml_permille: file.nvml_permille,
+        kernel_permille: file.kernel_permille,
+        sm_permille: file.sm_permille,
+        to_device: rate(file.to_device_bytes_per_s)?,
+        from_device: rate(file.from_device_bytes_per_s)?,
+        clock_mhz: file.clock_mhz,
+        power_mw: file.power_mw,
+    })
 }
 
 fn read_spans(spans: Vec<FileSpan>, layout: &Layout, end: Nanos) -> Result<Vec<Span>, String> {
@@ -343,6 +415,33 @@ mod tests {
         [1,1,"load weights",0,0,0,0,10800000,17297658,37998000,950,"wait",0],
         [4,0,"read weights",0,1,0,0,10800000,34704000,144000000,0,"lane",0],
         "#);
+    }
+
+    #[test]
+    fn what_a_gpu_said_is_in_the_file_and_is_checked() {
+        let text = write(&sample::watched());
+        let readings = text.split("\"readings\":").nth(1).unwrap();
+        insta::assert_snapshot!(readings.split(']').next().unwrap().replace("},", "},\n"), @r#"
+        [{"at_ns":100000000,"nvml_permille":1000,"kernel_permille":204,"sm_permille":31,"to_device_bytes_per_s":55000000000,"from_device_bytes_per_s":1250000000,"clock_mhz":1980,"power_mw":126400},
+        {"at_ns":200000000,"nvml_permille":480}
+        "#);
+        assert_eq!(read_text(&text).unwrap(), sample::watched());
+        let error = |from: &str, to: &str| {
+            assert!(text.contains(from));
+            read_text(&text.replacen(from, to, 1)).unwrap_err().message
+        };
+        let errors = [
+            error("\"at_ns\":200000000", "\"at_ns\":100000000"),
+            error("\"nvml_permille\":480", "\"nvml_permille\":1001"),
+            error("\"power_mw\":", "\"power_w\":"),
+            error("55000000000", "1152921504606846977"),
+        ];
+        insta::assert_snapshot!(errors.join("\n"), @"
+        reading 2: readings must rise by at_ns
+        reading 2: a share is 1001 thousandths, at most 1000 are possible
+        unknown field `power_w`, expected one of `at_ns`, `nvml_permille`, `kernel_permille`, `sm_permille`, `to_device_bytes_per_s`, `from_device_bytes_per_s`, `clock_mhz`, `power_mw`
+        reading 1: a rate is above 2^60 bytes a second
+        ");
     }
 
     #[test]

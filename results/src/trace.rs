@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 
 use pipo_plan::schedule::{LaneId, Layout, OpId};
 use pipo_plan::timeline::{Blame, Span, Timeline};
-use pipo_plan::units::Nanos;
+use pipo_plan::units::{Bandwidth, Nanos};
 
 use crate::csv::blame;
 use crate::utilisation::{Meter, Meters, whole};
@@ -82,7 +82,8 @@ impl<W: Write> Events<'_, W> {
         for span in &timeline.spans {
             self.span(pid, timeline, span, &by_op)?;
         }
-        self.counters(pid, timeline)
+        self.counters(pid, timeline)?;
+        self.readings(pid, timeline)
     }
 
     /// One event a line, so that a trace can be searched and compared as text.
@@ -123,7 +124,7 @@ impl<W: Write> Events<'_, W> {
     fn counters(&mut self, pid: u32, timeline: &Timeline) -> fmt::Result {
         let curve = Meters::of(timeline).curve(whole(timeline), COUNTER_STEPS);
         for meter in Meter::ALL {
-            let name = meter.name();
+            let name = (meter.name(), "%");
             let mut last = None;
             for (bin, shares) in &curve {
                 let percent = format!("{:.1}", shares.get(meter) * 100.0);
@@ -137,10 +138,41 @@ impl<W: Write> Events<'_, W> {
         Ok(())
     }
 
-    fn counter(&mut self, pid: u32, name: &str, at: Nanos, percent: &str) -> fmt::Result {
+    /// What a GPU said of itself. A reading is of the time since the one before it, where it is drawn from.
+    fn readings(&mut self, pid: u32, timeline: &Timeline) -> fmt::Result {
+        let mut since = Nanos::ZERO;
+        for reading in &timeline.readings {
+            let share = |permille: Option<u16>| permille.map(|value| f64::from(value) / 10.0);
+            let rate = |rate: Option<Bandwidth>| rate.map(|rate| rate.as_f64() / 1e9);
+            let values = [
+                ("NVML", "%", share(reading.nvml_permille)),
+                ("GPM kernel", "%", share(reading.kernel_permille)),
+                ("GPM SM", "%", share(reading.sm_permille)),
+                ("to the device", "GB/s", rate(reading.to_device)),
+                ("from the device", "GB/s", rate(reading.from_device)),
+                ("SM clock", "MHz", reading.clock_mhz.map(f64::from)),
+                ("power", "W", reading.power_mw.map(|power| f64::from(power) / 1e3)),
+            ];
+            for (name, unit, value) in values {
+                if let Some(value) = value {
+                    self.counter(pid, (name, unit), since, &format!("{value:.1}"))?;
+                }
+            }
+            since = reading.at;
+        }
+        Ok(())
+    }
+
+    fn counter(
+        &mut self,
+        pid: u32,
+        (name, unit): (&str, &str),
+        at: Nanos,
+        value: &str,
+    ) -> fmt::Result {
         self.event(format_args!(
-            "{{\"ph\":\"C\",\"pid\":{pid},\"ts\":{},\"name\":\"{name} %\",\
-             \"args\":{{\"{name}\":{percent}}}}}",
+            "{{\"ph\":\"C\",\"pid\":{pid},\"ts\":{},\"name\":\"{name} {unit}\",\
+             \"args\":{{\"{name}\":{value}}}}}",
             Micros(at)
         ))
     }
@@ -216,6 +248,25 @@ mod tests {
         {"ph":"X","pid":1,"tid":1,"ts":0.000,"dur":10800.000,"name":"layer 0 attention: read weights","cat":"read weights","args":{"op":0,"unit":"layer 0 attention","pass":0,"micro":0,"block":0,"bytes":72000000,"waited for":"nothing"}},
         {"ph":"X","pid":1,"tid":1,"ts":46331.388,"dur":25512.000,"name":"layer 1 MLP: read weights","cat":"read weights","args":{"op":11,"unit":"layer 1 MLP","pass":0,"micro":0,"block":0,"bytes":144000000,"waited for":"the slot freed by op 5 (layer 0 MLP: load weights)"}},
         {"ph":"C","pid":1,"ts":0.000,"name":"nvml %","args":{"nvml":0.0}},
+        "#);
+    }
+
+    #[test]
+    fn what_a_gpu_said_is_drawn_from_the_reading_before() {
+        let timeline = sample::watched();
+        let text = chrome(&[Process { name: "measured", timeline: &timeline }]);
+        let own = ["NVML", "GPM", "the device", "clock", "power"];
+        let lines: Vec<&str> =
+            text.lines().filter(|line| own.iter().any(|name| line.contains(name))).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        {"ph":"C","pid":1,"ts":0.000,"name":"NVML %","args":{"NVML":100.0}},
+        {"ph":"C","pid":1,"ts":0.000,"name":"GPM kernel %","args":{"GPM kernel":20.4}},
+        {"ph":"C","pid":1,"ts":0.000,"name":"GPM SM %","args":{"GPM SM":3.1}},
+        {"ph":"C","pid":1,"ts":0.000,"name":"to the device GB/s","args":{"to the device":55.0}},
+        {"ph":"C","pid":1,"ts":0.000,"name":"from the device GB/s","args":{"from the device":1.2}},
+        {"ph":"C","pid":1,"ts":0.000,"name":"SM clock MHz","args":{"SM clock":1980.0}},
+        {"ph":"C","pid":1,"ts":0.000,"name":"power W","args":{"power":126.4}},
+        {"ph":"C","pid":1,"ts":100000.000,"name":"NVML %","args":{"NVML":48.0}}
         "#);
     }
 

@@ -337,7 +337,8 @@ impl<'a> Engine<'a> {
             // Recorded by start and lane; among equal starts program order is promised.
             spans.sort_unstable_by_key(|span| (span.start, span.op));
             let layout = self.schedule.layout.clone();
-            Timeline { layout, spans, passes: summary.passes.clone(), end }
+            let passes = summary.passes.clone();
+            Timeline { layout, spans, passes, end, readings: Vec::new() }
         });
         Outcome { summary, timeline }
     }

@@ -19,10 +19,11 @@ pub struct Run {
     /// What plays the GPU.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: Backend,
-    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s, or some of them.
+    /// Make the GPU smaller, to stand in for another: sms=8,link=12GB/s,disk=3GB/s,gpu-mem=6GB, or
+    /// some of them.
     ///
-    /// Kernels run on so many multiprocessors; copies and reads are held back by the host. Every output
-    /// says so.
+    /// Kernels run on so many multiprocessors; copies and reads are held back by the host; no plan's budget
+    /// may exceed the memory. Every output says so.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
     pub shape: Shape,
     /// What to run it on.

@@ -312,7 +312,7 @@ fn print(case: &Case, printer: &Printer) -> anyhow::Result<()> {
             requests.len()
         ));
     }
-    if let Some(text) = case.median()?.counters.as_ref().and_then(summary::counted) {
+    if let Some(text) = case.median()?.counters.as_ref().and_then(|c| summary::counted(c, plan)) {
         printer.line(format!("counters of the GPU, on average over the run: {text}"));
     }
     Ok(())

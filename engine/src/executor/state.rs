@@ -371,7 +371,8 @@ impl<'a> State<'a> {
         let end = self.spans.iter().map(|span| span.end).max().unwrap_or(Nanos::ZERO);
         self.spans.sort_unstable_by_key(|span| (span.start, span.op));
         let layout = self.schedule.layout.clone();
-        Ok(Timeline { layout, spans: self.spans, passes: self.passes, end })
+        let (spans, passes) = (self.spans, self.passes);
+        Ok(Timeline { layout, spans, passes, end, readings: Vec::new() })
     }
 
     /// Retires passes that have ended, in order, and emits those that the window then admits.

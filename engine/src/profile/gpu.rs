@@ -246,7 +246,7 @@ impl Card {
         Ok(Gpu {
             name: self.name(settings)?,
             architecture: self.context.architecture()?.to_string(),
-            memory: self.memory,
+            memory: settings.shape.gpu_mem.unwrap_or(self.memory).min(self.memory),
             context: self.in_use()?,
             sms: self.context.multiprocessors(&settings.shape)?,
             compute,

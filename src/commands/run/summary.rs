@@ -2,6 +2,8 @@
 
 use pipo_engine::counters::Counters;
 use pipo_engine::run::{Device, Outcome};
+use pipo_plan::plan::Plan;
+use pipo_plan::timeline::Reading;
 use pipo_plan::units::Bandwidth;
 use pipo_results::accuracy::Figures;
 use serde_json::{Map, json};
@@ -47,7 +49,7 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
         let tiers: Vec<String> =
             tiers.map(|(tier, bytes)| format!("{} {}", tier.name(), bytes.both())).collect();
         printer.note(format!("memory   {}", tiers.join("; ")));
-        if let Some(text) = outcome.counters.as_ref().and_then(counted) {
+        if let Some(text) = outcome.counters.as_ref().and_then(|c| counted(c, &job.plan)) {
             printer.note(format!("counters {text}"));
         }
     }
@@ -62,18 +64,23 @@ pub(super) fn print(printer: &Printer, session: &Session, jobs: &[Job], outcomes
 }
 
 /// What a GPU's own counters said, on average; nothing of a run that is shorter than a reading.
-pub fn counted(counters: &Counters) -> Option<String> {
-    let percent = |name: &str, mean: Option<f64>| Some(format!("{name} {:.0} %", mean?));
-    let watts = |mean: f64| format!("{mean:.0} W");
+pub fn counted(counters: &Counters, plan: &Plan) -> Option<String> {
+    let percent = |name: &str, of: fn(&Reading) -> Option<u16>| {
+        let mean = counters.mean(|r| of(r).map(f64::from))? / 10.0;
+        Some(format!("{name} {mean:.0} %"))
+    };
+    let tokens = (plan.batch.micro * plan.batch.count * plan.workload.new_tokens) as f64;
     let all = [
-        percent("nvml", counters.mean(|r| r.nvml)),
-        percent("kernel", counters.mean(|r| r.kernel)),
-        percent("sm", counters.mean(|r| r.sm)),
+        percent("nvml", |r| r.nvml_permille),
+        percent("kernel", |r| r.kernel_permille),
+        percent("sm", |r| r.sm_permille),
         counters
             .mean(|r| r.to_device.map(Bandwidth::as_f64))
             .map(|mean| format!("to the device {:.1} GB/s", mean / 1e9)),
-        counters.mean(|r| r.power).map(watts),
-        counters.energy.map(|joules| format!("{joules:.0} J")),
+        counters
+            .mean(|r| r.power_mw.map(f64::from))
+            .map(|milliwatts| format!("{:.0} W", milliwatts / 1e3)),
+        counters.energy.map(|joules| format!("{joules:.0} J, {} J a token", rate(joules / tokens))),
     ];
     let all: Vec<String> = all.into_iter().flatten().collect();
     (!counters.readings.is_empty()).then(|| all.join(", "))

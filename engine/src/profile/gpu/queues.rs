@@ -225,7 +225,8 @@ mod tests {
         };
         let spans: Vec<Span> = spans.iter().map(span).collect();
         let end = spans.iter().map(|span| span.end).max().unwrap_or_default();
-        Timeline { layout: Layout::default(), spans, passes: Vec::new(), end }
+        let (layout, passes) = (Layout::default(), Vec::new());
+        Timeline { layout, spans, passes, end, readings: Vec::new() }
     }
 
     #[test]
