@@ -337,9 +337,9 @@ pub struct Verify {
     /// may exceed the memory. Every output says so.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = shape, value_name = "SHAPE")]
     pub shape: Shape,
-    /// The system that the plan is compared with, in the same budget; `none` for no comparison.
-    #[arg(long, default_value = "accelerate", value_name = "NAME|none")]
-    pub baseline: String,
+    /// The systems that the plan is compared with, in the same budget; `none` for no comparison.
+    #[arg(long, default_value = "accelerate", value_delimiter = ',', value_name = "NAME,...|none")]
+    pub baseline: Vec<String>,
     /// Runs of each, in turn; the one in the middle is reported.
     #[arg(long, default_value = "3", value_name = "N")]
     pub runs: NonZeroUsize,

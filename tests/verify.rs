@@ -176,6 +176,24 @@ fn a_plan_and_a_baseline_are_run_beside_their_predictions() {
 }
 
 #[test]
+fn several_baselines_are_run_in_turn() {
+    let folder = prepared();
+    let at = folder.path();
+    let line = "--threads 1 verify plan.toml --machine machine.toml --model store --runs 1 \
+                --baseline accelerate,pipo";
+    let text = good(at, line);
+    for name in ["accelerate", "pipo"] {
+        assert!(text.contains(&format!("times as fast as `{name}`")), "{text}");
+    }
+    let trace = fs::read_to_string(at.join("verify.trace.json")).unwrap();
+    for name in ["plan", "accelerate", "pipo"] {
+        for side in ["predicted", "measured"] {
+            assert!(trace.contains(&format!("{{\"name\":\"{name}, {side}\"}}")), "{name}, {side}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused() {
     let folder = prepared();
     let at = folder.path();
@@ -188,10 +206,14 @@ fn what_cannot_be_compared_is_refused() {
     let line = "verify plan.toml --machine machine.toml --model store --threads 1";
     let error = bad(at, &format!("{line} --baseline flexgem"), 1);
     assert!(error.contains("`flexgem` is not a strategy") && error.contains("flexgen"), "{error}");
+    let error = bad(at, &format!("{line} --baseline resident,flexgen,resident"), 1);
+    assert!(error.contains("`resident` is a baseline twice"), "{error}");
+    let error = bad(at, &format!("{line} --baseline none,flexgen"), 1);
+    assert!(error.contains("`none` is not a strategy"), "{error}");
     bad(at, &format!("{line} --runs 0"), 2);
     // A baseline that cannot be is said, and the plan is run all the same.
     let line = "--threads 1 verify plan.toml --machine machine.toml --model store --baseline resident --runs 1";
     let text = good(at, line);
-    assert!(text.contains("no baseline: "), "{text}");
+    assert!(text.contains("no baseline `resident`: "), "{text}");
     assert!(text.contains("1 runs on the CPU: request from"), "{text}");
 }

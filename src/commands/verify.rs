@@ -1,4 +1,4 @@
-//! `pipo verify`: runs a plan and a baseline for real, beside what was predicted of them.
+//! `pipo verify`: runs a plan and its baselines for real, beside what was predicted of them.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -75,10 +75,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
             machine.gpu.name
         );
     }
-    if args.baseline != "none" && !Strategy::NAMES.contains(&args.baseline.as_str()) {
-        let known = Strategy::NAMES.join(", ");
-        bail!("`{}` is not a strategy; compare with one of {known}, or with none", args.baseline);
-    }
+    let baselines = baselines(&args.baseline)?;
     let store = Store::open(&args.model)?;
     let threads = threads.unwrap_or_else(|| default_threads(device));
     if device == Device::Cpu && u32::try_from(threads).ok() != Some(machine.gpu.sms.value) {
@@ -92,10 +89,10 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
     output::expect(&beside(&args.output, "svg"))?;
     let mut cases = vec![Case::new("plan", plan, &machine)?];
     let mut notes = Vec::new();
-    if args.baseline != "none" {
-        match baseline(&cases[0].plan, &machine, &args.baseline) {
-            Ok(plan) => cases.push(Case::new(&args.baseline, plan, &machine)?),
-            Err(why) => notes.push(format!("no baseline: {why:#}")),
+    for name in baselines {
+        match baseline(&cases[0].plan, &machine, name) {
+            Ok(plan) => cases.push(Case::new(name, plan, &machine)?),
+            Err(why) => notes.push(format!("no baseline `{name}`: {why:#}")),
         }
     }
     let conditions =
@@ -114,7 +111,11 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
     for case in &cases {
         print(case, printer)?;
     }
-    if let [plan, baseline] = &cases[..] {
+    let (plan, others) = cases.split_first().context("there is no plan")?;
+    if !others.is_empty() {
+        printer.line("");
+    }
+    for baseline in others {
         let ratio = |of: fn(&Figures) -> f64| -> anyhow::Result<(f64, f64)> {
             let (predicted, measured) = (plan.predicted_figures(), plan.measured_figures()?);
             let beside = (baseline.predicted_figures(), baseline.measured_figures()?);
@@ -122,7 +123,7 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
         };
         let (predicted, measured) = ratio(|f| f.tokens_per_second)?;
         printer.line(format!(
-            "\nThe plan is {measured:.2} times as fast as `{}`, {predicted:.2} times was predicted.",
+            "The plan is {measured:.2} times as fast as `{}`, {predicted:.2} times was predicted.",
             baseline.name
         ));
     }
@@ -143,6 +144,23 @@ pub fn run_command(args: &Verify, threads: Option<usize>, printer: &Printer) -> 
 /// Whether a run was on another device than the one that was predicted for.
 fn device_differs(device: &str, machine: &Machine) -> bool {
     !machine.gpu.is_on_host() && device != machine.gpu.name
+}
+
+/// The systems to compare with: strategies, each once, or none.
+fn baselines(names: &[String]) -> anyhow::Result<&[String]> {
+    if names == ["none"] {
+        return Ok(&[]);
+    }
+    for (number, name) in names.iter().enumerate() {
+        if !Strategy::NAMES.contains(&name.as_str()) {
+            let known = Strategy::NAMES.join(", ");
+            bail!("`{name}` is not a strategy; compare with some of {known}, or with none");
+        }
+        if names[..number].contains(name) {
+            bail!("`{name}` is a baseline twice; name it once");
+        }
+    }
+    Ok(names)
 }
 
 /// The best plan of another system for the same request and budget.
