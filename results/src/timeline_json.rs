@@ -13,7 +13,8 @@
 //! ```
 //!
 //! One span is one line. Kinds, lanes and tiers go by the names they are printed with; all numbers are
-//! integers. A run that was measured on a GPU also has `readings` of its counters, behind `end_ns`. A file comes from anywhere: every index and time is checked before a [`Timeline`] exists.
+//! integers. A run that was measured on a GPU also has `readings` of its counters, behind `end_ns`.
+//! A file comes from anywhere: every index and time is checked before a [`Timeline`] exists.
 
 use std::fmt::Write;
 

@@ -7,12 +7,12 @@ use nvml_wrapper::enum_wrappers::device::Clock;
 use super::with_nvml;
 
 /// One look at a GPU. What NVML does not say is absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct State {
-    /// Clock of the multiprocessors, in MHz.
-    pub clock: Option<u32>,
-    /// Power drawn, in watts.
-    pub power: Option<f64>,
+    /// Clock of the multiprocessors.
+    pub clock_mhz: Option<u32>,
+    /// Power drawn.
+    pub power_mw: Option<u32>,
     /// Generation of PCIe that the link to the host runs at now, which is a lower one while it is idle.
     pub generation: Option<u32>,
     /// Lanes of that link in use.
@@ -25,8 +25,8 @@ impl State {
         with_nvml(|nvml| {
             let device = nvml.device_by_index(0).ok()?;
             Some(Self {
-                clock: device.clock_info(Clock::SM).ok(),
-                power: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+                clock_mhz: device.clock_info(Clock::SM).ok(),
+                power_mw: device.power_usage().ok(),
                 generation: device.current_pcie_link_gen().ok(),
                 width: device.current_pcie_link_width().ok(),
             })
@@ -37,8 +37,8 @@ impl State {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let parts = [
-            self.clock.map(|clock| format!("{clock} MHz")),
-            self.power.map(|power| format!("{power:.0} W")),
+            self.clock_mhz.map(|clock| format!("{clock} MHz")),
+            self.power_mw.map(|power| format!("{:.0} W", f64::from(power) / 1e3)),
             self.generation.map(|generation| format!("PCIe {generation}")),
             self.width.map(|width| format!("{width} lanes")),
         ];
@@ -53,10 +53,10 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_left_out() {
-        let all =
-            State { clock: Some(1980), power: Some(126.4), generation: Some(5), width: Some(16) };
+        let (clock_mhz, power_mw) = (Some(1980), Some(126_400));
+        let all = State { clock_mhz, power_mw, generation: Some(5), width: Some(16) };
         assert_eq!(all.to_string(), "1980 MHz, 126 W, PCIe 5, 16 lanes");
-        let some = State { power: None, width: None, ..all };
+        let some = State { power_mw: None, width: None, ..all };
         assert_eq!(some.to_string(), "1980 MHz, PCIe 5");
         assert_eq!(State::default().to_string(), "unknown");
     }
