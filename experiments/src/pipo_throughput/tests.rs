@@ -52,7 +52,7 @@ fn a_fit_does_not_depend_on_the_number_of_threads() {
     let options = Refit { seed: 7, hold_out: vec!["opt-13b".into(), "opt-30b".into()] };
     let fit = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| refit_with(&options, Effort { draws: 2, starts: 1, finest: 0.2 })).unwrap()
+        pool.install(|| refit_with(&options, Effort { draws: 3, starts: 2, finest: 0.2 })).unwrap()
     };
     let alone = fit(1);
     assert_eq!(alone, fit(2));
