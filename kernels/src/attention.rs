@@ -14,6 +14,7 @@
 //! its position alone: prefilling in pieces, or one by one, gives the same bits.
 
 mod group;
+mod rows;
 
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};

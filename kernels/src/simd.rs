@@ -45,6 +45,16 @@ pub(crate) trait Simd: Copy {
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
+    /// [`sum`] of each of four.
+    #[inline(always)]
+    fn sums(self, partial: [Self::V; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        for (sum, partial) in sums.iter_mut().zip(partial) {
+            *sum = self::sum(self, partial);
+        }
+        sums
+    }
+
     fn load_fp32(self, from: &[u8; 64]) -> Self::V;
     fn load_fp16(self, from: &[u8; 32]) -> Self::V;
     fn load_bf16(self, from: &[u8; 32]) -> Self::V;
@@ -64,6 +74,12 @@ pub(crate) trait Simd: Copy {
 pub(crate) fn sum<S: Simd>(simd: S, partial: S::V) -> f32 {
     let mut s = [0.0; LANES];
     simd.store(partial, &mut s);
+    sum_of(s)
+}
+
+/// Sixteen numbers, added in that order.
+#[inline(always)]
+pub(crate) fn sum_of(mut s: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         let mut lane = 0;

@@ -63,6 +63,29 @@ proptest! {
     }
 }
 
+/// Keys and values in different formats, and a scale below zero, where the smallest product counts most.
+#[test]
+fn keys_and_values_may_differ_and_a_scale_may_be_negative() {
+    let (kv, dim, positions) = (2, 32, 37);
+    let heads = Heads { query: 4, kv, dim, window: None, scale: -0.3 };
+    let q = values(heads.query * dim, 2.0);
+    for (of_keys, of_values) in [(Format::Fp16, Format::Int8), (Format::Int8, Format::Fp32)] {
+        let cache = |format, shift| {
+            let rows = positions * kv;
+            quantise(format, &values(rows * dim, shift), rows, dim).unwrap().0
+        };
+        let (keys, v) = (cache(of_keys, 0.0), cache(of_values, 1.0));
+        let keys = Matrix::new(of_keys, positions * kv, dim, &keys).unwrap();
+        let v = Matrix::new(of_values, positions * kv, dim, &v).unwrap();
+        let (mut found, mut expected) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+        attention(&Cpu::new(1), &heads, &q, positions - 1, &keys, &v, &mut found).unwrap();
+        reference(&heads, &q, positions - 1, &keys, &v, &mut expected).unwrap();
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
+        }
+    }
+}
+
 #[test]
 fn a_row_that_sees_itself_alone_returns_its_value() {
     let heads = Heads { query: 2, kv: 1, dim: 2, window: Some(1), scale: 1.0 };

@@ -3,28 +3,26 @@
 //! Positions come first and heads within them, as a cache has them, so that memory is read in its own order:
 //! a head by itself is a few lines out of every row of the cache, which no processor foresees.
 
-use std::ops::Range;
+use std::array::from_fn;
+use std::marker::PhantomData;
 
 use super::Heads;
+use super::rows::{Decoded, Row, Rows, Stored, prefetch};
 use crate::exponential::exp;
-use crate::format::Matrix;
+use crate::format::{Format, Matrix};
 use crate::simd::aligned::Aligned;
-use crate::simd::expand::expand;
-use crate::simd::tile;
-use crate::simd::{Job, LANES, Simd, sum};
+use crate::simd::tile::{self, Bf16, Fp16, Fp32, Int8};
+use crate::simd::{self, Job, LANES, Simd};
 
 /// Positions whose scores become weights together.
 const BLOCK: usize = 32;
 
-/// Positions that are decoded together, and whose products stay in registers.
+/// Positions whose products stay in registers together.
 const SIDE: usize = 4;
 
 /// Bytes of a cache that are asked for before they are needed: enough for memory to answer, and few enough
 /// to be still there.
 const AHEAD: usize = 8 << 10;
-
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
 
 /// A row's query heads of some neighbouring kv heads.
 pub(super) struct Group<'a> {
@@ -43,24 +41,184 @@ impl Job for Group<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let (format, dim) = (self.keys.format(), self.heads.dim);
+        let in_place = dim % LANES == 0 && format == self.values.format();
+        match format {
+            Format::Fp32 if in_place => self.over(simd, Stored::<Fp32>(PhantomData)),
+            Format::Fp16 if in_place => self.over(simd, Stored::<Fp16>(PhantomData)),
+            Format::Bf16 if in_place => self.over(simd, Stored::<Bf16>(PhantomData)),
+            Format::Int8 if in_place => self.over(simd, Stored::<Int8>(PhantomData)),
+            _ => self.over(simd, Decoded::new(SIDE, dim)),
+        }
+    }
+}
+
+impl Group<'_> {
+    #[inline(always)]
+    fn over<S: Simd, C: Rows>(self, simd: S, mut rows: C) {
         let mut state = State::new(&self);
         let mut begin = super::start(self.heads, self.position);
         while begin <= self.position {
             let end = (begin / BLOCK + 1) * BLOCK;
-            let positions = begin..end.min(self.position + 1);
-            for at in positions.clone().step_by(SIDE) {
-                let side = at..positions.end.min(at + SIDE);
-                state.keys(simd, &self, side, at - begin);
-            }
-            state.weigh(self.heads.scale, positions.len());
-            for at in positions.clone().step_by(SIDE) {
-                let side = at..positions.end.min(at + SIDE);
-                state.values(simd, &self, side, at - begin);
-            }
+            let count = end.min(self.position + 1) - begin;
+            self.block::<S, C, Scores>(simd, &mut rows, &mut state, (begin, count));
+            state.weigh(self.heads.scale, count);
+            self.block::<S, C, Values>(simd, &mut rows, &mut state, (begin, count));
             begin = end;
         }
         state.finish(self.out, self.heads.dim);
     }
+
+    /// All heads at the positions of a block, [`SIDE`] at a time: from the first on, so many.
+    #[inline(always)]
+    fn block<S: Simd, C: Rows, W: Work>(
+        &self,
+        simd: S,
+        rows: &mut C,
+        state: &mut State,
+        (begin, count): (usize, usize),
+    ) {
+        let whole = count / SIDE * SIDE;
+        for index in (0..whole).step_by(SIDE) {
+            self.side::<S, C, W, SIDE>(simd, rows, state, begin + index, index);
+        }
+        for index in whole..count {
+            self.side::<S, C, W, 1>(simd, rows, state, begin + index, index);
+        }
+    }
+
+    /// All heads at `O` neighbouring positions, the first of which is number `index` of the block.
+    #[inline(always)]
+    fn side<S: Simd, C: Rows, W: Work, const O: usize>(
+        &self,
+        simd: S,
+        rows: &mut C,
+        state: &mut State,
+        position: usize,
+        index: usize,
+    ) {
+        let (cache, group) = (W::cache(self), self.heads.group());
+        for first in (0..state.scores.len()).step_by(group) {
+            let own = self.head + first / group;
+            let at: [usize; O] = from_fn(|o| (position + o) * self.heads.kv + own);
+            for row in at {
+                prefetch(simd, cache, row + state.ahead);
+            }
+            let rows = rows.get(simd, cache, at).map(|row| row.cut(state.width));
+            let factors = at.map(|row| C::factor(cache, row));
+            let mut done = 0;
+            while done < group {
+                let place = (first + done, index);
+                match (group - done).min(S::ROWS) {
+                    1 => W::heads::<S, _, 1, O>(state, simd, rows, factors, place),
+                    2 => W::heads::<S, _, 2, O>(state, simd, rows, factors, place),
+                    3 => W::heads::<S, _, 3, O>(state, simd, rows, factors, place),
+                    _ => W::heads::<S, _, 4, O>(state, simd, rows, factors, place),
+                }
+                done += S::ROWS;
+            }
+        }
+    }
+}
+
+/// What is done with rows of a cache.
+trait Work {
+    /// The cache whose rows it takes.
+    fn cache<'a>(of: &Group<'a>) -> &'a Matrix<'a>;
+
+    /// For `R` heads and `O` rows, which are to be multiplied by factors: from this head and this position of the
+    /// block on.
+    fn heads<S: Simd, V: Row, const R: usize, const O: usize>(
+        state: &mut State,
+        simd: S,
+        rows: [V; O],
+        factors: [f32; O],
+        place: (usize, usize),
+    );
+}
+
+/// Scores of keys.
+struct Scores;
+
+impl Work for Scores {
+    #[inline(always)]
+    fn cache<'a>(of: &Group<'a>) -> &'a Matrix<'a> {
+        of.keys
+    }
+
+    #[inline(always)]
+    fn heads<S: Simd, V: Row, const R: usize, const O: usize>(
+        state: &mut State,
+        simd: S,
+        rows: [V; O],
+        factors: [f32; O],
+        (head, index): (usize, usize),
+    ) {
+        let q = tile::rows::<R>(state.q.vectors(), state.width, head);
+        let mut partial = [[simd.splat(0.0); R]; O];
+        for k in 0..state.width {
+            for o in 0..O {
+                let row = rows[o].vector(simd, k);
+                for r in 0..R {
+                    partial[o][r] = simd.mul_add(row, simd.load(&q[r][k]), partial[o][r]);
+                }
+            }
+        }
+        let sums = tile::sums(simd, &partial);
+        for r in 0..R {
+            for o in 0..O {
+                state.scores[head + r][index + o] = sums[o][r] * factors[o];
+            }
+        }
+    }
+}
+
+/// Values, weighted by what their keys scored, added one after the other.
+struct Values;
+
+impl Work for Values {
+    #[inline(always)]
+    fn cache<'a>(of: &Group<'a>) -> &'a Matrix<'a> {
+        of.values
+    }
+
+    #[inline(always)]
+    fn heads<S: Simd, V: Row, const R: usize, const O: usize>(
+        state: &mut State,
+        simd: S,
+        rows: [V; O],
+        factors: [f32; O],
+        (head, index): (usize, usize),
+    ) {
+        let width = state.width;
+        let mut weights = [[simd.splat(0.0); O]; R];
+        for r in 0..R {
+            for o in 0..O {
+                weights[r][o] = simd.splat(state.scores[head + r][index + o] * factors[o]);
+            }
+        }
+        let out = &mut state.out.vectors_mut()[head * width..(head + R) * width];
+        for k in 0..width {
+            let mut row = [simd.splat(0.0); O];
+            for o in 0..O {
+                row[o] = rows[o].vector(simd, k);
+            }
+            for r in 0..R {
+                let place = &mut out[r * width + k];
+                let mut sum = simd.load(place);
+                for o in 0..O {
+                    sum = simd.mul_add(weights[r][o], row[o], sum);
+                }
+                simd.store(sum, place);
+            }
+        }
+    }
+}
+
+/// The larger of two numbers; what is not a number, where there is one. `max` would hide it.
+#[inline(always)]
+fn larger(top: f32, score: f32) -> f32 {
+    if score > top || score.is_nan() { score } else { top }
 }
 
 /// What is known of the row after some blocks. Heads are padded to whole vectors.
@@ -70,10 +228,6 @@ struct State {
     /// Rows of the cache from one to that which is asked for meanwhile.
     ahead: usize,
     q: Aligned,
-    /// [`SIDE`] decoded rows of the cache, and what pads them is zero.
-    rows: Aligned,
-    /// What those are to be multiplied by.
-    factors: [f32; SIDE],
     /// For each head, of a block: scores, then weights.
     scores: Vec<[f32; BLOCK]>,
     /// For each head, the largest score so far, the sum of weights, and the sum of weighted values.
@@ -93,64 +247,10 @@ impl State {
             width,
             ahead: steps * SIDE * of.heads.kv,
             q: Aligned::padded(of.q, dim, width),
-            rows: Aligned::zeros(SIDE * width),
-            factors: [1.0; SIDE],
             scores: vec![[0.0; BLOCK]; count],
             largest: vec![f32::NEG_INFINITY; count],
             sums: vec![0.0; count],
             out: Aligned::zeros(count * width),
-        }
-    }
-
-    /// Scores of neighbouring positions, the first of which is number `index` of the block.
-    #[inline(always)]
-    fn keys<S: Simd>(&mut self, simd: S, of: &Group, side: Range<usize>, index: usize) {
-        let count = side.len();
-        let group = of.heads.group();
-        for first in (0..self.scores.len()).step_by(group) {
-            self.decode(simd, of.keys, of, side.clone(), first / group);
-            let mut done = 0;
-            while done < group {
-                let head = first + done;
-                match (group - done).min(S::ROWS) {
-                    1 => self.dots::<S, 1>(simd, head, count, index),
-                    2 => self.dots::<S, 2>(simd, head, count, index),
-                    3 => self.dots::<S, 3>(simd, head, count, index),
-                    _ => self.dots::<S, 4>(simd, head, count, index),
-                }
-                done += S::ROWS;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn dots<S: Simd, const R: usize>(&mut self, simd: S, head: usize, count: usize, index: usize) {
-        if count == SIDE {
-            self.tile::<S, R, SIDE>(simd, head, 0, index);
-        } else {
-            for row in 0..count {
-                self.tile::<S, R, 1>(simd, head, row, index + row);
-            }
-        }
-    }
-
-    /// Scores of `R` heads at `O` decoded rows.
-    #[inline(always)]
-    fn tile<S: Simd, const R: usize, const O: usize>(
-        &mut self,
-        simd: S,
-        head: usize,
-        row: usize,
-        index: usize,
-    ) {
-        let rows = tile::rows::<O>(self.rows.vectors(), self.width, row);
-        let q = tile::rows::<R>(self.q.vectors(), self.width, head);
-        let mut partial = [[simd.splat(0.0); R]; O];
-        tile::add_floats(simd, rows, q, &mut partial);
-        for r in 0..R {
-            for o in 0..O {
-                self.scores[head + r][index + o] = sum(simd, partial[o][r]) * self.factors[row + o];
-            }
         }
     }
 
@@ -160,85 +260,37 @@ impl State {
         let heads = self.scores.iter_mut().zip(&mut self.largest).zip(&mut self.sums);
         let outs = self.out.vectors_mut().chunks_exact_mut(self.width);
         for (((scores, largest), sum), out) in heads.zip(outs) {
-            let mut top = *largest;
-            for score in &mut scores[..positions] {
+            // All of a block, so that it has a length the compiler knows; what is beyond weighs nothing.
+            for score in scores.iter_mut() {
                 *score *= scale;
-                // Not `max`, which would hide what is not a number.
-                top = if *score > top || score.is_nan() { *score } else { top };
             }
+            scores[positions..].fill(f32::NEG_INFINITY);
+            let mut tops = [*largest; LANES];
+            for scores in scores.as_chunks::<LANES>().0 {
+                for (score, top) in scores.iter().zip(&mut tops) {
+                    *top = larger(*top, *score);
+                }
+            }
+            let top = tops.into_iter().fold(*largest, larger);
             // Nothing was summed before the first block, and its factor would not be a number.
             let keep = if *largest < top { exp(*largest - top) } else { 1.0 };
-            // All of a block, so that it has a length the compiler knows; the rest is not used.
             for score in scores.iter_mut() {
                 *score = exp(*score - top);
             }
-            *sum = scores[..positions].iter().fold(*sum * keep, |sum, s| sum + s);
+            scores[positions..].fill(0.0);
+            let mut sums = [0.0; LANES];
+            for scores in scores.as_chunks::<LANES>().0 {
+                for (score, sum) in scores.iter().zip(&mut sums) {
+                    *sum += score;
+                }
+            }
+            *sum = *sum * keep + simd::sum_of(sums);
             *largest = top;
             if keep < 1.0 {
                 for out in out.as_flattened_mut() {
                     *out *= keep;
                 }
             }
-        }
-    }
-
-    /// Adds the weighted values of the positions that [`State::keys`] has scored.
-    #[inline(always)]
-    fn values<S: Simd>(&mut self, simd: S, of: &Group, side: Range<usize>, index: usize) {
-        let count = side.len();
-        let group = of.heads.group();
-        for first in (0..self.scores.len()).step_by(group) {
-            self.decode(simd, of.values, of, side.clone(), first / group);
-            for head in first..first + group {
-                if count == SIDE {
-                    self.add::<S, SIDE>(simd, head, 0, index);
-                } else {
-                    for row in 0..count {
-                        self.add::<S, 1>(simd, head, row, index + row);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds `O` weighted rows to a head, one after the other.
-    #[inline(always)]
-    fn add<S: Simd, const O: usize>(&mut self, simd: S, head: usize, row: usize, index: usize) {
-        let width = self.width;
-        let rows = tile::rows::<O>(self.rows.vectors(), width, row);
-        let mut weights = [simd.splat(0.0); O];
-        for o in 0..O {
-            weights[o] = simd.splat(self.scores[head][index + o] * self.factors[row + o]);
-        }
-        let out = &mut self.out.vectors_mut()[head * width..(head + 1) * width];
-        for (k, out) in out.iter_mut().enumerate() {
-            let mut sum = simd.load(out);
-            for o in 0..O {
-                sum = simd.mul_add(weights[o], simd.load(&rows[o][k]), sum);
-            }
-            simd.store(sum, out);
-        }
-    }
-
-    /// Decodes one kv head of neighbouring positions, and asks for what comes after them.
-    #[inline(always)]
-    fn decode<S: Simd>(
-        &mut self,
-        simd: S,
-        cache: &Matrix,
-        of: &Group,
-        side: Range<usize>,
-        own: usize,
-    ) {
-        let rows = self.rows.vectors_mut().chunks_exact_mut(self.width);
-        for ((position, to), factor) in side.zip(rows).zip(&mut self.factors) {
-            let to = &mut to.as_flattened_mut()[..of.heads.dim];
-            let row = position * of.heads.kv + of.head + own;
-            for line in cache.row(row + self.ahead).chunks(LINE) {
-                simd.prefetch(line);
-            }
-            expand(simd, cache, row, 0, to);
-            *factor = cache.row_factor(row);
         }
     }
 

@@ -2,10 +2,12 @@
 #![allow(unsafe_code, reason = "intrinsics; an `Avx512` exists only where the machine has them")]
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_castsi512_ps,
-    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_permutexvar_ps, _mm512_set1_ps,
-    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_loadu_si256,
+    _mm512_add_ps, _mm512_castps512_ps128, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_maskz_compress_ps, _mm512_permute_ps,
+    _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps,
 };
 
 use super::{Job, LANES, Simd};
@@ -62,6 +64,33 @@ impl Simd for Avx512 {
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: `self` exists, so the machine has AVX-512F.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    /// All four at once: each step adds the upper half of what is left of each to the lower.
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: AVX-512F as above; the array is 16 writable bytes, and the store is unaligned.
+        unsafe {
+            // Halves: of a and b, of c and d. Then quarters of all four, one after the other.
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d),
+            );
+            let all = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+            );
+            let pairs = _mm512_add_ps(all, _mm512_permute_ps::<0b11_10_11_10>(all));
+            let ones = _mm512_add_ps(pairs, _mm512_permute_ps::<0b01_01_01_01>(pairs));
+            let mut sums = [0.0; 4];
+            let firsts = _mm512_maskz_compress_ps(0b0001_0001_0001_0001, ones);
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+            sums
+        }
     }
 
     #[inline(always)]

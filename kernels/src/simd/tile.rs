@@ -27,19 +27,22 @@ pub(crate) fn rows<const R: usize>(
 pub(crate) trait Element {
     /// Sixteen of them.
     type Chunk;
+    /// Whether sums over a row are to be multiplied by its factor.
+    const SCALED: bool;
     /// Whole chunks of a row, and what is left, padded with zeros.
     fn chunks(row: &[u8]) -> (&[Self::Chunk], Option<Self::Chunk>);
     /// Decodes sixteen.
     fn load<S: Simd>(simd: S, chunk: &Self::Chunk) -> S::V;
 }
 
-/// An element type, its bytes for sixteen, and its decoder.
+/// An element type, its bytes for sixteen, its decoder, and whether its rows have a factor.
 macro_rules! element {
-    ($name:ident, $bytes:literal, $load:ident) => {
+    ($name:ident, $bytes:literal, $load:ident, $scaled:literal) => {
         pub(crate) struct $name;
 
         impl Element for $name {
             type Chunk = [u8; $bytes];
+            const SCALED: bool = $scaled;
 
             #[inline(always)]
             fn chunks(row: &[u8]) -> (&[Self::Chunk], Option<Self::Chunk>) {
@@ -55,10 +58,10 @@ macro_rules! element {
     };
 }
 
-element!(Fp32, 64, load_fp32);
-element!(Fp16, 32, load_fp16);
-element!(Bf16, 32, load_bf16);
-element!(Int8, 16, load_int8);
+element!(Fp32, 64, load_fp32, false);
+element!(Fp16, 32, load_fp16, false);
+element!(Bf16, 32, load_bf16, false);
+element!(Int8, 16, load_int8, true);
 
 /// What is left of a row, filled up with zeros.
 #[inline(always)]
@@ -230,12 +233,22 @@ fn halves(bytes: &[u8; GROUP_BYTES]) -> [&[u8; LANES]; 2] {
     }
 }
 
+/// The sum of each, in the one order.
 #[inline(always)]
-fn sums<S: Simd, const R: usize, const O: usize>(
+pub(crate) fn sums<S: Simd, const R: usize, const O: usize>(
     simd: S,
     partial: &[[S::V; R]; O],
 ) -> [[f32; R]; O] {
     let mut out = [[0.0; R]; O];
+    if let [a, b, c, d] = &partial[..] {
+        for r in 0..R {
+            let sums = simd.sums([a[r], b[r], c[r], d[r]]);
+            for o in 0..O {
+                out[o][r] = sums[o];
+            }
+        }
+        return out;
+    }
     for o in 0..O {
         for r in 0..R {
             out[o][r] = sum(simd, partial[o][r]);
