@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
-use pipo_plan::schedule::{Builder, DiskIo, Layout, Op, OpId, OpKind, Pass, Schedule, Tier, Work};
+use pipo_plan::schedule::{
+    Builder, DiskIo, Layout, Op, OpId, OpKind, Pass, Piece, Schedule, Tier, Work,
+};
 use pipo_plan::strategy::pipo::{Embedding, ExpertLoads, FileReads, HostWeights, Pipo};
 use pipo_plan::strategy::units::cut;
 use pipo_plan::strategy::{self, Granularity, KvTier, Order, Processor, lower};
@@ -310,6 +312,78 @@ fn attention_on_the_cpu_counts_what_crosses() {
     assert_eq!(lines(0), [Bytes(2 * 3 * 3 * row), Bytes(2 * 3 * row)]);
     assert_eq!(lines(23), lines(0), "one layer elsewhere is enough");
     assert_eq!(lines(24), [Bytes::ZERO; 2]);
+}
+
+/// What computes in a decode step between layers 4 and 6, as `unit.micro-batch`, with `<` before attention and `>`
+/// behind it.
+fn order(granularity: Granularity, gpu_slots: u32, kv_gpu_layers: u32) -> String {
+    let knobs = Pipo {
+        granularity,
+        gpu_slots,
+        kv: KvTier::Host,
+        kv_gpu_layers,
+        attention: Processor::Cpu,
+        ..Pipo::default()
+    };
+    let batch = Batching { micro: 3, count: 2, prefill_chunk: None };
+    let run = run(&plan("opt-1.3b", knobs, batch, 3));
+    check_structure(&run);
+    let name = |op: &Op| {
+        let unit = run.layout.units[usize::from(op.unit)].strip_prefix("layer ")?;
+        let (layer, part) = unit.split_once(' ').unwrap_or((unit, ""));
+        let part = part.replace("attention", "a").replace("MLP", "m");
+        let piece = match op.piece {
+            Piece::BeforeAttention => "<",
+            Piece::AfterAttention => ">",
+            _ => "",
+        };
+        ["4", "5", "6"].contains(&layer).then(|| format!("{layer}{part}.{}{piece}", op.micro))
+    };
+    let computes = run.ops().filter(|(_, pass, op)| pass.number == 2 && op.kind == OpKind::Compute);
+    computes.filter_map(|(_, _, op)| name(op)).collect::<Vec<_>>().join(" ")
+}
+
+/// While the CPU attends for one micro-batch, the GPU goes on with the other up to its next attention, where there are
+/// slots for all weights in between; otherwise both go on to where slots end first.
+#[test]
+fn micro_batches_take_turns_where_the_cpu_attends() {
+    assert_eq!(
+        order(Granularity::Layer, 2, 0),
+        "4.0< 4.1< 4.0> 5.0< 4.1> 5.1< 5.0> 6.0< 5.1> 6.1< 6.0> 6.1>",
+    );
+    assert_eq!(
+        order(Granularity::Layer, 1, 0),
+        "4.0< 4.1< 4.0> 4.1> 5.0< 5.1< 5.0> 5.1> 6.0< 6.1< 6.0> 6.1>"
+    );
+    assert_eq!(
+        order(Granularity::Part, 3, 0),
+        "4a.0< 4a.1< 4a.0> 4m.0 5a.0< 4a.1> 4m.1 5a.1< 5a.0> 5m.0 6a.0< 5a.1> 5m.1 6a.1< 6a.0> 6m.0 6a.1> 6m.1",
+    );
+    assert_eq!(
+        order(Granularity::Part, 2, 0),
+        "4a.0< 4a.1< 4a.0> 4m.0 4a.1> 4m.1 5a.0< 5a.1< 5a.0> 5m.0 5a.1> 5m.1 6a.0< 6a.1< 6a.0> 6m.0 6a.1> 6m.1",
+    );
+    // Pieces of a part share what is between them, so all micro-batches pass each piece.
+    let pieces = order(Granularity::Tensor, 8, 0);
+    assert!(
+        pieces.starts_with("4q.0 4q.1 4k.0 4k.1 4v.0 4v.1 4o.0< 4o.1< 4o.0> 4o.1> "),
+        "{pieces}"
+    );
+}
+
+/// However many caches are on the GPU, and with one slot or many, every slot is free when it is taken.
+#[test]
+fn turns_leave_every_slot_free_in_time() {
+    for granularity in [Granularity::Layer, Granularity::Part] {
+        for gpu_slots in 1..=6 {
+            for kv_gpu_layers in [0, 1, 12, 23] {
+                let found = order(granularity, gpu_slots, kv_gpu_layers);
+                let computed = found.split(' ').filter(|name| !name.ends_with('<')).count();
+                let units = if granularity == Granularity::Layer { 3 } else { 6 };
+                assert_eq!(computed, 2 * units, "{found}");
+            }
+        }
+    }
 }
 
 /// Rows on their way to disk have pinned memory from the copy that brings them until they are written.

@@ -7,6 +7,8 @@
 //!
 //! - a unit's computation begins no earlier than the end of the unit before it (one queue, and the first
 //!   unit of a pass waits for the last token of the pass before);
+//! - where micro-batches take turns across units, that is so of the last micro-batch, whose computation alone is
+//!   `chain(u)` then: it ends each unit, and frees its slot;
 //! - and it ends no earlier than everything that it needs has crossed the link;
 //! - where hidden states go by way of the host, the last micro-batch's computation begins no earlier than
 //!   one trip after its computation in the unit before;

@@ -86,6 +86,9 @@ pub(crate) struct Arithmetic {
     /// Nanoseconds from the beginning of its first computation to the end of its last, at least, in each
     /// pass: for all micro-batches, on the GPU alone and with attention on the CPU.
     pub(crate) chains: [Vec<f64>; 2],
+    /// The same of the last micro-batch alone in every pass but the first: all that is sure where
+    /// micro-batches take turns.
+    pub(crate) in_turns: [Vec<f64>; 2],
 }
 
 /// How many experts of a unit are loaded if only those that are picked are.
@@ -150,10 +153,14 @@ impl Arithmetic {
         let micros = frame.plan.batch.count as f64;
         // One micro-batch after the other.
         let serial = |demand: &Demand| demand.lane(LaneKind::Gpu) * micros;
+        let first = || whole.iter().take(1).map(serial);
         let alone = whole.iter().map(serial).collect();
+        let on_gpu = |demand: &Demand| demand.lane(LaneKind::Gpu);
+        let last_alone = first().chain(whole.iter().skip(1).map(on_gpu)).collect();
         let series = Series::of(&whole, steps);
         if !(split && unit.attends) {
-            return Ok(Self { whole: series, split: None, chains: [alone, Vec::new()] });
+            let (chains, in_turns) = ([alone, Vec::new()], [last_alone, Vec::new()]);
+            return Ok(Self { whole: series, split: None, chains, in_turns });
         }
         let mut apart = whole[..1].to_vec();
         for pass in 1..passes {
@@ -167,10 +174,11 @@ impl Arithmetic {
             let slowest = stages.into_iter().fold(0.0, f64::max);
             serial(demand).max(demand.lanes() + slowest * (micros - 1.0))
         };
-        let first = whole.iter().take(1).map(serial);
-        let with_cpu = first.chain(apart.iter().skip(1).map(round)).collect();
+        let with_cpu = first().chain(apart.iter().skip(1).map(round)).collect();
+        let last_with_cpu = first().chain(apart.iter().skip(1).map(Demand::lanes)).collect();
         let split = Some(Series::of(&apart, steps));
-        Ok(Self { whole: series, split, chains: [alone, with_cpu] })
+        let (chains, in_turns) = ([alone, with_cpu], [last_alone, last_with_cpu]);
+        Ok(Self { whole: series, split, chains, in_turns })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use pipo_plan::schedule::{DiskIo, HostMemory, LaneKind, Work};
 use pipo_plan::strategy::frame::Frame;
-use pipo_plan::strategy::pipo::{Embedding, Pipo, kv_layers_on_gpu};
+use pipo_plan::strategy::pipo::{Embedding, Pipo, kv_layers_on_gpu, takes_turns};
 use pipo_plan::strategy::units::Unit;
 use pipo_plan::strategy::{KvTier, Processor};
 use pipo_plan::units::Bytes;
@@ -11,7 +11,7 @@ use pipo_simulator::Unsupported;
 use crate::demand::{Demand, Series};
 use crate::pipeline::Pace;
 use crate::problem::Problem;
-use crate::shape::{Cut, Shape};
+use crate::shape::{Arithmetic, Cut, Shape};
 
 /// What a base asks of the machine beside moving weights. This mirrors what PIPO's lowering emits; a
 /// property test holds the two together.
@@ -62,6 +62,11 @@ impl Traffic<'_> {
     pub(crate) fn chains(&self) -> (Vec<Option<usize>>, Vec<Vec<f64>>) {
         let Self { cut, shape, .. } = self;
         let kv_on_gpu = kv_layers_on_gpu(&self.frame.plan, self.knobs);
+        let in_turns = takes_turns(&self.frame.plan, self.knobs);
+        let of = |arithmetic: &Arithmetic, on_cpu: usize| {
+            let all = if in_turns { &arithmetic.in_turns } else { &arithmetic.chains };
+            all[on_cpu].clone()
+        };
         let mut seen: Vec<(usize, usize)> = Vec::new();
         let mut chains = Vec::new();
         let mut of_unit = |index: usize, unit: &Unit| {
@@ -74,7 +79,7 @@ impl Traffic<'_> {
             let known = seen.iter().position(|other| *other == key);
             Some(known.unwrap_or_else(|| {
                 let arithmetic = shape.arithmetic(cut, index);
-                chains.push(arithmetic.map_or_else(Vec::new, |a| a.chains[key.1].clone()));
+                chains.push(arithmetic.map_or_else(Vec::new, |a| of(a, key.1)));
                 seen.push(key);
                 seen.len() - 1
             }))

@@ -185,6 +185,16 @@ impl Default for Pipo {
     }
 }
 
+/// Whether the micro-batches of a decode step take turns across units, so that the CPU attends for one while the
+/// GPU computes for another. Not where a part of a layer is cut, because what is between the pieces has one place,
+/// nor where weights wait for a router.
+pub fn takes_turns(plan: &Plan, knobs: &Pipo) -> bool {
+    knobs.attention == Processor::Cpu
+        && plan.batch.count > 1
+        && knobs.granularity != Granularity::Tensor
+        && plan.model.experts.is_none()
+}
+
 /// Lowers a plan.
 pub fn lower(plan: &Plan, knobs: &Pipo) -> Result<Schedule, LowerError> {
     check(plan, knobs)?;

@@ -4,9 +4,9 @@ use pipo_plan::machine::catalog as machines;
 use pipo_plan::model::{Precision, catalog};
 use pipo_plan::plan::{Batching, Plan, Precisions};
 use pipo_plan::schedule::{LaneKind, OpKind};
-use pipo_plan::strategy::pipo::{HostWeights, Pipo};
-use pipo_plan::strategy::{KvTier, Strategy as Lowering, lower};
-use pipo_plan::units::{Bytes, Nanos};
+use pipo_plan::strategy::pipo::{Embedding, HostWeights, Pipo};
+use pipo_plan::strategy::{KvTier, Processor, Strategy as Lowering, lower};
+use pipo_plan::units::{Bytes, FlopRate, Nanos};
 use pipo_plan::workload::{Budget, Objective, Workload};
 use pipo_simulator::{
     CostModel, Options, Outcome, PageCache, Resource, critical_path, lower_bound, phase_bounds,
@@ -59,6 +59,39 @@ fn run(knobs: Pipo, new_tokens: u64) -> Outcome {
 /// All weights in pinned host memory, none on the GPU.
 fn streamed() -> Pipo {
     Pipo { gpu_weights: Bytes::ZERO, host_weights: Bytes(1 << 40), ..Pipo::default() }
+}
+
+/// The share of decode in which the CPU attends: four sequences in one micro-batch or in two.
+fn attending(micro: u64, count: u64) -> (f64, Nanos) {
+    let mut machine = machines::find("rtx3060-laptop").unwrap();
+    // Slow cores: what they do takes longer than all else together.
+    machine.host.attention.value = FlopRate(machine.host.attention.value.0 / 40);
+    let knobs = Pipo {
+        kv: KvTier::Host,
+        attention: Processor::Cpu,
+        gpu_weights: Bytes(1 << 40),
+        embedding: Embedding::Unit,
+        ..Pipo::default()
+    };
+    let batch = Batching { micro, count, prefill_chunk: None };
+    let schedule = lower(&Plan { batch, ..plan(knobs, 8) }).unwrap();
+    let outcome = simulate(&schedule, &machine, &RECORD).unwrap();
+    let timeline = outcome.timeline.unwrap();
+    let prefilled = timeline.passes[0].end;
+    let on_cpu = timeline.spans.iter().filter(|span| span.kind == OpKind::CpuCompute);
+    let busy: Nanos = on_cpu.map(|span| span.end - span.start).sum();
+    let decode = outcome.summary.end - prefilled;
+    (busy.as_f64() / decode.as_f64(), decode)
+}
+
+/// What one micro-batch waits for between two attentions hides behind the attention of the other. Only where a step
+/// ends, and the next one begins with the tokens of both, do the cores wait.
+#[test]
+fn the_cpu_attends_without_a_break_where_two_micro_batches_take_turns() {
+    let ((alone, one), (in_turns, two)) = (attending(4, 1), attending(2, 2));
+    assert!(in_turns > 0.98, "it attends {in_turns} of the time");
+    assert!(alone < in_turns - 0.02, "{alone} with a single one");
+    assert!(two < one, "{two} for {one}");
 }
 
 #[test]

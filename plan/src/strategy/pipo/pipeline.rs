@@ -1,6 +1,6 @@
 //! The pipeline itself: its lanes and buffers, and the operations of each pass.
 
-use super::{Embedding, HostWeights, Pipo, place};
+use super::{Embedding, HostWeights, Pipo, place, takes_turns};
 use crate::schedule::{
     Builder, DiskIo, HostMemory, LaneKind, Layout, OpId, OpKind, Phase, Piece, Program, QueueId,
     RingId, Slot, Tier, Work,
@@ -141,6 +141,10 @@ impl Program for Pipeline {
     }
 
     fn emit(&self, pass: u32, out: &mut Builder) {
+        if pass > 0 && takes_turns(&self.frame.plan, &self.knobs) {
+            self.in_turns(out, pass);
+            return;
+        }
         let last = self.frame.units.len() - 1;
         let mut router = None;
         for index in 0..self.frame.units.len() {
@@ -188,6 +192,81 @@ impl Pipeline {
         }
     }
 
+    /// A decode step whose micro-batches take turns: while the CPU attends for one, the GPU takes the next from
+    /// behind its last attention up to its next one, across units.
+    ///
+    /// ```text
+    /// CPU   A3.0    A3.1    A4.0    A4.1          A3.1 = attention of layer 3, second micro-batch
+    /// GPU   C3.1    C4.0    C4.1    C5.0          C4.0 = all before that of layer 4, first micro-batch
+    /// ```
+    ///
+    /// The weights of all units in between are held until the last micro-batch has passed. Where there are not
+    /// slots for them, all micro-batches pass them first.
+    fn in_turns(&self, out: &mut Builder, pass: u32) {
+        let mut behind: Vec<Behind> = Vec::new();
+        for index in 0..self.frame.units.len() {
+            let unit = u16::try_from(index).unwrap_or(u16::MAX);
+            if index == 0 && self.knobs.embedding == Embedding::Host {
+                self.gather(out, pass);
+                continue;
+            }
+            let held = behind.iter().filter(|other| other.of.weights.is_some()).count();
+            let streams = self.placed[index].streamed() > Bytes::ZERO;
+            if streams && held >= self.knobs.gpu_slots as usize {
+                self.pass_all(out, &mut behind);
+            }
+            let weights = self.stream.emit(out, unit, &self.placed[index], None, None);
+            let of = self.of(pass, unit, weights, index + 1 == self.frame.units.len());
+            if !self.attends_on_cpu(&of) {
+                behind.push(Behind { of, attended: Vec::new() });
+                continue;
+            }
+            let attend = |micro| {
+                for other in &behind {
+                    self.go_on(out, other, micro);
+                }
+                self.attend_on_cpu(out, of.step(micro))
+            };
+            let attended = (0..self.frame.micros()).map(attend).collect();
+            behind = vec![Behind { of, attended }];
+        }
+        self.pass_all(out, &mut behind);
+    }
+
+    /// What was put off, for one micro-batch after the other.
+    fn pass_all(&self, out: &mut Builder, behind: &mut Vec<Behind>) {
+        for micro in 0..self.frame.micros() {
+            for other in &*behind {
+                self.go_on(out, other, micro);
+            }
+        }
+        behind.clear();
+    }
+
+    /// What of a unit was put off, for one micro-batch.
+    fn go_on(&self, out: &mut Builder, behind: &Behind, micro: u16) -> OpId {
+        let step = behind.of.step(micro);
+        match behind.attended.get(usize::from(micro)) {
+            Some(&attended) => self.compute(out, step, Piece::AfterAttention, &[attended], None),
+            None => self.compute(out, step, Piece::Whole, &[], None),
+        }
+    }
+
+    /// A unit in a pass.
+    fn of(&self, pass: u32, unit: u16, weights: Option<Streamed>, is_head: bool) -> Of {
+        Of { pass, unit, layer: self.frame.units[usize::from(unit)].layer, weights, is_head }
+    }
+
+    /// Whether the cache of a unit that attends is not on the GPU.
+    fn attends_off_gpu(&self, of: &Of) -> bool {
+        let on_gpu = self.kv_on_gpu.get(of.layer as usize).copied().unwrap_or(true);
+        self.frame.units[usize::from(of.unit)].attends && !on_gpu
+    }
+
+    fn attends_on_cpu(&self, of: &Of) -> bool {
+        self.attends_off_gpu(of) && of.pass > 0 && self.knobs.attention == Processor::Cpu
+    }
+
     /// One unit for every micro-batch; returns the last compute.
     fn unit(
         &self,
@@ -197,13 +276,10 @@ impl Pipeline {
         weights: Option<Streamed>,
         is_head: bool,
     ) -> Option<OpId> {
-        let attends = self.frame.units[usize::from(unit)].attends;
-        let layer = self.frame.units[usize::from(unit)].layer;
-        let on_gpu = self.kv_on_gpu.get(layer as usize).copied().unwrap_or(true);
-        let on_cpu = attends && !on_gpu && pass > 0 && self.knobs.attention == Processor::Cpu;
-        let step = |micro| Step { pass, unit, micro, layer, weights, is_head };
+        let of = self.of(pass, unit, weights, is_head);
+        let step = |micro| of.step(micro);
         let mut last = None;
-        if on_cpu {
+        if self.attends_on_cpu(&of) {
             // First halves before second halves: the GPU takes them in this order, and goes on with the
             // next micro-batch while the CPU attends for this one.
             let micros = 0..self.frame.micros();
@@ -214,7 +290,7 @@ impl Pipeline {
             return last;
         }
         for micro in 0..self.frame.micros() {
-            last = Some(if attends && !on_gpu {
+            last = Some(if self.attends_off_gpu(&of) {
                 self.attend_streamed(out, step(micro))
             } else {
                 self.compute(out, step(micro), Piece::Whole, &[], None)
@@ -354,6 +430,31 @@ impl Pipeline {
         out.mark(mark, attended);
         attended
     }
+}
+
+/// One unit in one pass.
+#[derive(Debug, Clone, Copy)]
+struct Of {
+    pass: u32,
+    unit: u16,
+    layer: u32,
+    weights: Option<Streamed>,
+    is_head: bool,
+}
+
+impl Of {
+    fn step(&self, micro: u16) -> Step {
+        let &Self { pass, unit, layer, weights, is_head } = self;
+        Step { pass, unit, micro, layer, weights, is_head }
+    }
+}
+
+/// A unit whose computations are put off: what is behind its attention, where that is under way for each
+/// micro-batch, and otherwise all of them.
+#[derive(Debug)]
+struct Behind {
+    of: Of,
+    attended: Vec<OpId>,
 }
 
 /// One unit of one micro-batch in one pass.
