@@ -4,11 +4,12 @@
 //! quotient.
 
 use pipo_plan::plan::Plan;
-use pipo_plan::schedule::{LaneKind, Phase};
+use pipo_plan::schedule::{LaneKind, OpKind, Phase};
 use pipo_plan::timeline::{Timeline, Times};
 use pipo_plan::units::Nanos;
 use serde::{Serialize, Serializer};
 
+use crate::busy::{Busy, Window};
 use crate::utilisation::{Meter, Meters, Utilisation, phase, whole};
 
 /// What a person asks of a run.
@@ -37,6 +38,8 @@ pub struct Figures {
     pub utilisation: Utilisation,
     /// The same of decode alone: zeros where there is none.
     pub decode_utilisation: Utilisation,
+    /// Share of decode in which cores beside the GPU computed, 0 to 1.
+    pub decode_cpu: f64,
 }
 
 /// How long a kind of lane was busy.
@@ -79,6 +82,7 @@ impl Figures {
             overlap: all.as_f64() / timeline.end.as_f64().max(1.0),
             utilisation: meters.over(whole(timeline)),
             decode_utilisation: decode.map(|window| meters.over(window)).unwrap_or_default(),
+            decode_cpu: decode.map(|window| computing(timeline).share(window)).unwrap_or_default(),
         }
     }
 
@@ -142,6 +146,9 @@ pub fn lines(predicted: &Figures, measured: &Figures) -> Vec<Line> {
             all.push(number(&format!("decode: {}, %", meter.name()), &share));
         }
     }
+    if predicted.decode_cpu > 0.0 || measured.decode_cpu > 0.0 {
+        all.push(number("decode: CPU, %", &|f| 100.0 * f.decode_cpu));
+    }
     all
 }
 
@@ -162,13 +169,19 @@ fn busy(timeline: &Timeline) -> Vec<(LaneKind, Nanos)> {
     lanes
 }
 
+/// When cores beside the GPU computed.
+fn computing(timeline: &Timeline) -> Busy {
+    let spans = timeline.spans.iter().filter(|span| span.kind == OpKind::CpuCompute);
+    Busy::union(spans.map(|span| (Window::new(span.start, span.end), 1000)))
+}
+
 #[cfg(test)]
 mod tests {
     use pipo_plan::diagnostic::Document;
     use pipo_plan::plan::Plan;
+    use pipo_plan::timeline::Span;
 
     use super::*;
-    use crate::busy::Window;
     use crate::sample::{LAPTOP, pipeline};
 
     /// Any plan of so many sequences and tokens: only those are looked at.
@@ -199,6 +212,26 @@ mod tests {
         assert_eq!(figures.decode_utilisation, meters.over(after_the_first_token));
         // Several lanes work at once, none more than all the time.
         assert!(figures.overlap > 1.0 && figures.overlap < timeline.layout.lanes.len() as f64);
+    }
+
+    #[test]
+    fn cores_that_compute_beside_the_gpu_are_shown_where_there_are_any() {
+        let (mut timeline, plan) = (pipeline(LAPTOP), plan());
+        let shown = |figures: &Figures| {
+            let lines = lines(figures, figures);
+            lines.into_iter().find(|line| line.figure == "decode: CPU, %").map(|line| line.measured)
+        };
+        assert_eq!(shown(&Figures::of(&timeline, &plan)), None);
+        // The last quarter of decode, and something of the prefill, which does not count.
+        let (begin, end) = (timeline.passes[0].end, timeline.passes.last().unwrap().end);
+        let quarter = Nanos((end - begin).0 / 4);
+        for (start, end) in [(end - quarter, end), (Nanos::ZERO, begin)] {
+            let kind = OpKind::CpuCompute;
+            let span = Span { kind, start, end, ..timeline.spans[0] };
+            timeline.spans.push(span);
+        }
+        let share = shown(&Figures::of(&timeline, &plan)).unwrap();
+        assert!((share - 25.0).abs() < 1e-3, "{share}");
     }
 
     #[test]
