@@ -33,6 +33,8 @@ struct Lane {
 /// When an operation began and ended.
 #[derive(Debug, Clone)]
 struct Marks {
+    /// Of the lane that works it off.
+    lane: usize,
     /// It began at the last of these.
     starts: Vec<Arc<Event>>,
     end: Arc<Event>,
@@ -75,12 +77,12 @@ impl Queues {
 
     /// The stream of a task's lane; none where a thread of the host does the work.
     pub(crate) fn stream(&self, task: &Task) -> Option<&Stream> {
-        self.lane(task).map(|lane| &lane.stream)
+        self.lane(task).map(|(_, lane)| &lane.stream)
     }
 
-    fn lane(&self, task: &Task) -> Option<&Lane> {
-        let lane = self.of_queue.get(usize::from(task.op.queue.0))?;
-        self.lanes.get(*lane)?.as_ref()
+    fn lane(&self, task: &Task) -> Option<(usize, &Lane)> {
+        let index = *self.of_queue.get(usize::from(task.op.queue.0))?;
+        self.lanes.get(index)?.as_ref().map(|lane| (index, lane))
     }
 
     /// Gives work to a stream, behind what the task waits for, and notes when it begins and ends.
@@ -92,8 +94,8 @@ impl Queues {
         task: &Task,
         work: impl FnOnce(&Stream) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        let lane = self.lane(task).ok_or_else(|| fault("a lane has no stream"))?;
-        let mut starts = self.wait_for(task, &lane.stream)?;
+        let (index, lane) = self.lane(task).ok_or_else(|| fault("a lane has no stream"))?;
+        let mut starts = self.wait_for(task)?;
         let mut last = lane.last.lock().unwrap_or_else(PoisonError::into_inner);
         starts.push(Arc::clone(&last));
         let over = starts.iter().map(|event| event.has_happened());
@@ -108,33 +110,40 @@ impl Queues {
         let before = std::mem::replace(&mut *last, Arc::clone(&end));
         drop(last);
         self.give_back(before);
-        self.lock().insert(task.id, Marks { starts, end });
+        self.lock().insert(task.id, Marks { lane: index, starts, end });
         Ok(())
     }
 
     /// Lets a stream wait for what the task waits for on others: the ends of that. What is not under way
-    /// any more has ended.
-    fn wait_for(&self, task: &Task, stream: &Stream) -> Result<Vec<Arc<Event>>, Fault> {
+    /// any more has ended; what is of the same stream goes before it anyhow, and to wait for it all the same
+    /// would keep the device idle for microseconds between two kernels.
+    fn wait_for(&self, task: &Task) -> Result<Vec<Arc<Event>>, Fault> {
+        let (index, lane) = self.lane(task).ok_or_else(|| fault("a lane has no stream"))?;
         // Locked throughout: an event that is given back may be recorded anew.
         let under_way = self.lock();
-        let ends = task.after.iter().filter_map(|id| under_way.get(id));
-        ends.map(|marks| stream.wait(&marks.end).map(|()| Arc::clone(&marks.end))).collect()
+        let others = task.after.iter().filter_map(|id| under_way.get(id));
+        let others = others.filter(|marks| marks.lane != index);
+        let wait = |marks: &Marks| {
+            lane.stream.wait(&marks.end)?;
+            Ok(Arc::clone(&marks.end))
+        };
+        others.map(wait).collect()
     }
 
     /// Lets the host wait for what the task waits for.
     pub(crate) fn wait_on_host(&self, task: &Task) -> Result<(), Fault> {
-        let stream = self.stream(task).ok_or_else(|| fault("a lane has no stream"))?;
-        self.wait_for(task, stream)?;
-        stream.synchronise()
+        self.wait_for(task)?;
+        self.stream(task).ok_or_else(|| fault("a lane has no stream"))?.synchronise()
     }
 
     /// Waits until a task has ended.
     pub(crate) fn wait(&self, task: &Task) -> Result<Interval, Fault> {
         let missing = || fault("an operation is waited for that was not issued");
-        let Marks { starts, end: last } = self.lock().get(&task.id).cloned().ok_or_else(missing)?;
+        let Marks { starts, end: last, .. } =
+            self.lock().get(&task.id).cloned().ok_or_else(missing)?;
         last.synchronise()?;
         self.lock().remove(&task.id);
-        let lane = self.lane(task).ok_or_else(missing)?;
+        let (_, lane) = self.lane(task).ok_or_else(missing)?;
         let mut anchor = lane.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         let after_anchor = |event: &Event| anchor.event.until(event).map(milliseconds);
         let begins = starts.iter().map(|event| after_anchor(event));

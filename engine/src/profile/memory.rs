@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use pipo_kernels::attention::{Heads, attentions};
 use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix};
 use pipo_plan::units::{Bandwidth, Bytes};
@@ -25,7 +26,7 @@ pub(super) struct Copies {
     /// One thread, the largest size, while another does the same.
     pub(super) beside: (Bytes, Middle),
     /// Bytes that are read and written in all, where they are most in that time: while all cores copy, while one
-    /// multiplies and one copies, or while all multiply beside a busy link.
+    /// multiplies and one copies, or while all attend beside a busy link.
     pub(super) all: (Bytes, Middle),
     /// Checking the checksum of one block.
     pub(super) checksum: (Bytes, Middle),
@@ -44,8 +45,8 @@ pub(super) fn measure(
     let length = beyond_caches();
     let buffer = || AlignedBuf::zeroed(length).ok_or(ProfileError::Memory(length));
     let (mut from, mut to) = (buffer()?, buffer()?);
-    // Zeroed memory may be one shared page until it is written.
-    from.fill(1);
+    // Zeroed memory may be one shared page until it is written. As 16-bit numbers these are normal.
+    from.fill(0x20);
     to.fill(2);
     let one =
         SIZES.map(|size| (Bytes(size as u64), one(sampler, figures[0], size, &from, &mut to)));
@@ -170,8 +171,8 @@ fn mixed(sampler: &mut Sampler, from: &[u8], to: &mut [u8]) -> Result<Middle, Pr
     })
 }
 
-/// All threads that compute multiply rows by 16-bit weights while a link copies from memory: reads alone, as in a run
-/// that attends on the cores, which are more than reads and writes. The sample is the time for [`MIXED`] bytes of both.
+/// All threads that compute attend over caches while a link copies from memory: reads alone, as in a run that attends
+/// on the cores, which are more than reads and writes. The sample is the time for [`MIXED`] bytes of both.
 fn beside_link(
     sampler: &mut Sampler,
     threads: usize,
@@ -179,18 +180,28 @@ fn beside_link(
     card: &mut Card,
 ) -> Result<Middle, ProfileError> {
     const COPYING: Duration = Duration::from_millis(60);
-    let (outputs, inputs) = (4096, 4096);
-    let matrix = 2 * outputs * inputs;
+    let (sequences, positions) = (32, 512);
+    let heads = Heads { query: 32, kv: 32, dim: 128, window: None, scale: 0.1 };
+    let plane = 2 * positions * heads.kv * heads.dim;
     let cpu = Cpu::new(threads);
-    let (x, mut out) = (vec![0.5; inputs], vec![0.0; outputs]);
-    sampler.measure("host.memory_bandwidth", "1GiB, multiplying beside a busy link", || {
+    let q = vec![0.1; sequences * heads.query * heads.dim];
+    let mut out = vec![0.0; q.len()];
+    let mut places = Walk::through(from.len());
+    let matrix = |bytes| Matrix::new(Format::Fp16, positions * heads.kv, heads.dim, bytes);
+    sampler.measure("host.memory_bandwidth", "1GiB, attending beside a busy link", || {
         let start = Instant::now();
         let copied = card.copy_for(COPYING)?;
         let mut read = 0;
-        for weights in from.chunks_exact(matrix).cycle() {
-            let weights = Matrix::new(Format::Fp16, outputs, inputs, weights)?;
-            linear(&cpu, &x, 1, &weights, None, &mut out)?;
-            read += matrix as u64;
+        loop {
+            let at = places.next(2 * plane * sequences);
+            let caches =
+                from[at..at + 2 * plane * sequences].chunks_exact(2 * plane).map(|cache| {
+                    let (keys, values) = cache.split_at(plane);
+                    Ok((matrix(keys)?, matrix(values)?))
+                });
+            let caches = caches.collect::<Result<Vec<_>, ProfileError>>()?;
+            attentions(&cpu, &heads, &q, positions - 1, &caches, &mut out)?;
+            read += (2 * plane * sequences) as u64;
             if !card.copies()? {
                 break;
             }
