@@ -11,7 +11,7 @@ use super::rows::{Decoded, Row, Rows, Stored, prefetch};
 use crate::exponential::exp;
 use crate::format::{Format, Matrix};
 use crate::simd::aligned::Aligned;
-use crate::simd::tile::{self, Bf16, Fp16, Fp32, Int8};
+use crate::simd::tile::{self, Bf16, Fp16, Int8};
 use crate::simd::{self, Job, LANES, Simd};
 
 /// Positions whose scores become weights together.
@@ -44,7 +44,6 @@ impl Job for Group<'_> {
         let (format, dim) = (self.keys.format(), self.heads.dim);
         let in_place = dim % LANES == 0 && format == self.values.format();
         match format {
-            Format::Fp32 if in_place => self.over(simd, Stored::<Fp32>(PhantomData)),
             Format::Fp16 if in_place => self.over(simd, Stored::<Fp16>(PhantomData)),
             Format::Bf16 if in_place => self.over(simd, Stored::<Bf16>(PhantomData)),
             Format::Int8 if in_place => self.over(simd, Stored::<Int8>(PhantomData)),
@@ -109,13 +108,21 @@ impl Group<'_> {
             let mut done = 0;
             while done < group {
                 let place = (first + done, index);
-                match (group - done).min(S::ROWS) {
-                    1 => W::heads::<S, _, 1, O>(state, simd, rows, factors, place),
-                    2 => W::heads::<S, _, 2, O>(state, simd, rows, factors, place),
-                    3 => W::heads::<S, _, 3, O>(state, simd, rows, factors, place),
-                    _ => W::heads::<S, _, 4, O>(state, simd, rows, factors, place),
+                // No more kinds than pay for their machine code, of which there is one for each of everything.
+                match group - done {
+                    4.. if O == SIDE && S::ROWS >= 4 => {
+                        W::heads::<S, _, 4, O>(state, simd, rows, factors, place);
+                        done += 4;
+                    }
+                    2.. if O == SIDE => {
+                        W::heads::<S, _, 2, O>(state, simd, rows, factors, place);
+                        done += 2;
+                    }
+                    _ => {
+                        W::heads::<S, _, 1, O>(state, simd, rows, factors, place);
+                        done += 1;
+                    }
                 }
-                done += S::ROWS;
             }
         }
     }
