@@ -44,7 +44,7 @@ fn a_machine_is_measured_in_full_and_can_be_planned_for() {
     let at = folder.path();
     let report = good(
         at,
-        "--threads 1 --json profile --backend cpu --quick --disk-size 256MiB -o host.toml",
+        "--threads 1 --json profile --backend cpu --quick --disk-size 128MiB -o host.toml",
     );
     let report: Value = serde_json::from_str(&report).unwrap();
     let machine = good(at, "machines host.toml");
@@ -89,7 +89,7 @@ fn the_disk_alone_is_measured_again() {
     let at = folder.path();
     let published = repository("results/published/cpu-accuracy/machine.toml");
     fs::copy(published, at.join("machine.toml")).unwrap();
-    let line = "profile --only disk --base machine.toml --quick --disk-size 256MiB -o again.toml";
+    let line = "profile --only disk --base machine.toml --quick --disk-size 128MiB -o again.toml";
     let text = good(at, line);
     for figure in
         ["read_total", "buffered_pair", "buffered_total", "buffered_jump", "page_fault_total"]
@@ -122,7 +122,7 @@ fn the_disk_alone_is_measured_again() {
     assert_eq!(fs::read_dir(at).unwrap().count(), 3);
 
     // Of a file that is there, only reads are measured, and nothing is written but the profile.
-    fs::File::create(at.join("weights.bin")).unwrap().set_len(256 << 20).unwrap();
+    fs::File::create(at.join("weights.bin")).unwrap().set_len(128 << 20).unwrap();
     let line = "profile --only disk --base machine.toml --quick --file weights.bin -o file.toml";
     good(at, line);
     let file = read("file.toml");
