@@ -6,9 +6,9 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pipo_kernels::attention::{Heads, attentions};
+use pipo_kernels::attention::{Heads, attentions, caches};
 use pipo_kernels::format::Layout;
-use pipo_kernels::{Cpu, Format, Matrix};
+use pipo_kernels::{Cpu, Format};
 
 const SEQUENCES: usize = 8;
 const POSITIONS: usize = 544;
@@ -43,19 +43,15 @@ fn decode(c: &mut Criterion) {
             let q = vec![0.1; SEQUENCES * QUERY_HEADS * dim];
             let mut out = vec![0.0; q.len()];
             let rows = POSITIONS * heads.kv;
-            let plane = Layout::new(format, rows, dim).expect("a size").bytes();
-            bench.throughput(Throughput::Bytes((2 * plane * SEQUENCES) as u64));
-            let mut places = arena.chunks_exact(2 * plane * SEQUENCES).cycle();
+            let plane = Layout::new(format, rows, dim).expect("a size");
+            let bytes = 2 * plane.bytes() * SEQUENCES;
+            bench.throughput(Throughput::Bytes(bytes as u64));
+            let mut places = arena.chunks_exact(bytes).cycle();
             let name = format!("{format:?}, group {group}, dim {dim}");
             bench.bench_function(BenchmarkId::new(name, format!("{threads} threads")), |b| {
                 b.iter(|| {
-                    let matrix = |bytes| Matrix::new(format, rows, dim, bytes).expect("a plane");
-                    let caches = places.next().unwrap_or_default().chunks_exact(2 * plane);
-                    let caches = caches.map(|cache| {
-                        let (keys, values) = cache.split_at(plane);
-                        (matrix(keys), matrix(values))
-                    });
-                    let caches: Vec<_> = caches.collect();
+                    let place = places.next().unwrap_or_default();
+                    let caches = caches(&plane, place).expect("planes");
                     attentions(&cpu, &heads, &q, POSITIONS - 1, &caches, &mut out).expect("shapes");
                     black_box(&out);
                 });

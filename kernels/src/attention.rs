@@ -18,7 +18,7 @@ mod rows;
 
 use crate::cpu::Cpu;
 use crate::error::{self, ShapeError};
-use crate::format::{Matrix, dequantise_row};
+use crate::format::{Layout, Matrix, dequantise_row};
 use group::Group;
 
 /// Turns of every thread at least, where heads are taken together: one that is late does not hold up the rest
@@ -98,6 +98,22 @@ pub fn attentions(
     }
     cpu.pool().for_each(tasks, |task: Group| cpu.run(task));
     Ok(())
+}
+
+/// The caches of sequences that lie one behind the other, the keys of each in front of its values: planes of this
+/// layout, which has a row for each head of each position.
+pub fn caches<'a>(
+    plane: &Layout,
+    bytes: &'a [u8],
+) -> Result<Vec<(Matrix<'a>, Matrix<'a>)>, ShapeError> {
+    let Layout { format, outputs, inputs, .. } = *plane;
+    let matrix = |bytes| Matrix::new(format, outputs, inputs, bytes);
+    // Without positions there is no plane, and nothing that could be one.
+    let caches = bytes.chunks_exact((2 * plane.bytes()).max(1)).map(|cache| {
+        let (keys, values) = cache.split_at(plane.bytes());
+        Ok((matrix(keys)?, matrix(values)?))
+    });
+    caches.collect()
 }
 
 /// How many kv heads of a row one thread takes at a time. Their rows of the cache lie side by side, and are read

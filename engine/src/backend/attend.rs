@@ -1,7 +1,6 @@
 //! Attention over a cache in host memory, by the CPU.
 
-use pipo_kernels::Matrix;
-use pipo_kernels::format::Layout;
+use pipo_kernels::attention::caches;
 
 use super::Host;
 use crate::decoder::Decoder;
@@ -34,13 +33,7 @@ impl Host<'_> {
         out: &mut [f32],
     ) -> Result<(), Fault> {
         let shape = self.shape(buffer.len())?;
-        let Layout { format, outputs, inputs, .. } = shape.plane;
-        let caches = buffer.chunks_exact(2 * shape.plane()).map(|buffer| {
-            let (keys, values) = buffer.split_at(shape.plane());
-            let matrix = |bytes| Matrix::new(format, outputs, inputs, bytes);
-            Ok((matrix(keys)?, matrix(values)?))
-        });
-        let caches = caches.collect::<Result<Vec<_>, Fault>>()?;
+        let caches = caches(&shape.plane, buffer)?;
         decoder.attend(queries, first, &caches, out)
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use ::half::f16;
 use ::half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use pipo_kernels::attention::{Heads, attentions};
+use pipo_kernels::attention::{Heads, attentions, caches};
+use pipo_kernels::format::Layout;
 use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix, activation, embedding, norm, residual};
 use pipo_plan::machine::AttentionTime;
@@ -199,8 +200,7 @@ fn attend(
     };
     let heads =
         Heads { query: QUERY_HEADS, kv: QUERY_HEADS / group, dim, window: None, scale: 0.1 };
-    let plane = precision.matrix_bytes((context * heads.kv) as u64, dim as u64);
-    let plane = crate::store::in_memory(plane.0);
+    let plane = Layout::new(format(precision), context * heads.kv, dim)?;
     let q = vec![0.1; sequences * rows * heads.query * dim];
     let (mut home, mut room) = (vec![0; 2 * q.len()], half::Room::default());
     half::store(&q, &mut home);
@@ -211,19 +211,14 @@ fn attend(
     let figure = named(settings, "attentions");
     let mut last = Duration::from_millis(1);
     let all = sampler.measure(&figure, &size, || -> Result<Duration, ProfileError> {
-        let place = arena.next(2 * plane * sequences);
+        let place = arena.next(2 * plane.bytes() * sequences);
         std::thread::sleep(pause);
         if let Some(card) = &mut beside {
             // A little longer than the one before took.
             card.copy_for(last * 5 / 4)?;
         }
         let begin = Instant::now();
-        let matrix = |bytes| Matrix::new(format(precision), context * heads.kv, dim, bytes);
-        let caches = place.chunks_exact(2 * plane).map(|cache| {
-            let (keys, values) = cache.split_at(plane);
-            Ok((matrix(keys)?, matrix(values)?))
-        });
-        let caches = caches.collect::<Result<Vec<_>, ProfileError>>()?;
+        let caches = caches(&plane, place)?;
         let attend =
             |q: &[f32], out: &mut [f32]| attentions(cpu, &heads, q, context - rows, &caches, out);
         match settings.device {

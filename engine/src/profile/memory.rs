@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pipo_kernels::attention::{Heads, attentions};
+use pipo_kernels::attention::{Heads, attentions, caches};
+use pipo_kernels::format::Layout;
 use pipo_kernels::linear::linear;
 use pipo_kernels::{Cpu, Format, Matrix};
 use pipo_plan::units::{Bandwidth, Bytes};
@@ -182,26 +183,21 @@ fn beside_link(
     const COPYING: Duration = Duration::from_millis(60);
     let (sequences, positions) = (32, 512);
     let heads = Heads { query: 32, kv: 32, dim: 128, window: None, scale: 0.1 };
-    let plane = 2 * positions * heads.kv * heads.dim;
+    let plane = Layout::new(Format::Fp16, positions * heads.kv, heads.dim)?;
+    let bytes = 2 * plane.bytes() * sequences;
     let cpu = Cpu::new(threads);
     let q = vec![0.1; sequences * heads.query * heads.dim];
     let mut out = vec![0.0; q.len()];
     let mut places = Walk::through(from.len());
-    let matrix = |bytes| Matrix::new(Format::Fp16, positions * heads.kv, heads.dim, bytes);
     sampler.measure("host.memory_bandwidth", "1GiB, attending beside a busy link", || {
         let start = Instant::now();
         let copied = card.copy_for(COPYING)?;
         let mut read = 0;
         loop {
-            let at = places.next(2 * plane * sequences);
-            let caches =
-                from[at..at + 2 * plane * sequences].chunks_exact(2 * plane).map(|cache| {
-                    let (keys, values) = cache.split_at(plane);
-                    Ok((matrix(keys)?, matrix(values)?))
-                });
-            let caches = caches.collect::<Result<Vec<_>, ProfileError>>()?;
+            let at = places.next(bytes);
+            let caches = caches(&plane, &from[at..at + bytes])?;
             attentions(&cpu, &heads, &q, positions - 1, &caches, &mut out)?;
-            read += (2 * plane * sequences) as u64;
+            read += bytes as u64;
             if !card.copies()? {
                 break;
             }

@@ -7,11 +7,11 @@ use std::array::from_fn;
 use std::marker::PhantomData;
 
 use super::Heads;
-use super::rows::{Decoded, Row, Rows, Stored, prefetch};
+use super::rows::{Decoded, Rows, Stored, prefetch};
 use crate::exponential::exp;
 use crate::format::{Format, Matrix};
 use crate::simd::aligned::Aligned;
-use crate::simd::tile::{self, Bf16, Fp16, Int8};
+use crate::simd::tile::{self, Bf16, Fp16, Int8, Row};
 use crate::simd::{self, Job, LANES, Simd};
 
 /// Positions whose scores become weights together.
@@ -163,14 +163,7 @@ impl Work for Scores {
     ) {
         let q = tile::rows::<R>(state.q.vectors(), state.width, head);
         let mut partial = [[simd.splat(0.0); R]; O];
-        for k in 0..state.width {
-            for o in 0..O {
-                let row = rows[o].vector(simd, k);
-                for r in 0..R {
-                    partial[o][r] = simd.mul_add(row, simd.load(&q[r][k]), partial[o][r]);
-                }
-            }
-        }
+        tile::add(simd, rows, q, state.width, &mut partial);
         let sums = tile::sums(simd, &partial);
         for r in 0..R {
             for o in 0..O {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use crate::format::Matrix;
 use crate::simd::aligned::Aligned;
 use crate::simd::expand::expand;
-use crate::simd::tile::{Activations, Element};
+use crate::simd::tile::{self, Activations, Chunks, Element, Row};
 use crate::simd::{LANES, Simd};
 
 /// Bytes of a line of the cache.
@@ -30,40 +30,8 @@ pub(super) trait Rows {
     fn factor(cache: &Matrix, row: usize) -> f32;
 }
 
-/// A row as vectors.
-pub(super) trait Row: Copy {
-    /// The first of them: so many that a loop needs no checks of bounds.
-    fn cut(self, width: usize) -> Self;
-    /// One of them.
-    fn vector<S: Simd>(self, simd: S, index: usize) -> S::V;
-}
-
 /// Numbers that are stored one after the other and fill whole vectors: they are read where they lie.
 pub(super) struct Stored<E>(pub(super) PhantomData<E>);
-
-/// A row of them.
-pub(super) struct Chunks<'a, E: Element>(&'a [E::Chunk]);
-
-impl<E: Element> Clone for Chunks<'_, E> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<E: Element> Copy for Chunks<'_, E> {}
-
-impl<E: Element> Row for Chunks<'_, E> {
-    #[inline(always)]
-    fn cut(self, width: usize) -> Self {
-        Self(&self.0[..width])
-    }
-
-    #[inline(always)]
-    fn vector<S: Simd>(self, simd: S, index: usize) -> S::V {
-        E::load(simd, &self.0[index])
-    }
-}
 
 impl<E: Element> Rows for Stored<E> {
     type Row<'a>
@@ -78,11 +46,7 @@ impl<E: Element> Rows for Stored<E> {
         cache: &Matrix<'a>,
         at: [usize; O],
     ) -> [Chunks<'a, E>; O] {
-        let mut rows = [Chunks(&[]); O];
-        for o in 0..O {
-            rows[o] = Chunks(E::chunks(cache.row(at[o])).0);
-        }
-        rows
+        at.map(|row| Chunks::of(cache.row(row)))
     }
 
     #[inline(always)]
@@ -106,18 +70,6 @@ impl Decoded {
     }
 }
 
-impl Row for Activations<'_> {
-    #[inline(always)]
-    fn cut(self, width: usize) -> Self {
-        &self[..width]
-    }
-
-    #[inline(always)]
-    fn vector<S: Simd>(self, simd: S, index: usize) -> S::V {
-        simd.load(&self[index])
-    }
-}
-
 impl Rows for Decoded {
     type Row<'a> = Activations<'a>;
 
@@ -132,7 +84,7 @@ impl Rows for Decoded {
         for (row, place) in at.into_iter().zip(places) {
             expand(simd, cache, row, 0, &mut place.as_flattened_mut()[..self.dim]);
         }
-        crate::simd::tile::rows(self.rows.vectors(), self.width, 0)
+        tile::rows(self.rows.vectors(), self.width, 0)
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use super::{Multiply, OUTPUTS};
 use crate::format::{Format, GROUP};
 use crate::simd::aligned::Aligned;
 use crate::simd::expand::expand;
-use crate::simd::tile::{Activations, add_floats};
+use crate::simd::tile::{Activations, add};
 use crate::simd::{LANES, Simd, sum};
 
 /// Rows that are computed together in registers: with four outputs, 24 sums.
@@ -143,7 +143,7 @@ impl Panel {
                 partial[o][r] = simd.load(&self.partial.vectors()[(row + r) * DEEP + index]);
             }
         }
-        add_floats(simd, weights, x, &mut partial);
+        add(simd, weights, x, self.size, &mut partial);
         for o in 0..O {
             for r in 0..R {
                 simd.store(

@@ -23,6 +23,26 @@ pub(crate) fn rows<const R: usize>(
     rows
 }
 
+/// A row as vectors.
+pub(crate) trait Row: Copy {
+    /// The first of them: so many that a loop needs no checks of bounds.
+    fn cut(self, width: usize) -> Self;
+    /// One of them.
+    fn vector<S: Simd>(self, simd: S, index: usize) -> S::V;
+}
+
+impl Row for Activations<'_> {
+    #[inline(always)]
+    fn cut(self, width: usize) -> Self {
+        &self[..width]
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(self, simd: S, index: usize) -> S::V {
+        simd.load(&self[index])
+    }
+}
+
 /// Numbers that are stored one after the other.
 pub(crate) trait Element {
     /// Sixteen of them.
@@ -63,6 +83,37 @@ element!(Fp16, 32, load_fp16, false);
 element!(Bf16, 32, load_bf16, false);
 element!(Int8, 16, load_int8, true);
 
+/// The whole chunks of a row that is stored so: decoded where they are read.
+pub(crate) struct Chunks<'a, E: Element>(&'a [E::Chunk]);
+
+impl<'a, E: Element> Chunks<'a, E> {
+    #[inline(always)]
+    pub(crate) fn of(row: &'a [u8]) -> Self {
+        Self(E::chunks(row).0)
+    }
+}
+
+impl<E: Element> Clone for Chunks<'_, E> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Element> Copy for Chunks<'_, E> {}
+
+impl<E: Element> Row for Chunks<'_, E> {
+    #[inline(always)]
+    fn cut(self, width: usize) -> Self {
+        Self(&self.0[..width])
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(self, simd: S, index: usize) -> S::V {
+        E::load(simd, &self.0[index])
+    }
+}
+
 /// What is left of a row, filled up with zeros.
 #[inline(always)]
 pub(crate) fn padded<const N: usize>(rest: &[u8]) -> Option<[u8; N]> {
@@ -85,24 +136,9 @@ pub(crate) fn plain<S: Simd, E: Element, const R: usize, const O: usize>(
     x: [Activations; R],
 ) -> [[f32; R]; O] {
     let mut partial = [[simd.splat(0.0); R]; O];
-    let count = E::chunks(weights[0]).0.len();
-    // Cut to one length, so that the loop needs no checks of bounds.
-    let mut rows: [&[E::Chunk]; O] = [&[]; O];
-    for o in 0..O {
-        rows[o] = &E::chunks(weights[o]).0[..count];
-    }
-    let mut whole = x;
-    for r in 0..R {
-        whole[r] = &x[r][..count];
-    }
-    for k in 0..count {
-        for o in 0..O {
-            let w = E::load(simd, &rows[o][k]);
-            for r in 0..R {
-                partial[o][r] = simd.mul_add(w, simd.load(&whole[r][k]), partial[o][r]);
-            }
-        }
-    }
+    let rows = weights.map(Chunks::<E>::of);
+    let count = rows[0].0.len();
+    add(simd, rows, x, count, &mut partial);
     for o in 0..O {
         if let Some(chunk) = E::chunks(weights[o]).1 {
             let w = E::load(simd, &chunk);
@@ -114,25 +150,26 @@ pub(crate) fn plain<S: Simd, E: Element, const R: usize, const O: usize>(
     sums(simd, &partial)
 }
 
-/// Adds `O` rows of floats times `R` rows of activations, all of one length, to partial sums.
+/// Adds the first `count` vectors of `O` rows times those of `R` rows of activations to partial sums.
 #[inline(always)]
-pub(crate) fn add_floats<S: Simd, const R: usize, const O: usize>(
+pub(crate) fn add<S: Simd, W: Row, const R: usize, const O: usize>(
     simd: S,
-    weights: [Activations; O],
+    weights: [W; O],
     x: [Activations; R],
+    count: usize,
     partial: &mut [[S::V; R]; O],
 ) {
-    let count = weights[0].len();
+    // Cut to one length, so that the loop needs no checks of bounds.
     let (mut rows, mut whole) = (weights, x);
     for o in 0..O {
-        rows[o] = &weights[o][..count];
+        rows[o] = weights[o].cut(count);
     }
     for r in 0..R {
-        whole[r] = &x[r][..count];
+        whole[r] = x[r].cut(count);
     }
     for k in 0..count {
         for o in 0..O {
-            let w = simd.load(&rows[o][k]);
+            let w = rows[o].vector(simd, k);
             for r in 0..R {
                 partial[o][r] = simd.mul_add(w, simd.load(&whole[r][k]), partial[o][r]);
             }
