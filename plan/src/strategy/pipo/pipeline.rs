@@ -145,7 +145,6 @@ impl Program for Pipeline {
             self.in_turns(out, pass);
             return;
         }
-        let last = self.frame.units.len() - 1;
         let mut router = None;
         for index in 0..self.frame.units.len() {
             let unit = u16::try_from(index).unwrap_or(u16::MAX);
@@ -158,7 +157,7 @@ impl Program for Pipeline {
             let after = routed.as_ref().and(router);
             let weights =
                 self.stream.emit(out, unit, &self.placed[index], routed.as_deref(), after);
-            router = self.unit(out, pass, unit, weights, index == last);
+            router = self.unit(out, self.of(pass, index, weights));
         }
     }
 }
@@ -216,7 +215,7 @@ impl Pipeline {
                 self.pass_all(out, &mut behind);
             }
             let weights = self.stream.emit(out, unit, &self.placed[index], None, None);
-            let of = self.of(pass, unit, weights, index + 1 == self.frame.units.len());
+            let of = self.of(pass, index, weights);
             if !self.attends_on_cpu(&of) {
                 behind.push(Behind { of, attended: Vec::new() });
                 continue;
@@ -253,8 +252,10 @@ impl Pipeline {
     }
 
     /// A unit in a pass.
-    fn of(&self, pass: u32, unit: u16, weights: Option<Streamed>, is_head: bool) -> Of {
-        Of { pass, unit, layer: self.frame.units[usize::from(unit)].layer, weights, is_head }
+    fn of(&self, pass: u32, index: usize, weights: Option<Streamed>) -> Of {
+        let unit = u16::try_from(index).unwrap_or(u16::MAX);
+        let is_head = index + 1 == self.frame.units.len();
+        Of { pass, unit, layer: self.frame.units[index].layer, weights, is_head }
     }
 
     /// Whether the cache of a unit that attends is not on the GPU.
@@ -268,32 +269,23 @@ impl Pipeline {
     }
 
     /// One unit for every micro-batch; returns the last compute.
-    fn unit(
-        &self,
-        out: &mut Builder,
-        pass: u32,
-        unit: u16,
-        weights: Option<Streamed>,
-        is_head: bool,
-    ) -> Option<OpId> {
-        let of = self.of(pass, unit, weights, is_head);
-        let step = |micro| of.step(micro);
-        let mut last = None;
-        if self.attends_on_cpu(&of) {
+    fn unit(&self, out: &mut Builder, of: Of) -> Option<OpId> {
+        let micros = 0..self.frame.micros();
+        let on_cpu = self.attends_on_cpu(&of);
+        let mut attended = Vec::new();
+        if on_cpu {
             // First halves before second halves: the GPU takes them in this order, and goes on with the
             // next micro-batch while the CPU attends for this one.
-            let micros = 0..self.frame.micros();
-            let attended: Vec<OpId> = micros.map(|m| self.attend_on_cpu(out, step(m))).collect();
-            for (micro, op) in (0..).zip(attended) {
-                last = Some(self.compute(out, step(micro), Piece::AfterAttention, &[op], None));
-            }
-            return last;
+            attended.extend(micros.clone().map(|micro| self.attend_on_cpu(out, of.step(micro))));
         }
-        for micro in 0..self.frame.micros() {
-            last = Some(if self.attends_off_gpu(&of) {
-                self.attend_streamed(out, step(micro))
+        let streamed = self.attends_off_gpu(&of) && !on_cpu;
+        let behind = Behind { of, attended };
+        let mut last = None;
+        for micro in micros {
+            last = Some(if streamed {
+                self.attend_streamed(out, of.step(micro))
             } else {
-                self.compute(out, step(micro), Piece::Whole, &[], None)
+                self.go_on(out, &behind, micro)
             });
         }
         last
