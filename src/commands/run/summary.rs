@@ -69,7 +69,7 @@ pub fn counted(counters: &Counters, plan: &Plan) -> Option<String> {
         let mean = counters.mean(|r| of(r).map(f64::from))? / 10.0;
         Some(format!("{name} {mean:.0} %"))
     };
-    let tokens = (plan.batch.micro * plan.batch.count * plan.workload.new_tokens) as f64;
+    let tokens = (plan.batch.sequences() * plan.workload.new_tokens) as f64;
     let all = [
         percent("nvml", |r| r.nvml_permille),
         percent("kernel", |r| r.kernel_permille),
